@@ -1,0 +1,1 @@
+"""cvrunner: does unfreezing the speech encoder help, by how much, and how sure are we?"""

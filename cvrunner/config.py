@@ -1,0 +1,448 @@
+"""The configuration: YAML files laid over one another, checked, frozen, with a digest.
+
+A file may name a `base` file that it is laid over; `--set a.b=v` is laid over the file; a condition is laid over
+both. Defaults live here and nowhere else. Every key has its meaning and unit beside it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cvrunner.errors import ConfigError
+
+Dimension = Literal["valence", "arousal", "dominance"]
+Condition = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=40)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, every key known, numbers not parsed out of strings."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class DemoCorpus(Section):
+    seed: int = 0
+    """Seed of the synthetic corpus."""
+    utterances: Annotated[int, Field(ge=40, le=5000)] = 320
+    """How many utterances to synthesise, about."""
+
+
+class CorpusConfig(Section):
+    format: Literal["iemocap", "manifest", "demo"] = "demo"
+    """`iemocap`: the tree as published; `manifest`: a CSV or JSONL file; `demo`: a synthetic IEMOCAP, made if absent."""
+    root: str = "demo-corpus"
+    """The corpus folder, or the manifest file. Relative: to the working directory."""
+    labels: Literal["header", "observers", "all_raters"] = "header"
+    """IEMOCAP label variant; they are not comparable with each other."""
+    dimensions: tuple[Dimension, ...] = ("valence", "arousal")
+    """The dimensions to predict."""
+    scale: tuple[float, float] = (1.0, 5.0)
+    """Lowest and highest value of the rating scale; labels are scaled to 0..1 by it for training."""
+    resample: bool = False
+    """Accept audio of any rate and any number of channels, convert to 16 kHz mono (soxr)."""
+    demo: DemoCorpus = DemoCorpus()
+
+    @field_validator("dimensions", "scale", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions):
+            raise ValueError("dimensions must name one dimension or more, each once")
+        if self.scale[0] >= self.scale[1]:
+            raise ValueError(f"scale must go from low to high, not {list(self.scale)}")
+        return self
+
+
+class FoldsConfig(Section):
+    scheme: Literal["leave_one_session_out", "manifest_split"] = "leave_one_session_out"
+    """`leave_one_session_out`: test one session, validate on the next; `manifest_split`: the manifest's own, one fold."""
+
+
+class MambaConfig(Section):
+    layers: Count = 2
+    """Mamba2 blocks over the frames of an utterance."""
+    state_size: Count = 32
+    expand: Count = 2
+    """Inner width = expand x width."""
+    head_dim: Count = 32
+    conv_kernel: Count = 4
+    chunk_size: Count = 32
+    """Steps of the scan done at once; speed only. 32 is the fastest on a CPU."""
+    bidirectional: bool = False
+    """A second set of blocks reads the frames backwards."""
+
+
+class EmaConfig(Section):
+    """The exponential moving average over the turns of a dialogue (`protocol: dialogue`)."""
+
+    decay: Annotated[float, Field(ge=0.6, le=0.9)] = 0.8
+    """`a` in `c_t = a c_(t-1) + (1 - a) u_t`, at the start."""
+    learnable: bool = True
+    """Learn `a`, one value per dimension, within 0.6..0.9."""
+
+
+class ModelConfig(Section):
+    encoder: str = "demo"
+    """`demo` (comes with cvrunner), a local `from_pretrained` folder, or a hub name."""
+    revision: str | None = None
+    """Revision of a hub encoder (branch, tag or commit)."""
+    layers: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    """Hidden states to mix: 0 is the input of the first transformer layer."""
+    freeze_speech_encoder: bool = True
+    """Frozen: no gradient, no dropout, features from the cache."""
+    frame_rate_hz: Literal[50.0, 25.0, 12.5] = 12.5
+    """Encoder frames (50 a second) are averaged to this rate before the layer mix."""
+    width: Count = 128
+    """Width of the head."""
+    dropout: Fraction = 0.1
+    """Dropout of the head."""
+    encoder_dropout: Fraction | None = None
+    """Dropout of an unfrozen encoder; null: the checkpoint's own values."""
+    spec_augment: bool = False
+    """Mask spans of frames of an unfrozen encoder while training (SpecAugment)."""
+    pooling: Literal["mean", "attentive_statistics"] = "attentive_statistics"
+    protocol: Literal["utterance", "dialogue"] = "utterance"
+    """`utterance`: each by itself, as in the literature; `dialogue`: with the turns before it."""
+    output: Literal["linear", "sigmoid"] = "linear"
+    mamba: MambaConfig = MambaConfig()
+    ema: EmaConfig = EmaConfig()
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_once(cls, value: object) -> object:
+        if isinstance(value, tuple) and (not value or len(set(value)) != len(value)):
+            raise ValueError("layers must name one layer or more, each once")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.mamba.expand * self.width) % self.mamba.head_dim:
+            raise ValueError(
+                f"mamba.head_dim {self.mamba.head_dim} must divide expand x width = "
+                f"{self.mamba.expand * self.width}"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    batch_size: Count = 8
+    """Utterances encoded at once: memory only, when accumulation is exact."""
+    accumulation_steps: Count = 1
+    """Batches per update; batch_size x accumulation_steps = effective batch."""
+    accumulation: Literal["exact", "averaged"] = "exact"
+    """`exact`: the CCC of the effective batch; `averaged`: mean CCC of the batches, as the old script."""
+    length_pool: Count = 8
+    """Effective batches are cut from length-sorted pools of so many; 1: no sorting."""
+    epochs: Count = 20
+    lr: Positive = 1e-4
+    """Learning rate of everything but the encoder."""
+    encoder_lr: Positive = 1e-5
+    """Learning rate of an unfrozen encoder."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW; never on norms, biases, layer weights and state-space parameters."""
+    grad_clip: Positive = 1.0
+    """Largest gradient norm over all trained parameters."""
+    warmup: Fraction = 0.1
+    """Share of the updates with a rising learning rate; then cosine to 0."""
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs that train the head alone before an unfrozen encoder joins."""
+    early_stopping: Count | None = None
+    """Stop after so many epochs without a better validation CCC; null: never."""
+    weights_ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate with an exponential moving average of the weights, of this decay per update; null: off."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    """Every condition and fold is trained once per seed."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the encoder; auto: bfloat16 on GPUs that have it, else float32. The head is float32."""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds must name one seed or more, each once")
+        if self.freeze_epochs >= self.epochs:
+            raise ValueError(f"freeze_epochs {self.freeze_epochs} must be below epochs {self.epochs}")
+        return self
+
+    @property
+    def effective_batch(self) -> int:
+        """Utterances per update."""
+        return self.batch_size * self.accumulation_steps
+
+
+class ClusterConfig(Section):
+    gpus_per_trial: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """GPUs a trial holds; below 1, small trials share one."""
+    cpus_per_trial: Count = 1
+    """Cores, and so threads, of a trial. On a CPU part of what makes results bit-identical."""
+    max_concurrent: Count | None = None
+    """Most trials at a time; null: as many as fit."""
+    max_attempts: Count = 3
+    """Tries at one trial before it counts as failed; a configuration error is never tried again."""
+    cache_dir: str = "~/.cache/cvrunner"
+    """Where features are kept, on each node."""
+
+
+class TrackingConfig(Section):
+    enabled: bool = True
+    uri: str | None = None
+    """MLflow tracking URI; null: sqlite in `mlflow.db` in the results folder."""
+    experiment: str = "cvrunner"
+    """Experiment name; the protocol is added to it."""
+
+
+class ResultsConfig(Section):
+    root: str = "results"
+    """Folder of all runs. Relative: to the working directory; in a Ray job, to $CVRUNNER_HOME (default ~/cvrunner)."""
+
+
+class Claim(Section):
+    """A figure that somebody stated, to be held against what is measured; never printed as a result."""
+
+    name: str
+    condition: str
+    quantity: Literal["ccc_valence", "ccc_arousal", "ccc_avg", "memory_gb", "minutes_per_epoch"]
+    low: float
+    high: float | None = None
+    """Upper end where the claim is a range."""
+
+
+class ReferenceConfig(Section):
+    source: str = ""
+    """Where the claims come from."""
+    claims: tuple[Claim, ...] = ()
+
+    @field_validator("claims", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Config(Section):
+    """One resolved configuration. Only `corpus`, `folds`, `model` and `train` change a trial's numbers."""
+
+    corpus: CorpusConfig = CorpusConfig()
+    folds: FoldsConfig = FoldsConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    conditions: dict[Condition, dict[str, Any]] = {
+        "frozen": {"model": {"freeze_speech_encoder": True}},
+        "unfrozen": {"model": {"freeze_speech_encoder": False}},
+    }
+    """Named overrides of `model` and `train`. The first is what the others are compared with."""
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    results: ResultsConfig = ResultsConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.conditions:
+            raise ValueError("conditions must name one condition or more")
+        for name, overrides in self.conditions.items():
+            if other := sorted(set(overrides) - {"model", "train"}):
+                raise ValueError(
+                    f"conditions.{name}.{other[0]}: a condition may change only model and train"
+                )
+        if self.folds.scheme == "manifest_split" and self.corpus.format != "manifest":
+            raise ValueError("folds.scheme manifest_split needs corpus.format manifest")
+        if self.model.protocol == "dialogue" and self.train.accumulation == "averaged":
+            raise ValueError("train.accumulation averaged cannot be used with model.protocol dialogue")
+        return self
+
+    def for_condition(self, name: str) -> Config:
+        """This configuration with one condition laid over it, and no conditions of its own but that one."""
+        if name not in self.conditions:
+            raise ConfigError(
+                f"conditions.{name}: unknown condition; choose one of {', '.join(self.conditions)}"
+            )
+        overrides = self.conditions[name]
+        data = merge(self.model_dump(mode="json"), overrides)
+        data["conditions"] = {name: overrides}
+        return validate(data, f"conditions.{name}")
+
+    @cached_property
+    def numerics(self) -> dict[str, Any]:
+        """What a trial's numbers depend on, as plain JSON; where the corpus lies does not matter, what is in it does."""
+        data = self.model_dump(mode="json", include={"corpus", "folds", "model", "train"})
+        for key in ("root", "format", "demo"):
+            data["corpus"].pop(key)
+        data["model"].pop("encoder"), data["model"].pop("revision")
+        data["train"].pop("seeds")
+        data["threads"] = self.cluster.cpus_per_trial
+        return data
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a JSON value in canonical form, as 64 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in `path`, with its bases below it and `a.b=v` overrides on top.
+
+    Raises ConfigError, which begins with the file or the key and names the nearest valid key.
+    """
+    data = _read_with_bases(path, ())
+    for override in overrides:
+        data = merge(data, parse_override(override))
+    return validate(data, str(path))
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`train.lr=1e-4` as a nested mapping; the value is YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", key):
+        raise ConfigError(f"--set {text}: must look like section.key=value")
+    nested: Any = _parse_yaml(value, f"--set {text}")
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`: mappings key by key, everything else replaced whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def validate(data: Mapping[str, Any], where: str) -> Config:
+    """A checked Config, its conditions checked too. Raises ConfigError with all problems, one a line."""
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentences(error, where))) from None
+    if len(config.conditions) > 1:
+        for name in config.conditions:
+            config.for_condition(name)
+    return config
+
+
+def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key of the schema with its sections, such as `train.lr`."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += valid_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: base files go in a circle: {' -> '.join(p.name for p in above)}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    data = _parse_yaml(text, str(path))
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must hold sections with keys, not {type(data).__name__}")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base must be a file name, not {base!r}")
+    return merge(_read_with_bases(path.parent / base, (*above, path.resolve())), data)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with `1e-4` as a number (YAML 1.1 wants `1.0e-4`) and a key at most once."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        key = key_node.value
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{place}: {getattr(error, 'problem', None) or error}") from None
+
+
+def _sentences(error: ValidationError, where: str) -> list[str]:
+    lines = []
+    for item in error.errors():
+        # Pydantic adds the tag of the union member to the place; only what the user wrote is shown.
+        key = ".".join(str(part) for part in item["loc"] if re.fullmatch(r"[A-Za-z0-9_-]+", str(part)))
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key in {where}{_nearest(key)}")
+        else:
+            rule = item["msg"].removeprefix("Value error, ")
+            got = "" if item["type"] == "value_error" or not key else f", not {item['input']!r}"
+            lines.append(f"{key + ': ' if key else ''}{rule[0].lower() + rule[1:]}{got} ({where})")
+    return lines
+
+
+def _nearest(key: str) -> str:
+    """`; did you mean train.epochs?`: the same word elsewhere, else the likest key, else the likest word."""
+    keys = valid_keys()
+    last = key.rpartition(".")[2]
+    if elsewhere := [name for name in keys if name.endswith(f".{last}")]:
+        return f"; did you mean {elsewhere[0]}?"
+    if match := difflib.get_close_matches(key, keys, n=1, cutoff=0.75):
+        return f"; did you mean {match[0]}?"
+    by_last = {name.rpartition(".")[2]: name for name in keys}
+    if match := difflib.get_close_matches(last, by_last, n=1, cutoff=0.7):
+        return f"; did you mean {by_last[match[0]]}?"
+    section = key.rpartition(".")[0]
+    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == section]
+    return f"; valid keys: {', '.join(siblings)}" if siblings else ""

@@ -1,0 +1,130 @@
+"""One utterance of a corpus, and reading its audio.
+
+Audio is 16 kHz mono throughout; `T` stands for samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+SAMPLE_RATE_HZ = 16_000
+DIMENSIONS = ("valence", "arousal", "dominance")
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One turn of a dialogue. Labels are on the corpus's rating scale; `dominance` may be None."""
+
+    id: str
+    path: Path
+    speaker: str
+    gender: str | None
+    """`F`, `M`, or None where the corpus does not say."""
+    session: str
+    dialogue: str
+    turn: int
+    """Position in the dialogue, from 0, by time."""
+    scenario: str | None
+    """What is acted or talked about, the same name in every session; None where the corpus has none."""
+    improvised: bool | None
+    """False: scripted. None where the corpus does not say."""
+    valence: float
+    arousal: float
+    dominance: float | None
+    samples: int
+    """Length at 16 kHz."""
+    audio_digest: str
+    """SHA-256 of the 16 kHz mono samples."""
+    raters: dict[str, tuple[float, float, float | None]] = field(default_factory=dict)
+    """By rater (`E1`, ...): valence, arousal, dominance. Empty where the corpus has no single ratings."""
+    part: str | None = None
+    """`train`, `validation` or `test` where the corpus has a split of its own."""
+
+    @property
+    def duration_s(self) -> float:
+        return self.samples / SAMPLE_RATE_HZ
+
+    def label(self, dimension: str) -> float | None:
+        """The label of a dimension by name."""
+        value: float | None = getattr(self, dimension)
+        return value
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a loader returns: utterances by session, dialogue and turn, and what it had to say about them."""
+
+    utterances: tuple[Utterance, ...]
+    name: str
+    labels: str
+    """The label variant."""
+    synthetic: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sessions(self) -> tuple[str, ...]:
+        return tuple(sorted({u.session for u in self.utterances}))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what training sees of every utterance: names, labels, audio."""
+        total = hashlib.sha256()
+        for u in self.utterances:
+            row = (u.id, u.speaker, u.session, u.dialogue, u.turn, u.valence, u.arousal, u.dominance, u.audio_digest)
+            total.update(repr(row).encode())
+        return total.hexdigest()
+
+    def describe(self) -> str:
+        """One line: name, sizes, label variant."""
+        hours = sum(u.duration_s for u in self.utterances) / 3600
+        speakers = len({u.speaker for u in self.utterances})
+        dialogues = len({u.dialogue for u in self.utterances})
+        made = "synthetic, " if self.synthetic else ""
+        return (
+            f"{self.name} ({made}{len(self.utterances)} utterances, {hours:.2f} h, {len(self.sessions)} sessions, "
+            f"{speakers} speakers, {dialogues} dialogues, labels: {self.labels})"
+        )
+
+
+class AudioError(Exception):
+    """Audio breaks a rule; the message is the rule and what to do, without the file's name."""
+
+
+def read_audio(path: Path, resample: bool = False) -> npt.NDArray[np.float32]:
+    """The samples of a 16 kHz mono WAV or FLAC file, `[T]` in -1..1; with `resample`, of any rate and channels.
+
+    Raises AudioError for a file that cannot be read, is empty, silent, not finite, or not 16 kHz mono.
+    """
+    try:
+        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, ValueError) as error:
+        raise AudioError(f"cannot be read as audio: {str(error).strip()}") from None
+    channels = samples.shape[1]
+    if (rate_hz, channels) != (SAMPLE_RATE_HZ, 1) and not resample:
+        raise AudioError(
+            f"{rate_hz} Hz with {channels} channel{'s' if channels > 1 else ''}, must be 16000 Hz mono: convert with "
+            "`sox IN -r 16000 -c 1 OUT`, or set corpus.resample: true"
+        )
+    mono = samples.mean(axis=1) if channels > 1 else samples[:, 0]
+    if not len(mono):
+        raise AudioError("holds no audio")
+    if not np.isfinite(mono).all():
+        raise AudioError("holds NaN or infinite samples")
+    if rate_hz != SAMPLE_RATE_HZ:
+        import soxr
+
+        mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)
+    if not np.any(np.abs(mono) > 1e-5):
+        raise AudioError("is silent (no sample above 1e-5)")
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def audio_digest(samples: npt.NDArray[np.float32]) -> str:
+    """SHA-256 of samples `[T]`."""
+    return hashlib.sha256(samples.tobytes()).hexdigest()

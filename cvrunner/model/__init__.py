@@ -1,0 +1,1 @@
+"""WavLM, Mamba and the model made of both."""

@@ -1,0 +1,1 @@
+"""Which trials run, when and where."""

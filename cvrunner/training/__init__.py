@@ -1,0 +1,1 @@
+"""One trial, from its first batch to its test score, as plain PyTorch."""
