@@ -6,6 +6,7 @@ Audio is 16 kHz mono throughout; `T` stands for samples.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,7 +70,8 @@ class Corpus:
 
     @property
     def sessions(self) -> tuple[str, ...]:
-        return tuple(sorted({u.session for u in self.utterances}))
+        """In order of their numbers: 2 before 10."""
+        return tuple(sorted({u.session for u in self.utterances}, key=natural_order))
 
     @property
     def digest(self) -> str:
@@ -90,6 +92,13 @@ class Corpus:
             f"{self.name} ({made}{len(self.utterances)} utterances, {hours:.2f} h, {len(self.sessions)} sessions, "
             f"{speakers} speakers, {dialogues} dialogues, labels: {self.labels})"
         )
+
+
+def natural_order(name: str) -> tuple[tuple[int, str], ...]:
+    """Sort key that takes digits as numbers: `Session2` before `Session10`."""
+    # The name comes last, so that `s1` and `s01` have an order too.
+    pieces = [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
+    return (*pieces, (-1, name))
 
 
 class AudioError(Exception):

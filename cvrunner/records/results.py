@@ -13,6 +13,7 @@ from cvrunner.errors import ResultsError
 
 Ccc = dict[str, float | None]
 RunStatus = Literal["RUNNING", "COMPLETE", "INCOMPLETE", "STOPPED"]
+Decision = Literal["better", "worse", "not distinguishable"]
 TrialStatus = Literal["WAITING", "RUNNING", "DONE", "FAILED", "STOPPED"]
 
 
@@ -81,6 +82,29 @@ class ParameterCount(Record):
     groups: dict[str, int]
 
 
+class TrialStarted(Record):
+    """A trial has its data and its model."""
+
+    parameters: ParameterCount
+    device: str
+    precision: str
+    updates_per_epoch: int
+    resumed_epoch: int
+    """The epoch that training goes on in; 1 at the very start."""
+    resumed_update: int
+    """Updates of that epoch already done."""
+    note: str | None = None
+    """What was wrong with a newer checkpoint, where there was one."""
+
+
+class FeatureProgress(Record):
+    """The feature cache is being filled."""
+
+    kind: str
+    done: int
+    shards: int
+
+
 class TrialResult(Record):
     """The outcome of one trial, written once, after its test set was scored."""
 
@@ -116,6 +140,29 @@ class TrialResult(Record):
     total_s: float
     """This attempt, start to end."""
     versions: dict[str, str]
+
+
+class Score(Record):
+    """A CCC of one dimension, by the two statistics that are never mixed."""
+
+    mean: float | None
+    """`ccc_mean`: over the folds."""
+    pooled: float | None
+    """`ccc_pooled`: of all out-of-fold predictions together."""
+
+
+class FloorRecord(Record):
+    """What predictions without audio, and human raters, reach on the same folds."""
+
+    scores: dict[str, dict[str, Score]] = {}
+    """By predictor (`scenario`, `scenario+gender+side`), then dimension or `avg`."""
+    reason: str | None = None
+    """Why there are no scores, where there are none."""
+    controlled: dict[str, dict[str, Score]] = {}
+    """By condition, then dimension or `avg`: its CCC with the scenario's training mean taken out of both sides."""
+    ceiling: dict[str, Score] = {}
+    """By dimension: one rater held against the mean of the others."""
+    ceiling_reason: str | None = None
 
 
 class TrialState(Record):
@@ -155,6 +202,8 @@ class RunRecord(Record):
     seeds: list[int]
     trials: dict[str, TrialState]
     """By trial name, such as `frozen/fold-1/seed-0`."""
+    floor: FloorRecord | None = None
+    """The no-audio floor on the run's folds, once it is known."""
 
 
 class Aggregate(Record):
@@ -170,13 +219,54 @@ class Aggregate(Record):
     """By `fold-<k>/seed-<s>`."""
 
 
+class Interval(Record):
+    """A bootstrap interval of a difference: whole dialogues resampled within sessions."""
+
+    low: float
+    high: float
+    standard_error: float
+    detectable: float
+    """The smallest true difference that this design finds with 80 % power at the two-sided 5 % level."""
+    level: float
+    resamples: int
+
+
+class CorrectedT(Record):
+    """Nadeau and Bengio's corrected resampled t test over folds, each fold's difference averaged over seeds."""
+
+    t: float
+    p: float
+    folds: int
+    test_train_ratio: float
+
+
+class SignCount(Record):
+    """In how many folds the condition was above and below the baseline."""
+
+    above: int
+    below: int
+    p: float
+    """Two-sided, exact."""
+    smallest_p: float
+    """What the test can reach at best with so many folds."""
+
+
 class Difference(Record):
     """One dimension, a condition minus the baseline, paired by fold and seed."""
 
     mean: float | None
     std: float | None
+    """Over trials, n - 1."""
     by_trial: dict[str, float | None]
     pooled: float | None
+    interval: Interval | None = None
+    """Of `mean`."""
+    pooled_interval: Interval | None = None
+    """Of `pooled`."""
+    interval_reason: str | None = None
+    """Why there is no interval, where there is none."""
+    corrected_t: CorrectedT | None = None
+    signs: SignCount | None = None
 
 
 class Summary(Record):
@@ -191,4 +281,9 @@ class Summary(Record):
     """By condition, then dimension or `avg`."""
     differences: dict[str, dict[str, Difference]]
     """By condition other than the baseline, then dimension or `avg`."""
+    decisions: dict[str, Decision] = {}
+    """By condition other than the baseline, on CCC-Avg."""
+    groups: dict[str, dict[str, Ccc]] = {}
+    """By condition, then part of the test data (`gender F`, `speaker 01M`, `scripted`, ...): pooled, mean over seeds."""
     verdict: str
+    """One sentence."""

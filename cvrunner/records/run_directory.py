@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cvrunner.errors import ResultsError
-from cvrunner.records.files import write_atomically
+from cvrunner.files import write_atomically
 from cvrunner.records.results import RunRecord, Summary, TrialResult
 
 

@@ -7,15 +7,22 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace `path` with `content` (text as UTF-8): temporary sibling, fsync, rename, fsync of the folder."""
+    """Replace `path` with `content` (text as UTF-8)."""
+    data = content.encode() if isinstance(content, str) else content
+    write_file_atomically(path, lambda file: file.write(data))
+
+
+def write_file_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace `path` with what `write` writes: temporary sibling, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path)
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

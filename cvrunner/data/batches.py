@@ -1,0 +1,110 @@
+"""Which utterances make up each update, from (seed, epoch) alone: no loader state, so a resumed epoch is the same.
+
+An update is an effective batch; it is encoded in micro-batches of at most `batch_size` utterances of like length.
+Conditions with the same effective batch, seed and epoch get the same updates in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cvrunner.data.utterance import Utterance
+
+
+@dataclass(frozen=True)
+class Update:
+    """One effective batch."""
+
+    utterances: tuple[Utterance, ...]
+    """In the order of prediction: for dialogues, turn after turn and dialogue after dialogue."""
+    turns: tuple[int, ...]
+    """How many of them belong to each dialogue, in order; for single utterances, 1 each."""
+    micro_batches: tuple[tuple[int, ...], ...]
+    """Positions in `utterances` that are encoded together."""
+
+
+def training_updates(
+    utterances: Sequence[Utterance],
+    *,
+    batch_size: int,
+    accumulation_steps: int,
+    length_pool: int,
+    by_dialogue: bool,
+    seed: int,
+    epoch: int,
+) -> list[Update]:
+    """The updates of one epoch; every utterance is in exactly one.
+
+    By utterance: shuffled, then sorted by length within pools of `length_pool` effective batches, cut, and shuffled
+    again. By dialogue: whole dialogues, shuffled, as many as reach the effective batch.
+    """
+    random = np.random.default_rng([seed, epoch])
+    effective = batch_size * accumulation_steps
+    if by_dialogue:
+        groups = _pack_dialogues(dialogues(utterances), effective, random)
+        return [_update(group, batch_size, by_dialogue=True) for group in groups]
+    order = random.permutation(len(utterances))
+    pool = effective * length_pool
+    cut: list[list[Utterance]] = []
+    for start in range(0, len(order), pool):
+        members = [utterances[i] for i in order[start : start + pool]]
+        if length_pool > 1:
+            members.sort(key=lambda u: (u.samples, u.id))
+        cut += [members[i : i + effective] for i in range(0, len(members), effective)]
+    cut = _without_single(cut)
+    return [_update(cut[i], batch_size, by_dialogue=False) for i in random.permutation(len(cut))]
+
+
+def evaluation_update(utterances: Sequence[Utterance], batch_size: int, by_dialogue: bool) -> Update:
+    """All utterances as one update, encoded in micro-batches sorted by length."""
+    ordered = [u for dialogue in dialogues(utterances) for u in dialogue]
+    return _update(ordered, batch_size, by_dialogue)
+
+
+def dialogues(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
+    """The utterances by dialogue (sorted by name), each in the order of its turns."""
+    grouped: dict[str, list[Utterance]] = {}
+    for u in sorted(utterances, key=lambda u: (u.dialogue, u.turn, u.id)):
+        grouped.setdefault(u.dialogue, []).append(u)
+    return list(grouped.values())
+
+
+def _pack_dialogues(
+    groups: list[list[Utterance]], effective: int, random: np.random.Generator
+) -> list[list[Utterance]]:
+    packed: list[list[Utterance]] = []
+    current: list[Utterance] = []
+    for i in random.permutation(len(groups)):
+        current += groups[i]
+        if len(current) >= effective:
+            packed.append(current)
+            current = []
+    return _without_single([*packed, current] if current else packed)
+
+
+def _without_single(groups: list[list[Utterance]]) -> list[list[Utterance]]:
+    """A last group of one joins the group before it: the CCC of one utterance says nothing."""
+    if len(groups) > 1 and len(groups[-1]) == 1:
+        return [*groups[:-2], groups[-2] + groups[-1]]
+    return groups
+
+
+def _update(members: Sequence[Utterance], batch_size: int, by_dialogue: bool) -> Update:
+    by_length = sorted(range(len(members)), key=lambda i: (members[i].samples, i))
+    micro = [tuple(by_length[i : i + batch_size]) for i in range(0, len(members), batch_size)]
+    turns = [len(d) for d in dialogues_in_order(members)] if by_dialogue else [1] * len(members)
+    return Update(tuple(members), tuple(turns), tuple(micro))
+
+
+def dialogues_in_order(members: Sequence[Utterance]) -> list[list[Utterance]]:
+    """Runs of utterances of the same dialogue, as they come."""
+    runs: list[list[Utterance]] = []
+    for u in members:
+        if runs and runs[-1][-1].dialogue == u.dialogue:
+            runs[-1].append(u)
+        else:
+            runs.append([u])
+    return runs

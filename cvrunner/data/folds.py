@@ -1,0 +1,140 @@
+"""Folds: which utterances train, choose the epoch, and test; and that these parts share nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+from cvrunner.config import digest
+from cvrunner.data.utterance import Corpus, Utterance, natural_order
+from cvrunner.errors import CorpusError, LeakError
+
+Scheme = Literal["leave_one_session_out", "manifest_split"]
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One division of the corpus, numbered from 1. Utterances are in the order of the corpus."""
+
+    number: int
+    train: tuple[Utterance, ...]
+    validation: tuple[Utterance, ...]
+    test: tuple[Utterance, ...]
+
+    @property
+    def parts(self) -> Mapping[str, tuple[Utterance, ...]]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def train_sessions(self) -> tuple[str, ...]:
+        return _sessions(self.train)
+
+    @property
+    def validation_sessions(self) -> tuple[str, ...]:
+        return _sessions(self.validation)
+
+    @property
+    def test_sessions(self) -> tuple[str, ...]:
+        return _sessions(self.test)
+
+
+def make_folds(corpus: Corpus, scheme: Scheme) -> tuple[Fold, ...]:
+    """The folds of a corpus.
+
+    `leave_one_session_out`: fold k tests the k-th session, validates on the next one (after the last comes
+    the first) and trains on the others. `manifest_split`: one fold, the corpus's own. Raises CorpusError when
+    the corpus cannot be divided so.
+    """
+    if scheme == "manifest_split":
+        return (_own_split(corpus),)
+    sessions = corpus.sessions
+    if len(sessions) < 3:
+        raise CorpusError(
+            corpus.name,
+            [
+                f"has {len(sessions)} session{'s' if len(sessions) != 1 else ''} ({', '.join(sessions)}); "
+                "leave_one_session_out needs three or more, to train, to validate and to test"
+            ],
+        )
+    return tuple(_session_fold(corpus, sessions, index) for index in range(len(sessions)))
+
+
+def split_digest(folds: Iterable[Fold]) -> str:
+    """SHA-256 over which utterance is in which part of which fold; their order does not matter."""
+    return digest(
+        sorted([f.number, part, u.id] for f in folds for part, some in f.parts.items() for u in some)
+    )
+
+
+def split_table(folds: Sequence[Fold]) -> dict[str, Any]:
+    """What split.json holds: the digest and, by fold and part, sessions and sorted utterance ids."""
+    return {
+        "digest": split_digest(folds),
+        "folds": [
+            {"fold": fold.number}
+            | {
+                part: {"sessions": list(_sessions(some)), "utterances": sorted(u.id for u in some)}
+                for part, some in fold.parts.items()
+            }
+            for fold in folds
+        ],
+    }
+
+
+def find_leaks(folds: Iterable[Fold]) -> list[str]:
+    """One line for every speaker, dialogue, utterance and identical audio that two parts of a fold share."""
+    return [
+        leak for fold in folds for one, other in combinations(PARTS, 2) for leak in _shared(fold, one, other)
+    ]
+
+
+def check_leaks(folds: Iterable[Fold]) -> None:
+    """Raise LeakError with every leak, if there is one."""
+    if leaks := find_leaks(folds):
+        raise LeakError("train, validation and test must share nothing", leaks)
+
+
+def _session_fold(corpus: Corpus, sessions: Sequence[str], index: int) -> Fold:
+    test, validation = sessions[index], sessions[(index + 1) % len(sessions)]
+    return Fold(
+        number=index + 1,
+        train=tuple(u for u in corpus.utterances if u.session not in (test, validation)),
+        validation=tuple(u for u in corpus.utterances if u.session == validation),
+        test=tuple(u for u in corpus.utterances if u.session == test),
+    )
+
+
+def _own_split(corpus: Corpus) -> Fold:
+    train, validation, test = (tuple(u for u in corpus.utterances if u.part == part) for part in PARTS)
+    absent = [part for part, some in zip(PARTS, (train, validation, test), strict=True) if not some]
+    if absent:
+        rule = f"folds.scheme manifest_split needs a split column with {', '.join(PARTS)}; none says"
+        raise CorpusError(corpus.name, [f"{rule} {' or '.join(absent)}"])
+    return Fold(1, train, validation, test)
+
+
+def _sessions(utterances: Iterable[Utterance]) -> tuple[str, ...]:
+    return tuple(sorted({u.session for u in utterances}, key=natural_order))
+
+
+def _shared(fold: Fold, one: str, other: str) -> list[str]:
+    first, second = fold.parts[one], fold.parts[other]
+    leaks = []
+    for what in ("speaker", "dialogue", "id"):
+        shared = {getattr(u, what) for u in first} & {getattr(u, what) for u in second}
+        word = "utterance" if what == "id" else what
+        leaks += [f"fold {fold.number}: {word} {name} is in {one} and in {other}" for name in sorted(shared)]
+    by_audio: dict[str, list[str]] = defaultdict(list)
+    for u in first:
+        by_audio[u.audio_digest].append(u.id)
+    for u in second:
+        leaks += [
+            f"fold {fold.number}: {twin} ({one}) and {u.id} ({other}) are the same audio"
+            for twin in by_audio[u.audio_digest]
+            if twin != u.id
+        ]
+    return leaks

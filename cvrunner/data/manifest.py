@@ -1,0 +1,214 @@
+"""A corpus as one table: CSV (`,` or `;`) or JSON lines, in UTF-8, one row for each utterance.
+
+Required columns: path, utterance, speaker, session, dialogue, turn, valence, arousal. Optional: dominance,
+gender (F, M, female, male), scenario, split (train, validation, test). `turn` is any number that sorts the
+dialogue.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cvrunner.data.corpus_checks import Entry, Findings, Rules, utterances_of
+from cvrunner.data.utterance import DIMENSIONS, Corpus
+from cvrunner.errors import CorpusError
+
+REQUIRED = ("path", "utterance", "speaker", "session", "dialogue", "turn", "valence", "arousal")
+OPTIONAL = ("dominance", "gender", "scenario", "split")
+PARTS = ("train", "validation", "test")
+_GENDERS = {"f": "F", "female": "F", "m": "M", "male": "M"}
+
+
+@dataclass(frozen=True)
+class _Row:
+    where: str
+    cells: dict[str, str]
+    """By column; empty: not given."""
+
+
+def load_manifest(
+    path: Path, scale: tuple[float, float], dimensions: Sequence[str], resample: bool
+) -> Corpus:
+    """The corpus a manifest lists; relative audio paths start at the manifest's folder and stay in it.
+
+    With a `split` column a speaker may have several sessions (`check_leaks` keeps the parts apart); without,
+    one. Raises CorpusError with every problem, each with its row; columns it does not know are a counted
+    warning unless they look like a misspelt one.
+    """
+    findings = Findings()
+    rows = _read_rows(path, findings)
+    columns = {column: None for row in rows for column in row.cells}
+    _check_columns(columns, path.name, findings)
+    findings.stop_if_any(str(path))
+    entries = [entry for row in rows if (entry := _entry(path.parent, row, "split" in columns, findings))]
+    _check_turns(entries, findings)
+    rules = Rules(
+        dimensions, scale, resample, outside_scale="problem", one_session_each="split" not in columns
+    )
+    utterances = utterances_of(entries, rules, findings)
+    findings.stop_if_any(str(path))
+    return Corpus(utterances, path.stem, "manifest", warnings=findings.warnings)
+
+
+# --- reading rows ---------------------------------------------------------------------------------
+
+
+def _read_rows(path: Path, findings: Findings) -> list[_Row]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorpusError(str(path), [f"is not UTF-8 text (byte {error.start})"]) from None
+    except OSError as error:
+        raise CorpusError(
+            str(path), [f"corpus.root cannot be read as a manifest: {error.strerror}"]
+        ) from None
+    if path.suffix.lower() in (".jsonl", ".ndjson") or text.lstrip().startswith("{"):
+        rows = _read_json_lines(text, path.name, findings)
+    else:
+        rows = _read_csv(text, path.name, findings)
+    if not rows and not findings.problems:
+        raise CorpusError(str(path), ["has no rows"])
+    return rows
+
+
+def _read_csv(text: str, name: str, findings: Findings) -> list[_Row]:
+    first = text.partition("\n")[0]
+    delimiter = ";" if first.count(";") > first.count(",") else ","
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    rows: list[_Row] = []
+    try:
+        columns = [_column(cell) for cell in next(reader, [])]
+        for column in sorted({column for column in columns if columns.count(column) > 1}):
+            findings.problem(f"{name} line 1", f"column {column!r} stands twice")
+        for cells in reader:
+            where = f"{name} line {reader.line_num}"
+            if len(cells) == len(columns):
+                rows.append(_Row(where, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
+            elif cells:
+                findings.problem(where, f"has {len(cells)} cells, must have {len(columns)} as the first line")
+    except csv.Error as error:
+        findings.problem(f"{name} line {reader.line_num}", f"is not CSV: {error}")
+    return rows
+
+
+def _read_json_lines(text: str, name: str, findings: Findings) -> list[_Row]:
+    rows: list[_Row] = []
+    # Not splitlines: JSON strings may hold U+2028, which is no line end here.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{name} line {number}"
+        try:
+            data = json.loads(line)
+            if not isinstance(data, dict):
+                raise ValueError("must be an object")
+            rows.append(_Row(where, {_column(key): _cell(key, value) for key, value in data.items()}))
+        except (ValueError, RecursionError) as error:
+            findings.problem(where, f"is not a JSON row: {error}")
+    return rows
+
+
+def _column(name: str) -> str:
+    return name.strip().lower()
+
+
+def _cell(key: str, value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{key} must be text or a number, not {json.dumps(value)}")
+    return str(value).strip()
+
+
+def _check_columns(columns: Iterable[str], name: str, findings: Findings) -> None:
+    given = list(columns)
+    unknown = [column for column in given if column not in REQUIRED + OPTIONAL]
+    absent = [column for column in REQUIRED + OPTIONAL if column not in given]
+    for column in unknown:
+        if match := difflib.get_close_matches(column, absent, n=1, cutoff=0.7):
+            findings.problem(name, f"unknown column {column!r}; did you mean {match[0]!r}?")
+            absent.remove(match[0])
+        else:
+            findings.count("columns that cvrunner does not know, ignored", repr(column))
+    for column in absent:
+        if column in REQUIRED and given:
+            findings.problem(name, f"column {column!r} is missing; required are {', '.join(REQUIRED)}")
+
+
+# --- one row --------------------------------------------------------------------------------------
+
+
+def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entry | None:
+    """The entry of a row; None when a cell is wrong, after telling of every wrong one."""
+    cells = row.cells
+    wrong = [f"{column} is empty" for column in REQUIRED[:6] if not cells.get(column)]
+    audio = _audio_path(folder, cells.get("path", ""), wrong)
+    turn = _number("turn", cells, wrong)
+    labels = {dimension: _number(dimension, cells, wrong) for dimension in DIMENSIONS}
+    gender = _choice("gender", cells, _GENDERS, "F, M, female or male", wrong)
+    part = _choice("split", cells, {name: name for name in PARTS}, ", ".join(PARTS), wrong)
+    if has_split and not cells.get("split"):
+        wrong.append(f"split is empty, must be one of {', '.join(PARTS)}")
+    for rule in wrong:
+        findings.problem(f"{row.where}: {cells.get('utterance') or '?'}", rule)
+    if wrong or turn is None:
+        return None
+    return Entry(
+        where=row.where,
+        id=cells["utterance"],
+        path=audio,
+        speaker=cells["speaker"],
+        gender=gender,
+        session=cells["session"],
+        dialogue=cells["dialogue"],
+        time=turn,
+        scenario=cells.get("scenario") or None,
+        improvised=None,
+        labels=labels,
+        part=part,
+    )
+
+
+def _audio_path(folder: Path, text: str, wrong: list[str]) -> Path:
+    if not os.path.isabs(text) and os.path.normpath(text).split(os.sep)[0] == os.pardir:
+        wrong.append(f"path {text!r} leaves the manifest's folder; use a path inside it, or an absolute one")
+    return folder / text
+
+
+def _number(column: str, cells: dict[str, str], wrong: list[str]) -> float | None:
+    text = cells.get(column, "")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        wrong.append(f"{column} {text!r} is not a number" + (" (write 2.5, not 2,5)" if "," in text else ""))
+        return None
+    if column == "turn" and value - value != 0:
+        wrong.append(f"turn {text!r} is not a finite number")
+    return value
+
+
+def _choice(
+    column: str, cells: dict[str, str], choices: dict[str, str], shown: str, wrong: list[str]
+) -> str | None:
+    text = cells.get(column, "")
+    if text and text.lower() not in choices:
+        wrong.append(f"{column} {text!r} must be one of {shown}")
+    return choices.get(text.lower())
+
+
+def _check_turns(entries: Sequence[Entry], findings: Findings) -> None:
+    first: dict[tuple[str, str, float], Entry] = {}
+    for entry in entries:
+        before = first.setdefault((entry.session, entry.dialogue, entry.time), entry)
+        if before is not entry:
+            rule = f"turn {entry.time:g} of dialogue {entry.dialogue} stands already at {before.where}"
+            findings.problem(entry.named, rule)

@@ -1,0 +1,76 @@
+"""The concordance correlation coefficient (Lin 1989) of a whole set: every reported one comes from here.
+
+It is audmetric's, in float64; this file settles what happens at the edges. A mean over batches is never a
+CCC.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+Ccc = dict[str, float | None]
+"""By dimension and `avg`; None where undefined."""
+COLLAPSED_RANGE = 1e-6
+"""Predictions that differ by no more, on the scale of 0..1 or 1..5, are constant but for float32 rounding."""
+
+
+def ccc(prediction: npt.ArrayLike, truth: npt.ArrayLike) -> float:
+    """`2 cov / (var + var + (mean - mean)^2)` of two sequences `[N]`, with moments divided by N; in -1..1.
+
+    0 when exactly one of them is constant, or both at different values. NaN, as undefined, for one element or
+    when both are constant and equal. Raises ValueError for different lengths, nothing, or values that are not
+    finite.
+    """
+    p, t = _sequence(prediction, "prediction"), _sequence(truth, "truth")
+    if len(p) != len(t):
+        raise ValueError(f"prediction has {len(p)} values and truth {len(t)}; they must have as many")
+    if len(p) == 1:
+        return math.nan
+    # The mean of equal floats need not equal them, and 1e-34 / 1e-34 would look like a result.
+    if np.ptp(p) == 0 or np.ptp(t) == 0:
+        return math.nan if np.array_equal(p, t) else 0.0
+    import audmetric  # late: a third of a second, and not every command scores
+
+    return float(audmetric.concordance_cc(t, p))
+
+
+def ccc_by_dimension(predicted: Mapping[str, npt.ArrayLike], true: Mapping[str, npt.ArrayLike]) -> Ccc:
+    """CCC by dimension, None where undefined, and `avg`: their mean, None if one of them is.
+
+    Raises ValueError when the dimensions differ, and as `ccc`.
+    """
+    if set(predicted) != set(true) or not true:
+        raise ValueError(f"predicted has {sorted(predicted)} and true {sorted(true)}; they must be the same")
+    scores: Ccc = {dimension: defined(ccc(predicted[dimension], true[dimension])) for dimension in true}
+    scores["avg"] = mean_if_all(scores.values())
+    return scores
+
+
+def is_collapsed(prediction: npt.ArrayLike) -> bool:
+    """Whether predictions are constant, up to rounding in float32: such a model only knows a mean."""
+    return bool(np.ptp(_sequence(prediction, "prediction")) <= COLLAPSED_RANGE)
+
+
+def defined(value: float) -> float | None:
+    """The value, or None for NaN: records and JSON know no NaN."""
+    return None if math.isnan(value) else value
+
+
+def mean_if_all(values: Iterable[float | None]) -> float | None:
+    """The mean; None if one value is None or there is none: a mean over what happens to be there misleads."""
+    given = list(values)
+    known = [value for value in given if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(given) else None
+
+
+def _sequence(values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not len(array):
+        raise ValueError(f"{name} must be a sequence of one value or more, not of shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has {int((~np.isfinite(array)).sum())} values that are not finite")
+    return array

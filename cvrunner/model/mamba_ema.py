@@ -1,0 +1,170 @@
+"""The whole model: speech encoder, layer mix, Mamba over frames, pooling, and, for dialogues, Mamba and EMA over turns.
+
+    conv features -> WavLM -> hidden states `[B, N, L, D]`            (or from the cache, when frozen)
+    -> layer mix, one set of weights per dimension -> projection -> Mamba over frames -> pooling -> `z [B, Z]`
+    utterance: heads on `z_t`
+    dialogue:  `u_t = Mamba([z_1..z_t])`, `c_t = a c_(t-1) + (1 - a) u_t`, heads on `[z_t ; c_t]`
+
+`encode` stops at `z`, where exact accumulation cuts the graph; `predict` goes on from there. `K` dimensions; outputs are
+labels scaled to 0..1 over the rating scale.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cvrunner.config import EmaConfig, ModelConfig
+from cvrunner.model.mamba import MambaStack
+from cvrunner.model.speech_encoder import SpeechEncoder, frame_mask
+
+EMA_RANGE = (0.6, 0.9)
+
+
+class LayerMix(nn.Module):
+    """Softmax-weighted sums of the hidden states, one set of weights per dimension."""
+
+    def __init__(self, dimensions: int, layers: int, width: int) -> None:
+        super().__init__()
+        self.layer_weights = nn.Parameter(torch.zeros(dimensions, layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`[B, N, L, D]` to `[B, N, K * D]`."""
+        mixed = torch.einsum("kl,bnld->bnkd", self.layer_weights.softmax(dim=-1), states)
+        normed: Tensor = self.norm(mixed)
+        return normed.flatten(2)
+
+
+class MeanPooling(nn.Module):
+    """The mean over the real frames: `[B, N, W]` to `[B, W]`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mask = frame_mask(lengths, x.shape[1])
+        return (x * mask[..., None]).sum(1) / lengths[:, None]
+
+
+class AttentiveStatisticsPooling(nn.Module):
+    """Attention-weighted mean and standard deviation (Okabe et al. 2018, arXiv 1803.10963): to `[B, 2 W]`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = 2 * width
+        self.score = nn.Sequential(nn.Linear(width, width // 2), nn.Tanh(), nn.Linear(width // 2, 1))
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mask = frame_mask(lengths, x.shape[1])[..., None]
+        weights = self.score(x).masked_fill(~mask, -torch.inf).softmax(dim=1)
+        mean = (weights * x).sum(1)
+        variance = (weights * (x - mean[:, None]).square()).sum(1)
+        return torch.cat([mean, torch.sqrt(variance + 1e-5)], dim=-1)
+
+
+class TurnEma(nn.Module):
+    """`c_t = a c_(t-1) + (1 - a) u_t` with `c_0 = 0` and an own `a` in .6 ... .9 for each dimension."""
+
+    def __init__(self, dimensions: int, config: EmaConfig) -> None:
+        super().__init__()
+        low, high = EMA_RANGE
+        # Just inside the range: at its very ends a sigmoid has no gradient.
+        share = min(max((config.decay - low) / (high - low), 0.01), 0.99)
+        start = torch.full((dimensions,), share).logit()
+        self.ema_logit = nn.Parameter(start, requires_grad=config.learnable)
+
+    @property
+    def decay(self) -> Tensor:
+        """`a [K]`."""
+        low, high = EMA_RANGE
+        return low + (high - low) * torch.sigmoid(self.ema_logit)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """`[dialogues, turns, W]` to `[dialogues, turns, K, W]`, as one product with the lower triangle `a^(t-s)`."""
+        turns = torch.arange(u.shape[1], device=u.device)
+        age = turns[:, None] - turns
+        decay = self.decay[:, None, None]
+        weights = torch.where(age >= 0, (1 - decay) * decay ** age.clamp(min=0), 0.0)
+        return torch.einsum("kts,dsw->dtkw", weights, u)
+
+
+class Head(nn.Module):
+    """Everything behind the encoder. Always in float32."""
+
+    def __init__(self, config: ModelConfig, dimensions: int, layers: int, encoder_width: int) -> None:
+        super().__init__()
+        self.protocol = config.protocol
+        self.output = config.output
+        self.mix = LayerMix(dimensions, layers, encoder_width)
+        self.projection = nn.Linear(dimensions * encoder_width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.frame_mamba = MambaStack(config.width, config.mamba.layers, config.mamba, config.mamba.bidirectional)
+        pooling = MeanPooling if config.pooling == "mean" else AttentiveStatisticsPooling
+        self.pooling = pooling(config.width)
+        context = 0
+        if config.protocol == "dialogue":
+            context = config.width
+            self.turn_projection = nn.Linear(self.pooling.width, config.width)
+            self.turn_mamba = MambaStack(config.width, 1, config.mamba)
+            self.turn_ema = TurnEma(dimensions, config.ema)
+        self.weight = nn.Parameter(torch.empty(dimensions, self.pooling.width + context))
+        self.bias = nn.Parameter(torch.full((dimensions,), 0.0 if config.output == "sigmoid" else 0.5))
+        nn.init.xavier_uniform_(self.weight)
+
+    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states `[B, N, L, D]`, lengths `[B]` to utterance vectors `z [B, Z]`."""
+        x = self.dropout(self.projection(self.mix(states)))
+        z: Tensor = self.pooling(self.frame_mamba(x, lengths), lengths)
+        return z
+
+    def predict(self, z: Tensor, turns: list[int]) -> Tensor:
+        """`z [B, Z]`, dialogue after dialogue with so many `turns` each, to `[B, K]` on the scale 0..1."""
+        if self.protocol == "dialogue":
+            context = self._context(z, turns)
+            inputs = torch.cat([z[:, None].expand(-1, context.shape[1], -1), context], dim=-1)
+        else:
+            inputs = z[:, None]
+        y = (self.dropout(inputs) * self.weight).sum(-1) + self.bias
+        return y.sigmoid() if self.output == "sigmoid" else y
+
+    def _context(self, z: Tensor, turns: list[int]) -> Tensor:
+        """`c [B, K, W]`: what the dialogue's turns so far say."""
+        lengths = torch.tensor(turns, device=z.device)
+        padded = nn.utils.rnn.pad_sequence(list(z.split(turns)), batch_first=True)
+        u = self.turn_mamba(self.turn_projection(padded), lengths)
+        c: Tensor = self.turn_ema(u)
+        return c[frame_mask(lengths, c.shape[1])]
+
+
+class MambaEMAModel(nn.Module):
+    """Speech encoder and head, both to be trained as `freezing.py` says."""
+
+    def __init__(self, encoder: SpeechEncoder, config: ModelConfig, dimensions: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = Head(config, dimensions, len(encoder.layers), encoder.width)
+
+    def encode(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Utterance vectors `z [B, Z]` from conv features `[B, F, C]`, or from hidden states `[B, N, L, D]`.
+
+        Hidden states come from the cache and are for a frozen encoder only.
+        """
+        if features.ndim == 3:
+            features, lengths = self.encoder(features, lengths)
+        z: Tensor = self.head.encode(features.to(self.head.bias.dtype), lengths)
+        return z
+
+    def predict(self, z: Tensor, turns: list[int]) -> Tensor:
+        """Labels `[B, K]` on the scale 0..1; see `Head.predict`."""
+        return self.head.predict(z, turns)
+
+    def layer_weights(self) -> list[list[float]]:
+        """Softmax weights of the mixed layers, a list per dimension."""
+        weights: list[list[float]] = self.head.mix.layer_weights.detach().softmax(-1).tolist()
+        return weights
+
+    def ema_decay(self) -> list[float]:
+        """`a` per dimension; empty without dialogues."""
+        return self.head.turn_ema.decay.detach().tolist() if self.head.protocol == "dialogue" else []

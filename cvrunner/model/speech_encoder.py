@@ -1,0 +1,203 @@
+"""WavLM as cvrunner uses it: from conv features computed unpadded to hidden states at the model's frame rate.
+
+The forward pass is WavLM's own (Chen et al. 2022, arXiv 2110.13900), written out for three reasons: it starts at conv
+features, so that an utterance's features do not depend on who shares its batch; it keeps no attention maps; and frozen
+means `eval()` under `no_grad`, whatever `train()` says.
+
+`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `N` frames at the model's frame rate, `C` conv channels,
+`L` mixed layers, `D` width of the encoder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import WavLMModel
+
+from cvrunner.errors import EncoderError
+from cvrunner.model.encoder_files import EncoderFiles
+
+ENCODER_FRAME_RATE_HZ = 50.0
+
+
+def frame_mask(lengths: Tensor, frames: int) -> Tensor:
+    """`[B, frames]`, True where a frame is real, from lengths `[B]`."""
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
+def average_frames(states: Tensor, lengths: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Means of `group` neighbouring frames: `[B, F, D]`, `[B]` to `[B, N, D]`, `[B]`; N = ceil(F / group).
+
+    The last group of an utterance is the mean of the frames that it has.
+    """
+    if group == 1:
+        return states, lengths
+    batch, frames, width = states.shape
+    mask = frame_mask(lengths, frames)
+    padding = -frames % group
+    sums = functional.pad(states * mask[..., None], (0, 0, 0, padding)).view(batch, -1, group, width).sum(2)
+    counts = functional.pad(mask, (0, padding)).view(batch, -1, group).sum(2)
+    return sums / counts.clamp(min=1)[..., None], (lengths + group - 1) // group
+
+
+class SpeechEncoder(nn.Module):
+    """A WavLM, frozen or to be fine-tuned; its convolutional front-end is always frozen.
+
+    `layers`: which hidden states to return, 0 being the input of the first transformer layer.
+    """
+
+    def __init__(
+        self,
+        wavlm: WavLMModel,
+        *,
+        layers: tuple[int, ...] | None = None,
+        frame_rate_hz: float = 12.5,
+        freeze: bool = True,
+        normalize: bool = False,
+        spec_augment: bool = False,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.wavlm = wavlm
+        self.layers = layers if layers is not None else tuple(range(wavlm.config.num_hidden_layers + 1))
+        self.group = round(ENCODER_FRAME_RATE_HZ / frame_rate_hz)
+        self.freeze = freeze
+        self.normalize = normalize
+        self.spec_augment = spec_augment
+        self.precision = precision
+        if max(self.layers) > wavlm.config.num_hidden_layers:
+            raise EncoderError(
+                f"model.layers {max(self.layers)}: the encoder has hidden states 0..{wavlm.config.num_hidden_layers}"
+            )
+        wavlm.freeze_feature_encoder()
+        if freeze:
+            self.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.wavlm.config.hidden_size)
+
+    def train(self, mode: bool = True) -> SpeechEncoder:
+        """The front-end always stays in evaluation mode; so does all of a frozen encoder."""
+        super().train(mode and not self.freeze)
+        self.wavlm.feature_extractor.eval()
+        return self
+
+    def frames(self, samples: int) -> int:
+        """F for an utterance of `samples` at 16 kHz, by WavLM's own length formula."""
+        for kernel, stride in zip(self.wavlm.config.conv_kernel, self.wavlm.config.conv_stride, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def averaged_frames(self, samples: int) -> int:
+        """N for an utterance of `samples` at 16 kHz."""
+        return -(-self.frames(samples) // self.group)
+
+    @torch.no_grad()
+    def conv_features(self, waveform: Tensor) -> Tensor:
+        """`[T]` to `[F, C]`: the front-end on one utterance, without padding."""
+        if self.normalize:
+            waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
+        features: Tensor = self.wavlm.feature_extractor(waveform[None])
+        return features[0].T
+
+    def forward(self, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Conv features `[B, F, C]` and lengths `[B]` to hidden states `[B, N, L, D]` in float32, lengths `[B]`."""
+        gradient: Any = torch.no_grad() if self.freeze else contextlib.nullcontext()
+        with gradient, torch.autocast(conv.device.type, self.precision, enabled=self.precision != torch.float32):
+            return self._forward(conv, lengths)
+
+    def _forward(self, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        encoder = self.wavlm.encoder
+        stable = self.wavlm.config.do_stable_layer_norm
+        mask = frame_mask(lengths, conv.shape[1])
+        hidden, _ = self.wavlm.feature_projection(conv)
+        if self.spec_augment and self.training:
+            hidden = self._mask_spans(hidden, lengths)
+        # Padding is zero for the positional convolution, as the end of the sequence is.
+        hidden = hidden * mask[..., None]
+        hidden = hidden + encoder.pos_conv_embed(hidden)
+        if not stable:
+            hidden = encoder.layer_norm(hidden)
+        hidden = encoder.dropout(hidden)
+        bias = encoder.layers[0].attention.compute_bias(conv.shape[1], conv.shape[1])[None]
+        padding = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)[:, None, None]
+        states = {0: hidden}
+        for number, layer in enumerate(encoder.layers[: max(self.layers)], start=1):
+            hidden = _transformer_layer(layer, hidden, bias, padding, stable)
+            states[number] = hidden
+        if stable and len(encoder.layers) in states:
+            states[len(encoder.layers)] = encoder.layer_norm(hidden)
+        averaged = [average_frames(states[number].float(), lengths, self.group)[0] for number in self.layers]
+        return torch.stack(averaged, dim=2), (lengths + self.group - 1) // self.group
+
+    def _mask_spans(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """SpecAugment (Park et al. 2019, arXiv 1904.08779) in time, each utterance by itself, none if it is too short."""
+        span = self.wavlm.config.mask_time_length
+        share = self.wavlm.config.mask_time_prob
+        masked = torch.zeros(hidden.shape[:2], dtype=torch.bool)
+        for row, frames in enumerate(lengths.tolist()):
+            if frames > span:
+                count = int(share * frames / span + torch.rand(()).item())
+                for start in torch.randint(frames - span + 1, (count,)).tolist():
+                    masked[row, start : start + span] = True
+        masked = masked.to(hidden.device)
+        return torch.where(masked[..., None], self.wavlm.masked_spec_embed.to(hidden.dtype), hidden)
+
+
+def _transformer_layer(layer: Any, hidden: Tensor, bias: Tensor, padding: Tensor, stable: bool) -> Tensor:
+    """One WavLM layer, post-norm (base) or pre-norm (`stable`, large): `[B, F, D]` to `[B, F, D]`."""
+    if stable:
+        hidden = hidden + layer.dropout(_attention(layer.attention, layer.layer_norm(hidden), bias, padding))
+        return hidden + layer.feed_forward(layer.final_layer_norm(hidden))  # type: ignore[no-any-return]
+    hidden = layer.layer_norm(hidden + layer.dropout(_attention(layer.attention, hidden, bias, padding)))
+    return layer.final_layer_norm(hidden + layer.feed_forward(hidden))  # type: ignore[no-any-return]
+
+
+def _attention(attention: Any, hidden: Tensor, bias: Tensor, padding: Tensor) -> Tensor:
+    """WavLM's self-attention with gated relative position bias; `bias [1, H, F, F]`, `padding [B, 1, 1, F]` (0, -inf)."""
+    batch, frames, width = hidden.shape
+
+    def heads(x: Tensor) -> Tensor:
+        return x.view(batch, frames, attention.num_heads, -1).transpose(1, 2)
+
+    gates = attention.gru_rel_pos_linear(heads(hidden)).view(batch, attention.num_heads, frames, 2, 4).sum(-1)
+    first, second = torch.sigmoid(gates).chunk(2, dim=-1)
+    gate = first * (second * attention.gru_rel_pos_const - 1.0) + 2.0
+    query, key, value = (
+        heads(projection(hidden)) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    context = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=(gate * bias + padding).to(query.dtype),
+        dropout_p=attention.dropout if attention.training else 0.0,
+    )
+    return attention.out_proj(context.transpose(1, 2).reshape(batch, frames, width))  # type: ignore[no-any-return]
+
+
+def load_wavlm(files: EncoderFiles, dropout: float | None = None) -> WavLMModel:
+    """The pretrained WavLM in float32, without layer drop. Raises EncoderError where weights are missing in the files."""
+    changes: dict[str, float] = {"layerdrop": 0.0}
+    if dropout is not None:
+        names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+        changes |= dict.fromkeys(names, dropout)
+    try:
+        wavlm, info = WavLMModel.from_pretrained(
+            files.folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **changes
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EncoderError(f"model.encoder {files.name}: {str(error).strip().partition(chr(10))[0]}") from None
+    missing = sorted(name for name in info["missing_keys"] if name != "masked_spec_embed")
+    if missing:
+        raise EncoderError(
+            f"model.encoder {files.name}: {len(missing)} weights are missing in its files, first {missing[0]}"
+        )
+    return wavlm

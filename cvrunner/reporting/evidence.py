@@ -1,0 +1,214 @@
+"""The tables that say how far to trust a comparison: claims, floor, parts of the data, settings, trials, facts."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from cvrunner.records.results import Score, TrialResult
+from cvrunner.reporting.report import Report
+from cvrunner.reporting.tables import NONE, Table, number, scores_table
+
+QUANTITIES = {
+    "ccc_valence": "CCC-V",
+    "ccc_arousal": "CCC-A",
+    "ccc_avg": "CCC-Avg",
+    "memory_gb": "GPU memory, GB",
+    "minutes_per_epoch": "minutes per epoch",
+}
+
+
+def evidence_tables(report: Report) -> list[Table]:
+    """All of them that have something to say."""
+    tables = [
+        claims_table(report),
+        floor_table(report),
+        groups_table(report),
+        settings_table(report),
+        trials_table(report),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def claims_table(report: Report) -> Table:
+    """What others stated beside what was measured here."""
+    rows = []
+    for claim in report.config.reference.claims:
+        stated = f"{claim.low:g}" + ("" if claim.high is None else f" to {claim.high:g}")
+        measured = _measured(report, claim.condition, claim.quantity)
+        upper = claim.low if claim.high is None else claim.high
+        reached = measured is not None and (
+            measured >= claim.low if claim.quantity.startswith("ccc") else measured <= upper
+        )
+        outcome = "not testable here" if measured is None else "met" if reached else "missed"
+        shown = NONE if measured is None else f"{measured:.4f}"
+        rows.append([claim.name, claim.condition, QUANTITIES[claim.quantity], stated, shown, outcome])
+    source = report.config.reference.source
+    return Table(
+        "Claims of others beside what was measured",
+        ["claim", "condition", "quantity", "stated", "measured", "outcome"],
+        rows,
+        f"{'Source: ' + source + '. ' if source else ''}A CCC claim is met from its lower end on, a cost claim up to its "
+        "upper end. On synthetic data no claim can be tested, and without a GPU no cost.",
+    )
+
+
+def _measured(report: Report, condition: str, quantity: str) -> float | None:
+    if report.run.synthetic or report.summary.missing or condition not in report.summary.scores:
+        return None
+    if quantity.startswith("ccc_"):
+        aggregate = report.summary.scores[condition].get(quantity.removeprefix("ccc_"))
+        return aggregate.mean if aggregate else None
+    results = [r for r in report.results.values() if r.condition == condition]
+    if any(not r.device.startswith("cuda") for r in results):
+        return None
+    if quantity == "memory_gb":
+        return max(r.peak_memory_mib for r in results) * 2**20 / 1e9
+    return fmean(minutes_per_epoch(r) for r in results)
+
+
+def minutes_per_epoch(result: TrialResult) -> float:
+    """Training and validation, minutes."""
+    return result.train_s / 60 / max(1, result.epochs_run)
+
+
+def floor_table(report: Report) -> Table:
+    """How far one gets without listening, and how far human raters get, beside the conditions."""
+    labels = report.label
+    columns = ["predictor", *labels.values(), *(f"{label} pooled" for label in labels.values())]
+    floor = report.floor
+    if floor is None:
+        return Table("Floor and ceiling", columns, [])
+    rows = [[f"no audio: {name}", *_score_cells(scores, labels)] for name, scores in floor.scores.items()]
+    rows += (
+        []
+        if report.summary.missing
+        else [[_plain(cell) for cell in row] for row in scores_table(report).rows]
+    )
+    rows += [
+        [f"{name}, scenario taken out", *_score_cells(scores, labels)]
+        for name, scores in floor.controlled.items()
+    ]
+    rows += [["one human rater", *_score_cells(floor.ceiling, labels)]] if floor.ceiling else []
+    reasons = [f"No floor: {floor.reason}." if floor.reason else ""]
+    reasons += [f"No ceiling: {floor.ceiling_reason}." if floor.ceiling_reason else ""]
+    note = (
+        "Mean over folds; pooled over all out-of-fold predictions. No audio: the training mean of the utterance's scenario "
+        "(and of speaker's gender and side), on the same folds; a model below it has not shown that it listens. Scenario "
+        "taken out: prediction and truth less the training mean of their scenario."
+    )
+    return Table("Floor and ceiling", columns, rows, " ".join([note, *filter(None, reasons)]))
+
+
+def _plain(cell: str) -> str:
+    """A mean without its standard deviation."""
+    return cell.split(" ± ")[0]
+
+
+def _score_cells(scores: dict[str, Score], labels: dict[str, str]) -> list[str]:
+    known = [scores.get(dimension) for dimension in labels]
+    return [number(s.mean if s else None) for s in known] + [number(s.pooled if s else None) for s in known]
+
+
+def groups_table(report: Report) -> Table:
+    """CCC within parts of the test data."""
+    conditions, labels = list(report.summary.groups), report.label
+    if not conditions:
+        return Table("Parts of the test data", [], [])
+    columns = ["part", *(f"{condition} {label}" for condition in conditions for label in labels.values())]
+    rows = [
+        [part, *(number(report.summary.groups[c][part][d]) for c in conditions for d in labels)]
+        for part in report.summary.groups[conditions[0]]
+    ]
+    return Table(
+        "Parts of the test data",
+        columns,
+        rows,
+        "Pooled CCC over the utterances of the part, mean over seeds.",
+    )
+
+
+def settings_table(report: Report) -> Table:
+    """The configuration keys in which the conditions differ."""
+    conditions = report.run.conditions
+    flat = {
+        c: flatten(report.config.for_condition(c).numerics)
+        for c in conditions
+        if c in report.config.conditions
+    }
+    keys = sorted({key for values in flat.values() for key in values})
+    rows = [
+        [key, *(str(values.get(key, NONE)) for values in flat.values())]
+        for key in keys
+        if len({str(values.get(key)) for values in flat.values()}) > 1
+    ]
+    return Table(
+        "Settings that differ", ["key", *flat], rows, "All other settings are the same for all conditions."
+    )
+
+
+def flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def trials_table(report: Report) -> Table:
+    """Every trial with its status, attempts, scores and cost."""
+    columns = [
+        "trial",
+        "status",
+        "attempts",
+        "best epoch",
+        "validation CCC-Avg",
+        "test CCC-Avg",
+        "encoder moved",
+    ]
+    columns += ["minutes per epoch", "peak memory, MiB", "device", "collapsed", "error"]
+    rows = []
+    for name, state in report.run.trials.items():
+        result = report.results.get(name)
+        cells = [NONE] * 8 if result is None else _result_cells(result)
+        rows.append([name, state.status, str(state.attempts), *cells, state.error or ""])
+    return Table(
+        "Trials",
+        columns,
+        rows,
+        "Encoder moved: relative change of its weights, largest group; a frozen one must show 0. Collapsed: dimensions with "
+        "constant test predictions. Peak memory: of the GPU, on a CPU of the process.",
+    )
+
+
+def _result_cells(result: TrialResult) -> list[str]:
+    moved = [value for group, value in result.movement.items() if "encoder" in group]
+    return [
+        f"{result.best_epoch} of {result.epochs_run}",
+        number(result.validation_ccc.get("avg")),
+        number(result.test_ccc.get("avg")),
+        f"{max(moved):.2e}" if moved else "0 (frozen)",
+        f"{minutes_per_epoch(result):.2f}",
+        f"{result.peak_memory_mib:.0f}",
+        result.device,
+        ", ".join(result.collapsed),
+    ]
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """What was run, in plain words: data, label variant, split, encoder, collapsed predictions, label range."""
+    results = list(report.results.values())
+    collapsed = {n: r.collapsed for n, r in report.results.items() if r.collapsed}
+    outside = max((r.labels_outside_scale for r in results), default=0)
+    return [
+        ("run", f"{report.run.run} ({report.run.status}, started {report.run.started_at})"),
+        ("corpus", report.run.corpus + (" - SYNTHETIC" if report.run.synthetic else "")),
+        ("label variant", report.config.corpus.labels),
+        ("protocol", report.run.protocol),
+        ("corpus digest", report.run.corpus_digest),
+        ("split digest", report.run.split_digest),
+        ("encoder", ", ".join(sorted({f"{r.encoder} ({r.encoder_digest})" for r in results})) or NONE),
+        ("labels outside the scale", f"{outside} (kept as they are)" if outside else "none"),
+        ("collapsed predictions", "; ".join(f"{n}: {', '.join(d)}" for n, d in collapsed.items()) or "none"),
+        ("precision", ", ".join(sorted({f"{r.precision} on {r.device}" for r in results})) or NONE),
+        ("cvrunner", report.run.cvrunner_version),
+    ]

@@ -1,0 +1,58 @@
+"""comparison.md and the terminal's tables: the sentence, then the same rows in two dresses."""
+
+from __future__ import annotations
+
+import io
+
+from cvrunner.reporting.evidence import evidence_tables, facts
+from cvrunner.reporting.report import Report
+from cvrunner.reporting.tables import Table, comparison_tables
+
+
+def render_markdown(report: Report) -> str:
+    """comparison.md."""
+    parts = [f"# {report.run.run}", f"**{report.summary.verdict}**"]
+    parts += [_markdown_table(table) for table in (*comparison_tables(report), *evidence_tables(report))]
+    parts.append("## What was run\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts(report)))
+    parts.append("Written by `cvrunner report` from the files in this folder; do not edit.")
+    return "\n\n".join(parts) + "\n"
+
+
+def render_text(report: Report, width: int = 120) -> str:
+    """The sentence and the comparing tables for a terminal of `width` columns, without colours."""
+    from rich.console import Console
+
+    # A wide table that folds its cells is unreadable, so a narrow terminal gets long lines instead.
+    console = Console(file=io.StringIO(), width=max(width, 40), color_system=None, highlight=False)
+    for table in comparison_tables(report):
+        _print_table(console, table, width)
+    console.print(report.summary.verdict, soft_wrap=True, markup=False)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def _print_table(console: object, table: Table, width: int) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    assert isinstance(console, Console)
+    shown = RichTable(title=table.title, title_justify="left", title_style="bold")
+    for column in table.columns:
+        numeric = bool(table.rows) and table.rows[0][table.columns.index(column)][:1] in "0123456789+-–"
+        shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    console.print(shown)
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+    note = f"\n\n{table.note}" if table.note else ""
+    return f"## {table.title}\n\n{text}{note}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,63 @@
+"""The answer of a run in one sentence."""
+
+from __future__ import annotations
+
+from cvrunner.records.results import Aggregate, Decision, Difference, RunRecord
+
+ALPHA = 0.05
+
+
+def decide(average: Difference) -> Decision:
+    """Better or worse where the bootstrap interval of the CCC-Avg difference leaves zero out, else neither."""
+    if average.interval is None:
+        return "not distinguishable"
+    if average.interval.low > 0:
+        return "better"
+    return "worse" if average.interval.high < 0 else "not distinguishable"
+
+
+def sentence(
+    run: RunRecord,
+    scores: dict[str, dict[str, Aggregate]],
+    differences: dict[str, dict[str, Difference]],
+    decisions: dict[str, Decision],
+) -> str:
+    """Every condition against the baseline on CCC-Avg, with interval, detectable difference, folds, seeds and data."""
+    baseline = run.conditions[0]
+    if not differences:
+        score = scores[baseline]["avg"].mean
+        reached = "has no defined CCC-Avg" if score is None else f"reaches CCC-Avg {score:.4f}"
+        return f"{baseline} {reached} ({_design(run)}); there is no other condition to compare it with."
+    clauses = [_clause(name, baseline, d["avg"], decisions[name]) for name, d in differences.items()]
+    return f"{'; '.join(clauses)}; {_design(run)}."
+
+
+def _clause(name: str, baseline: str, average: Difference, decision: Decision) -> str:
+    if average.mean is None:
+        return f"{name} cannot be compared with {baseline}, because the CCC-Avg of a trial is undefined"
+    if average.interval is None:
+        return f"{name} differs from {baseline} by {average.mean:+.4f} CCC-Avg, not distinguishable because no interval can be given: {average.interval_reason}"
+    interval = average.interval
+    found = (
+        f"95 % interval {interval.low:+.4f} to {interval.high:+.4f}, "
+        f"smallest detectable difference {interval.detectable:.4f}"
+    )
+    if decision == "not distinguishable":
+        return (
+            f"{name} is not distinguishable from {baseline}: CCC-Avg differs by {average.mean:+.4f} ({found})"
+        )
+    return f"{name} is {decision} than {baseline} by {average.mean:+.4f} CCC-Avg ({found}){_doubt(average)}"
+
+
+def _doubt(average: Difference) -> str:
+    """The interval speaks of these test sessions; the t over folds of others like them, and may not agree."""
+    test = average.corrected_t
+    if test is None or test.p < ALPHA:
+        return ""
+    return f", though the spread between folds leaves other speakers open (corrected t, p = {test.p:.3f})"
+
+
+def _design(run: RunRecord) -> str:
+    folds, seeds = len(run.folds), len(run.seeds)
+    data = ", on synthetic data" if run.synthetic else ""
+    return f"{folds} fold{'s' * (folds > 1)} x {seeds} seed{'s' * (seeds > 1)}{data}"

@@ -1,0 +1,387 @@
+"""One trial, start to end. `FoldTrainer.run` is the algorithm; everything else in this file is one of its steps.
+
+The same code runs on a GPU of a Ray cluster and on a laptop's CPU, for the frozen and for the unfrozen condition.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from cvrunner.config import TrainConfig
+from cvrunner.data.batches import Update, evaluation_update, training_updates
+from cvrunner.data.utterance import Utterance
+from cvrunner.errors import NonFiniteError, Stopped
+from cvrunner.evaluation.ccc import ccc_by_dimension, is_collapsed
+from cvrunner.files import write_atomically
+from cvrunner.model.mamba_ema import MambaEMAModel
+from cvrunner.model.speech_encoder import SpeechEncoder, load_wavlm
+from cvrunner.records import journal
+from cvrunner.records.predictions import write_predictions
+from cvrunner.records.results import (
+    Ccc,
+    EpochRecord,
+    FeatureProgress,
+    GroupRecord,
+    TrialResult,
+    TrialStarted,
+)
+from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.training.accumulation import averaged_backward, exact_backward
+from cvrunner.training.checkpoint import (
+    Checkpoints,
+    Progress,
+    Tensors,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
+from cvrunner.training.freezing import Schedule
+from cvrunner.training.inputs import Inputs, scaled_labels
+from cvrunner.training.trial import Trial
+from cvrunner.training.weights_ema import WeightsEma
+
+Event = FeatureProgress | TrialStarted | EpochRecord | TrialResult
+Predictions = dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a trial runs: none of it changes its numbers on the same kind of machine."""
+
+    directory: TrialDirectory
+    cache_dir: Path
+    device: torch.device
+    should_stop: Callable[[], bool] = lambda: False
+
+
+class FoldTrainer:
+    """Trains, validates and tests one trial. Iterate over `run()` for its events; the last one is the result."""
+
+    def __init__(self, trial: Trial, place: Workplace) -> None:
+        self.trial = trial
+        self.place = place
+        self.model_config = trial.config.model
+        self.train_config: TrainConfig = trial.config.train
+        self.dimensions = trial.config.corpus.dimensions
+        self.fold = trial.fold
+        self.journal = place.directory.journal
+        self.checkpoints = Checkpoints(place.directory.checkpoint)
+
+    def run(self) -> Iterator[Event]:
+        """Yield what happens, as it happens.
+
+        Raises Stopped when told to stop, after saving; MovementError and NonFiniteError when training goes wrong.
+        """
+        if (result := self.place.directory.result(self.trial.key)) is not None:
+            yield result
+            return
+        began = time.monotonic()
+
+        # Build: the same weights whatever came before, then what a checkpoint knows.
+        self._build()
+        yield from self.inputs.fill_cache()
+        progress, note = self._resume()
+        yield self._started(progress, note)
+
+        # Train: one epoch after the other, each validated, judged, recorded and saved.
+        while progress.epoch <= self.train_config.epochs and not self._stops_early(progress):
+            self.schedule.begin_epoch(progress.epoch)
+            self._train_epoch(progress)
+            validation_began = time.monotonic()
+            validation_ccc = self._validate()
+            record = self._judge_epoch(progress, validation_ccc, time.monotonic() - validation_began)
+            progress = self._keep(progress, record)
+            yield record
+
+        # Test: once, with the weights that validation has chosen.
+        self._load_best(progress.best_epoch)
+        predictions = self._predict(self.fold.test)
+        yield self._finish(progress, predictions, time.monotonic() - began)
+
+    # --- building and resuming ----------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        config, device = self.model_config, self.place.device
+        torch.set_num_threads(self.trial.config.cluster.cpus_per_trial)
+        self.precision = _precision(self.train_config.precision, device)
+        encoder = SpeechEncoder(
+            load_wavlm(self.trial.encoder, config.encoder_dropout),
+            layers=None if config.layers == "all" else config.layers,
+            frame_rate_hz=config.frame_rate_hz,
+            freeze=config.freeze_speech_encoder,
+            normalize=self.trial.encoder.normalize,
+            spec_augment=config.spec_augment,
+            precision=self.precision,
+        )
+        # Both conditions of a fold start from the same head.
+        torch.manual_seed(_seed(self.trial.seed, 0, 0))
+        self.model = MambaEMAModel(encoder, config, len(self.dimensions)).to(device)
+        self.schedule = Schedule(self.model, self.train_config, config.freeze_speech_encoder)
+        self.optimizer = self.schedule.optimizer()
+        self.weights = {n: p for g in self.schedule.groups for n, p in self.schedule.members[g].items()}
+        self.averages = WeightsEma(self.weights, self.train_config.weights_ema)
+        everyone = [*self.fold.train, *self.fold.validation, *self.fold.test]
+        self.inputs = Inputs(
+            encoder, self.trial.encoder, everyone, self.place.cache_dir, device, self.trial.config.corpus.resample
+        )
+        self.updates_per_epoch = len(self._updates(epoch=1))
+
+    def _resume(self) -> tuple[Progress, str | None]:
+        progress, tensors, note = self.checkpoints.load(self.trial.key)
+        if progress is None or tensors is None or not self.checkpoints.has_best(progress.best_epoch):
+            self.checkpoints.remove()
+            return Progress(key=self.trial.key), note
+        self._load_weights(tensors.weights)
+        load_optimizer_tensors(self.optimizer, tensors.optimizer)
+        for name, average in tensors.averages.items():
+            self.averages.averages[name].copy_(average)
+        return progress, note
+
+    def _started(self, progress: Progress, note: str | None) -> TrialStarted:
+        record = TrialStarted(
+            parameters=self.schedule.count(),
+            device=_device_name(self.place.device),
+            precision=str(self.precision).removeprefix("torch."),
+            updates_per_epoch=self.updates_per_epoch,
+            resumed_epoch=progress.epoch,
+            resumed_update=progress.step,
+            note=note,
+        )
+        journal.append(self.journal, "started", key=self.trial.key, **record.model_dump())
+        return record
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def _train_epoch(self, progress: Progress) -> None:
+        """The rest of the epoch that `progress` is in; changes `progress`."""
+        self.model.train()
+        began, before = time.monotonic(), progress.epoch_s
+        for update in self._updates(progress.epoch)[progress.step :]:
+            self._stop_if_told(progress)
+            # Dropout comes from (seed, epoch, update) alone, so a resumed epoch repeats nothing and skips nothing.
+            torch.manual_seed(_seed(self.trial.seed, progress.epoch, progress.step + 1))
+            loss, norms = self._step(update, progress)
+            progress.loss_sum += loss
+            for group, norm in norms.items():
+                progress.gradient_sums[group] = progress.gradient_sums.get(group, 0.0) + norm
+            progress.step += 1
+            progress.updates += 1
+            progress.epoch_s = before + time.monotonic() - began
+
+    def _step(self, update: Update, progress: Progress) -> tuple[float, dict[str, float]]:
+        """One optimizer update; returns loss and gradient norms by group."""
+        backward = exact_backward if self.train_config.accumulation == "exact" else averaged_backward
+        self.optimizer.zero_grad()
+        loss = float(backward(self.model, list(self.inputs.batches(update)), self._labels(update), list(update.turns)))
+        norms = {group: float(norm) for group, norm in self.schedule.gradient_norms().items()}
+        total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
+        if not np.isfinite(loss) or not np.isfinite(total):
+            raise NonFiniteError(
+                f"epoch {progress.epoch}, update {progress.step + 1}: loss {loss}, gradient norm {total}; utterances "
+                f"{', '.join(u.id for u in update.utterances[:8])}. Try a lower train.encoder_lr (5e-6) or a lower "
+                "train.grad_clip (0.3)"
+            )
+        norm = torch.tensor(total, device=self.place.device)
+        torch.nn.utils.clip_grads_with_norm_(self.weights.values(), self.train_config.grad_clip, norm)
+        self.schedule.set_learning_rates(self.optimizer, progress.updates, self.updates_per_epoch)
+        self.optimizer.step()
+        self.averages.update()
+        return loss, norms
+
+    def _updates(self, epoch: int) -> list[Update]:
+        return training_updates(
+            self.fold.train,
+            batch_size=self.train_config.batch_size,
+            accumulation_steps=self.train_config.accumulation_steps,
+            length_pool=self.train_config.length_pool,
+            by_dialogue=self.model_config.protocol == "dialogue",
+            seed=self.trial.seed,
+            epoch=epoch,
+        )
+
+    def _labels(self, update: Update) -> Tensor:
+        return scaled_labels(
+            update.utterances, self.dimensions, self.trial.config.corpus.scale, self.place.device
+        )
+
+    def _stop_if_told(self, progress: Progress) -> None:
+        if self.place.should_stop():
+            self._save(progress)
+            journal.append(self.journal, "stopped", epoch=progress.epoch, update=progress.step)
+            raise Stopped(f"{self.trial.name}: stopped in epoch {progress.epoch}, saved")
+
+    # --- validating, judging, keeping -----------------------------------------------------------------------------------
+
+    def _validate(self) -> Ccc:
+        with self.averages.applied():
+            predicted = self._predict(self.fold.validation)
+        return ccc_by_dimension(predicted, self._truth(self.fold.validation))
+
+    @torch.no_grad()
+    def _predict(self, utterances: Sequence[Utterance]) -> Predictions:
+        """Predictions on the rating scale, by dimension, in the order of `utterances`."""
+        self.model.eval()
+        update = evaluation_update(
+            utterances, self.train_config.batch_size, self.model_config.protocol == "dialogue"
+        )
+        batches = list(self.inputs.batches(update))
+        z = torch.cat([self.model.encode(batch.features, batch.lengths) for batch in batches])
+        order = torch.cat([batch.positions for batch in batches]).argsort()
+        scaled = self.model.predict(z[order], list(update.turns)).double().cpu().numpy()
+        low, high = self.trial.config.corpus.scale
+        row = {u.id: i for i, u in enumerate(update.utterances)}
+        values = low + (high - low) * scaled[[row[u.id] for u in utterances]]
+        return {dimension: values[:, k] for k, dimension in enumerate(self.dimensions)}
+
+    def _truth(self, utterances: Sequence[Utterance]) -> Predictions:
+        return {d: np.array([u.label(d) for u in utterances], dtype=np.float64) for d in self.dimensions}
+
+    def _judge_epoch(self, progress: Progress, validation_ccc: Ccc, validation_s: float) -> EpochRecord:
+        """The epoch's record. Raises MovementError where the encoder did not do what its condition says."""
+        movement = self.schedule.movement()
+        norms = {group: progress.gradient_sums.get(group, 0.0) / progress.step for group in self.schedule.members}
+        self.schedule.check_movement(progress.epoch, movement, norms)
+        last = progress.updates - 1
+        groups = {
+            group: GroupRecord(
+                learning_rate=self.schedule.learning_rate(group, last, self.updates_per_epoch),
+                gradient_norm=norms[group],
+                movement=movement[group],
+            )
+            for group in self.schedule.groups
+        }
+        average = validation_ccc["avg"]
+        return EpochRecord(
+            epoch=progress.epoch,
+            epochs=self.train_config.epochs,
+            updates=progress.updates,
+            train_loss=progress.loss_sum / progress.step,
+            validation_ccc=validation_ccc,
+            best=progress.best_epoch == 0 or (average is not None and average > progress.best_ccc),
+            train_s=progress.epoch_s,
+            validation_s=validation_s,
+            utterances_per_s=len(self.fold.train) / max(progress.epoch_s, 1e-9),
+            padding_share=self.inputs.padding(self._updates(progress.epoch)),
+            peak_memory_mib=_peak_memory_mib(self.place.device),
+            groups=groups,
+            layer_weights=dict(zip(self.dimensions, self.model.layer_weights(), strict=True)),
+            ema_decay=dict(zip(self.dimensions, self.model.ema_decay(), strict=False)),
+        )
+
+    def _keep(self, progress: Progress, record: EpochRecord) -> Progress:
+        """Journal line, best weights, checkpoint; returns the state at the start of the next epoch."""
+        following = progress.next_epoch()
+        following.train_s += record.train_s + record.validation_s
+        if record.best:
+            average = record.validation_ccc["avg"]
+            following.best_epoch = record.epoch
+            following.best_ccc = -1.5 if average is None else average
+            with self.averages.applied():
+                self.checkpoints.save_best(record.epoch, self.weights)
+        self._save(following)
+        journal.append(self.journal, "epoch", **record.model_dump())
+        return following
+
+    def _save(self, progress: Progress) -> None:
+        tensors = Tensors(dict(self.weights), optimizer_tensors(self.optimizer), self.averages.averages)
+        self.checkpoints.save(progress, tensors)
+
+    def _stops_early(self, progress: Progress) -> bool:
+        patience = self.train_config.early_stopping
+        return patience is not None and progress.best_epoch > 0 and progress.epoch - 1 - progress.best_epoch >= patience
+
+    # --- testing and finishing ------------------------------------------------------------------------------------------
+
+    def _load_best(self, epoch: int) -> None:
+        self._load_weights(self.checkpoints.load_best(epoch))
+
+    @torch.no_grad()
+    def _load_weights(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.weights.items():
+            parameter.copy_(weights[name])
+
+    def _finish(self, progress: Progress, predictions: Predictions, total_s: float) -> TrialResult:
+        """Predictions, weights and result on disk, in this order: a result is there only when all of it is."""
+        directory, truth = self.place.directory, self._truth(self.fold.test)
+        epochs = {line["epoch"]: line for line in journal.read(self.journal, "epoch")}
+        result = TrialResult(
+            key=self.trial.key,
+            condition=self.trial.condition,
+            fold=self.fold.number,
+            seed=self.trial.seed,
+            best_epoch=progress.best_epoch,
+            epochs_run=progress.epoch - 1,
+            validation_ccc=epochs[progress.best_epoch]["validation_ccc"],
+            test_ccc=ccc_by_dimension(predictions, truth),
+            collapsed=[d for d in self.dimensions if is_collapsed(predictions[d])],
+            train_utterances=len(self.fold.train),
+            validation_utterances=len(self.fold.validation),
+            test_utterances=len(self.fold.test),
+            parameters=self.schedule.count(),
+            movement={group: values["movement"] for group, values in epochs[progress.epoch - 1]["groups"].items()},
+            layer_weights=epochs[progress.best_epoch]["layer_weights"],
+            labels_outside_scale=self._labels_outside_scale(),
+            split_digest=self.trial.split_digest,
+            corpus_digest=self.trial.corpus_digest,
+            encoder=self.trial.encoder.name,
+            encoder_digest=self.trial.encoder.digest,
+            device=_device_name(self.place.device),
+            precision=str(self.precision).removeprefix("torch."),
+            peak_memory_mib=_peak_memory_mib(self.place.device),
+            train_s=progress.train_s,
+            total_s=total_s,
+            versions={name: version(name) for name in ("torch", "transformers", "numpy")},
+        )
+        write_predictions(
+            directory.predictions,
+            self.fold.test,
+            (self.trial.condition, self.fold.number, self.trial.seed),
+            truth,
+            predictions,
+        )
+        write_atomically(directory.weights, save({n: p.detach().contiguous() for n, p in self.weights.items()}))
+        write_atomically(directory.result_file, result.to_json())
+        journal.append(self.journal, "result", test_ccc=result.test_ccc, best_epoch=result.best_epoch)
+        self.checkpoints.remove()
+        return result
+
+    def _labels_outside_scale(self) -> int:
+        low, high = self.trial.config.corpus.scale
+        everyone = [*self.fold.train, *self.fold.validation, *self.fold.test]
+        labels = [u.label(d) for u in everyone for d in self.dimensions]
+        return sum(1 for label in labels if label is not None and not low <= label <= high)
+
+
+def _seed(seed: int, epoch: int, update: int) -> int:
+    """One of torch's seeds for each place of the training loop; epoch 0 is the initial head."""
+    state = np.random.SeedSequence([seed, epoch, update]).generate_state(2)
+    return int(state[0]) << 31 | int(state[1]) >> 1
+
+
+def _precision(wanted: str, device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _peak_memory_mib(device: torch.device) -> float:
+    """Of the GPU's allocator; on a CPU, of this process since it started."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
