@@ -108,8 +108,8 @@ class ModelConfig(Section):
     """Hidden states to mix: 0 is the input of the first transformer layer."""
     freeze_speech_encoder: bool = True
     """Frozen: no gradient, no dropout, features from the cache."""
-    frame_rate_hz: Literal[50.0, 25.0, 12.5] = 12.5
-    """Encoder frames (50 a second) are averaged to this rate before the layer mix."""
+    frame_rate_hz: float = 12.5
+    """50, 25 or 12.5: encoder frames (50 a second) are averaged to this rate before the layer mix."""
     width: Count = 128
     """Width of the head."""
     dropout: Fraction = 0.1
@@ -129,6 +129,13 @@ class ModelConfig(Section):
     @classmethod
     def _list_is_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("frame_rate_hz")
+    @classmethod
+    def _known_rate(cls, value: float) -> float:
+        if value not in (50.0, 25.0, 12.5):
+            raise ValueError(f"must be 50, 25 or 12.5, not {value:g}")
+        return value
 
     @field_validator("layers")
     @classmethod

@@ -85,7 +85,7 @@ def make_run(
 def made_up_config(conditions: Sequence[str], seeds: Sequence[int], epochs: int) -> Config:
     return validate(
         {
-            "train": {"seeds": list(seeds), "epochs": epochs},
+            "train": {"seeds": list(seeds), "epochs": max(1, epochs)},
             "conditions": {
                 name: {"model": {"freeze_speech_encoder": i == 0}, "train": {"lr": 1e-4 / (1 + i)}}
                 for i, name in enumerate(conditions)
@@ -162,9 +162,7 @@ def _write_predictions(
     writer.writerows(rows)
     write_atomically(trial.predictions, file.getvalue())
     predicted = {d: [float(str(row[f"{d}_predicted"])) for row in rows] for d in DIMENSIONS}
-    return ccc_by_dimension(
-        predicted, {d: [float(str(row[f"{d}_true"])) for row in rows] for d in DIMENSIONS}
-    )
+    return ccc_by_dimension(predicted, {d: [float(str(row[f"{d}_true"])) for row in rows] for d in DIMENSIONS})
 
 
 def _rows(
@@ -197,9 +195,7 @@ def _rows(
                 yield row
 
 
-def _result(
-    condition: str, fold: int, seed: int, epochs: int, scores: dict[str, float | None]
-) -> TrialResult:
+def _result(condition: str, fold: int, seed: int, epochs: int, scores: dict[str, float | None]) -> TrialResult:
     frozen = condition == "frozen"
     weights = [0.1, 0.15, 0.2, 0.25, 0.3]
     return TrialResult(

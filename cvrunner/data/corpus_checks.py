@@ -112,11 +112,7 @@ def utterances_of(entries: Sequence[Entry], rules: Rules, findings: Findings) ->
         _check_labels(entry, rules, findings)
     turns = _turns(entries)
     audio = _read_all(entries, rules.resample, findings)
-    made = [
-        _utterance(entry, turns[index], *audio[index])
-        for index, entry in enumerate(entries)
-        if index in audio
-    ]
+    made = [_utterance(entry, turns[index], *audio[index]) for index, entry in enumerate(entries) if index in audio]
     return tuple(sorted(made, key=lambda u: (natural_order(u.session), u.dialogue, u.turn)))
 
 
@@ -145,9 +141,7 @@ def _check_genders(entries: Sequence[Entry], findings: Findings) -> None:
             findings.problem(entry.named, rule)
 
 
-def _check_one_session(
-    entries: Sequence[Entry], what: Literal["speaker", "dialogue"], findings: Findings
-) -> None:
+def _check_one_session(entries: Sequence[Entry], what: Literal["speaker", "dialogue"], findings: Findings) -> None:
     first: dict[str, dict[str, Entry]] = defaultdict(dict)
     for entry in entries:
         first[getattr(entry, what)].setdefault(entry.session, entry)
@@ -171,9 +165,7 @@ def _check_labels(entry: Entry, rules: Rules, findings: Findings) -> None:
             findings.problem(entry.named, f"{dimension} is {value}, must be a finite number")
         elif dimension in rules.dimensions and not low <= value <= high:
             if rules.outside_scale == "problem":
-                findings.problem(
-                    entry.named, f"{dimension} is {value:g}, outside corpus.scale {low:g}..{high:g}"
-                )
+                findings.problem(entry.named, f"{dimension} is {value:g}, outside corpus.scale {low:g}..{high:g}")
             else:
                 what = f"{dimension} labels outside corpus.scale {low:g}..{high:g}, kept as they are"
                 findings.count(what, f"{entry.named} {value:g}")
@@ -199,7 +191,7 @@ def _read_all(entries: Sequence[Entry], resample: bool, findings: Findings) -> d
     audio: dict[int, tuple[int, str]] = {}
     for index, (entry, outcome) in enumerate(zip(entries, outcomes, strict=True)):
         if isinstance(outcome, AudioError):
-            findings.problem(entry.named, f"{entry.path} {outcome}")
+            findings.problem(entry.named, f"{entry.path}: {outcome}")
             continue
         audio[index] = outcome
         if outcome[0] > LONG_S * SAMPLE_RATE_HZ:

@@ -360,9 +360,9 @@ def _voice(rng: random.Random, speaker: _Speaker, turn: _Turn) -> Voice:
     return Voice(
         "en-us",
         speaker.timbre,
-        rate_wpm=_within(speaker.rate_wpm * math.exp(0.13 * turn.arousal + rng.gauss(0, 0.08)), 110, 300),
-        pitch=_within(45 + 9 * turn.arousal + 4 * turn.valence + rng.gauss(0, 6), 5, 95),
-        pitch_range=_within(50 + 10 * turn.arousal + 16 * turn.valence + rng.gauss(0, 10), 2, 99),
+        rate_wpm=_within(speaker.rate_wpm * math.exp(0.17 * turn.arousal + rng.gauss(0, 0.07)), 110, 320),
+        pitch=_within(45 + 12 * turn.arousal + 2 * turn.valence + rng.gauss(0, 6), 5, 95),
+        pitch_range=_within(50 + 14 * turn.arousal + 10 * turn.valence + rng.gauss(0, 9), 2, 99),
         volume=_within(45 * math.exp(0.25 * turn.arousal + rng.gauss(0, 0.2)), 12, 100),
     )
 

@@ -65,9 +65,7 @@ def make_folds(corpus: Corpus, scheme: Scheme) -> tuple[Fold, ...]:
 
 def split_digest(folds: Iterable[Fold]) -> str:
     """SHA-256 over which utterance is in which part of which fold; their order does not matter."""
-    return digest(
-        sorted([f.number, part, u.id] for f in folds for part, some in f.parts.items() for u in some)
-    )
+    return digest(sorted([f.number, part, u.id] for f in folds for part, some in f.parts.items() for u in some))
 
 
 def split_table(folds: Sequence[Fold]) -> dict[str, Any]:
@@ -87,9 +85,7 @@ def split_table(folds: Sequence[Fold]) -> dict[str, Any]:
 
 def find_leaks(folds: Iterable[Fold]) -> list[str]:
     """One line for every speaker, dialogue, utterance and identical audio that two parts of a fold share."""
-    return [
-        leak for fold in folds for one, other in combinations(PARTS, 2) for leak in _shared(fold, one, other)
-    ]
+    return [leak for fold in folds for one, other in combinations(PARTS, 2) for leak in _shared(fold, one, other)]
 
 
 def check_leaks(folds: Iterable[Fold]) -> None:

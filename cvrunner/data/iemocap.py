@@ -27,9 +27,7 @@ SYNTHETIC_MARK = "SYNTHETIC.json"
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _HEADER = re.compile(rf"\[\s*{_NUMBER}\s*-\s*{_NUMBER}\s*\]\s+(\S+)\s+\S+\s+\[([^\]]*)\]")
-_RATING = re.compile(
-    rf"A-([EFM]\w*):\s*val\s*{_NUMBER}?\s*;\s*act\s*{_NUMBER}?\s*;(?:\s*dom\s*{_NUMBER}?\s*;)?"
-)
+_RATING = re.compile(rf"A-([EFM]\w*):\s*val\s*{_NUMBER}?\s*;\s*act\s*{_NUMBER}?\s*;(?:\s*dom\s*{_NUMBER}?\s*;)?")
 _DIALOGUE = re.compile(r"Ses(\d\d)[FM]_((impro|script)\d+(?:_\d+)?)[a-z]?")
 _SPEAKER = re.compile(r"([FM])\w+")
 
@@ -74,15 +72,11 @@ def side(dialogue: str) -> str | None:
 
 
 def _session_folders(root: Path) -> list[Path]:
-    folders = [
-        path for path in root.glob("Session*") if re.fullmatch(r"Session\d+", path.name) and path.is_dir()
-    ]
+    folders = [path for path in root.glob("Session*") if re.fullmatch(r"Session\d+", path.name) and path.is_dir()]
     if not folders:
         inside = sorted(path.parent.name for path in root.glob("*/Session1"))
         hint = f"; did you mean {root / inside[0]}?" if inside else ""
-        raise CorpusError(
-            str(root), [f"corpus.root must be the folder that holds Session1, Session2, ...{hint}"]
-        )
+        raise CorpusError(str(root), [f"corpus.root must be the folder that holds Session1, Session2, ...{hint}"])
     return sorted(folders, key=lambda path: natural_order(path.name))
 
 
@@ -106,18 +100,14 @@ def _read_session(root: Path, folder: Path, labels: LabelVariant, findings: Find
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
     """Sorted, without hidden files: `._*` are what macOS leaves behind, in copies of this corpus too."""
-    return sorted(
-        path for path in paths if not path.name.startswith(".") and not path.parent.name.startswith(".")
-    )
+    return sorted(path for path in paths if not path.name.startswith(".") and not path.parent.name.startswith("."))
 
 
 def _read_turns(path: Path, name: str, findings: Findings) -> list[_Turn]:
     turns: list[_Turn] = []
     current: _Turn | None = None
     # Raters' comments may be in any encoding; what is read here is ASCII.
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1
-    ):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1):
         where = f"{name} line {number}"
         if line.startswith("["):
             current = _parse_header(line, where, findings)
@@ -185,12 +175,8 @@ def _entry(folder: Path, dialogue: str, turn: _Turn, labels: LabelVariant) -> En
 def _labels(turn: _Turn, variant: LabelVariant) -> dict[str, float | None]:
     if variant == "header":
         return dict(zip(DIMENSIONS, turn.header, strict=True))
-    ratings = [
-        rating for rater, rating in turn.raters.items() if variant == "all_raters" or rater.startswith("E")
-    ]
-    return {
-        dimension: _mean(rating[index] for rating in ratings) for index, dimension in enumerate(DIMENSIONS)
-    }
+    ratings = [rating for rater, rating in turn.raters.items() if variant == "all_raters" or rater.startswith("E")]
+    return {dimension: _mean(rating[index] for rating in ratings) for index, dimension in enumerate(DIMENSIONS)}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

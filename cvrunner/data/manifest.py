@@ -33,9 +33,7 @@ class _Row:
     """By column; empty: not given."""
 
 
-def load_manifest(
-    path: Path, scale: tuple[float, float], dimensions: Sequence[str], resample: bool
-) -> Corpus:
+def load_manifest(path: Path, scale: tuple[float, float], dimensions: Sequence[str], resample: bool) -> Corpus:
     """The corpus a manifest lists; relative audio paths start at the manifest's folder and stay in it.
 
     With a `split` column a speaker may have several sessions (`check_leaks` keeps the parts apart); without,
@@ -49,9 +47,7 @@ def load_manifest(
     findings.stop_if_any(str(path))
     entries = [entry for row in rows if (entry := _entry(path.parent, row, "split" in columns, findings))]
     _check_turns(entries, findings)
-    rules = Rules(
-        dimensions, scale, resample, outside_scale="problem", one_session_each="split" not in columns
-    )
+    rules = Rules(dimensions, scale, resample, outside_scale="problem", one_session_each="split" not in columns)
     utterances = utterances_of(entries, rules, findings)
     findings.stop_if_any(str(path))
     return Corpus(utterances, path.stem, "manifest", warnings=findings.warnings)
@@ -66,9 +62,7 @@ def _read_rows(path: Path, findings: Findings) -> list[_Row]:
     except UnicodeDecodeError as error:
         raise CorpusError(str(path), [f"is not UTF-8 text (byte {error.start})"]) from None
     except OSError as error:
-        raise CorpusError(
-            str(path), [f"corpus.root cannot be read as a manifest: {error.strerror}"]
-        ) from None
+        raise CorpusError(str(path), [f"corpus.root cannot be read as a manifest: {error.strerror}"]) from None
     if path.suffix.lower() in (".jsonl", ".ndjson") or text.lstrip().startswith("{"):
         rows = _read_json_lines(text, path.name, findings)
     else:
@@ -196,9 +190,7 @@ def _number(column: str, cells: dict[str, str], wrong: list[str]) -> float | Non
     return value
 
 
-def _choice(
-    column: str, cells: dict[str, str], choices: dict[str, str], shown: str, wrong: list[str]
-) -> str | None:
+def _choice(column: str, cells: dict[str, str], choices: dict[str, str], shown: str, wrong: list[str]) -> str | None:
     text = cells.get(column, "")
     if text and text.lower() not in choices:
         wrong.append(f"{column} {text!r} must be one of {shown}")

@@ -107,9 +107,7 @@ def _session_sizes(corpus: Corpus, session: str) -> SessionSizes:
 def _label_spread(corpus: Corpus, dimension: str, scale: tuple[float, float]) -> LabelSpread:
     values = [value for u in corpus.utterances if (value := u.label(dimension)) is not None]
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return LabelSpread(
-        dimension, float(np.mean(values)), std, labels_outside(corpus.utterances, dimension, scale)
-    )
+    return LabelSpread(dimension, float(np.mean(values)), std, labels_outside(corpus.utterances, dimension, scale))
 
 
 def _durations(utterances: Sequence[Utterance]) -> Durations:
@@ -148,9 +146,7 @@ def render(report: AuditReport) -> str:
             [[s.dimension, f"{s.mean:.3f}", f"{s.std:.3f}", str(s.outside_scale)] for s in report.labels],
         ),
         [_duration_line(report.durations)],
-        ["Warnings: none"]
-        if not report.warnings
-        else ["Warnings:", *(f"  {line}" for line in report.warnings)],
+        ["Warnings: none"] if not report.warnings else ["Warnings:", *(f"  {line}" for line in report.warnings)],
         _table(["fold", "train", "validation", "test"], [_fold_cells(sizes) for sizes in report.folds]),
         [f"Split digest: {report.split_digest}"],
         _leak_lines(report.leaks),

@@ -77,9 +77,7 @@ def scenario_controlled_ccc(
     expected = scenario_means(train, test, dimension)
     predicted = np.asarray(prediction, dtype=np.float64)
     if predicted.shape != expected.shape:
-        raise ValueError(
-            f"prediction has shape {predicted.shape}, must have {expected.shape}, one for each utterance"
-        )
+        raise ValueError(f"prediction has shape {predicted.shape}, must have {expected.shape}, one for each utterance")
     return defined(ccc(predicted - expected, label_array(test, dimension) - expected))
 
 
@@ -98,9 +96,7 @@ def _floor(folds: Sequence[Fold], dimensions: Sequence[str], by: tuple[str, ...]
     predicted = {d: [scenario_means(fold.train, fold.test, d, by) for fold in folds] for d in dimensions}
     true = {d: [label_array(fold.test, d) for fold in folds] for d in dimensions}
     by_fold = {
-        fold.number: ccc_by_dimension(
-            {d: predicted[d][i] for d in dimensions}, {d: true[d][i] for d in dimensions}
-        )
+        fold.number: ccc_by_dimension({d: predicted[d][i] for d in dimensions}, {d: true[d][i] for d in dimensions})
         for i, fold in enumerate(folds)
     }
     mean = {name: mean_if_all(scores[name] for scores in by_fold.values()) for name in (*dimensions, "avg")}

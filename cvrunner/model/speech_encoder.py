@@ -14,6 +14,7 @@ import contextlib
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WavLMModel
@@ -185,6 +186,7 @@ def _attention(attention: Any, hidden: Tensor, bias: Tensor, padding: Tensor) ->
 
 def load_wavlm(files: EncoderFiles, dropout: float | None = None) -> WavLMModel:
     """The pretrained WavLM in float32, without layer drop. Raises EncoderError where weights are missing in the files."""
+    transformers.utils.logging.disable_progress_bar()
     changes: dict[str, float] = {"layerdrop": 0.0}
     if dropout is not None:
         names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")

@@ -204,6 +204,8 @@ class RunRecord(Record):
     """By trial name, such as `frozen/fold-1/seed-0`."""
     floor: FloorRecord | None = None
     """The no-audio floor on the run's folds, once it is known."""
+    links: dict[str, str] = {}
+    """By name: addresses of the run in MLflow."""
 
 
 class Aggregate(Record):
@@ -284,6 +286,6 @@ class Summary(Record):
     decisions: dict[str, Decision] = {}
     """By condition other than the baseline, on CCC-Avg."""
     groups: dict[str, dict[str, Ccc]] = {}
-    """By condition, then part of the test data (`gender F`, `speaker 01M`, `scripted`, ...): pooled, mean over seeds."""
+    """By condition, then part of the test data (`gender F`, `speaker 01M`, `scripted`): pooled, mean over seeds."""
     verdict: str
     """One sentence."""

@@ -75,7 +75,7 @@ def _unfinished(run: RunRecord, missing: list[str]) -> Summary:
         baseline=run.conditions[0],
         scores={},
         differences={},
-        verdict=f"INCOMPLETE: {count} {have} no result ({', '.join(missing)}), so nothing can be compared yet"
+        verdict=f"INCOMPLETE: {count} {have} no result ({', '.join(missing)}), so nothing is compared"
         + (", on synthetic data." if run.synthetic else "."),
     )
 
@@ -88,9 +88,7 @@ def _std(values: Iterable[float | None]) -> float | None:
 # --- one condition ---------------------------------------------------------------------------------------------------
 
 
-def _scores(
-    run: RunRecord, results: dict[str, TrialResult], data: OutOfFold, condition: str
-) -> dict[str, Aggregate]:
+def _scores(run: RunRecord, results: dict[str, TrialResult], data: OutOfFold, condition: str) -> dict[str, Aggregate]:
     pooled = _pooled(run, data, condition)
     scores = {}
     for dimension in (*run.dimensions, AVG):
@@ -112,9 +110,7 @@ def _by_trial(
     }
 
 
-def _pooled(
-    run: RunRecord, data: OutOfFold, condition: str, rows: npt.NDArray[np.bool_] | None = None
-) -> Ccc:
+def _pooled(run: RunRecord, data: OutOfFold, condition: str, rows: npt.NDArray[np.bool_] | None = None) -> Ccc:
     """CCC over `rows` (or all) of all folds together, mean over seeds, by dimension and `avg`."""
     scores: Ccc = {}
     for k, dimension in enumerate(run.dimensions):
@@ -133,11 +129,7 @@ def _groups(run: RunRecord, data: OutOfFold, condition: str) -> dict[str, Ccc]:
     for kind, start in (("scripted", "script"), ("improvised", "impro")):
         parts[kind] = about["scenario"].str.startswith(start).to_numpy()
     parts |= {f"speaker {s}": (about["speaker"] == s).to_numpy() for s in sorted(set(about["speaker"]))}
-    return {
-        name: _pooled(run, data, condition, rows)
-        for name, rows in parts.items()
-        if np.count_nonzero(rows) > 1
-    }
+    return {name: _pooled(run, data, condition, rows) for name, rows in parts.items() if np.count_nonzero(rows) > 1}
 
 
 # --- two conditions --------------------------------------------------------------------------------------------------

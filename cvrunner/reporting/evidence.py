@@ -47,8 +47,8 @@ def claims_table(report: Report) -> Table:
         "Claims of others beside what was measured",
         ["claim", "condition", "quantity", "stated", "measured", "outcome"],
         rows,
-        f"{'Source: ' + source + '. ' if source else ''}A CCC claim is met from its lower end on, a cost claim up to its "
-        "upper end. On synthetic data no claim can be tested, and without a GPU no cost.",
+        f"{'Source: ' + source + '. ' if source else ''}A CCC claim is met from its lower end on, a cost claim up "
+        "to its upper end. On synthetic data no claim can be tested, and without a GPU no cost.",
     )
 
 
@@ -79,22 +79,17 @@ def floor_table(report: Report) -> Table:
     if floor is None:
         return Table("Floor and ceiling", columns, [])
     rows = [[f"no audio: {name}", *_score_cells(scores, labels)] for name, scores in floor.scores.items()]
-    rows += (
-        []
-        if report.summary.missing
-        else [[_plain(cell) for cell in row] for row in scores_table(report).rows]
-    )
+    rows += [] if report.summary.missing else [[_plain(cell) for cell in row] for row in scores_table(report).rows]
     rows += [
-        [f"{name}, scenario taken out", *_score_cells(scores, labels)]
-        for name, scores in floor.controlled.items()
+        [f"{name}, scenario taken out", *_score_cells(scores, labels)] for name, scores in floor.controlled.items()
     ]
     rows += [["one human rater", *_score_cells(floor.ceiling, labels)]] if floor.ceiling else []
     reasons = [f"No floor: {floor.reason}." if floor.reason else ""]
     reasons += [f"No ceiling: {floor.ceiling_reason}." if floor.ceiling_reason else ""]
     note = (
-        "Mean over folds; pooled over all out-of-fold predictions. No audio: the training mean of the utterance's scenario "
-        "(and of speaker's gender and side), on the same folds; a model below it has not shown that it listens. Scenario "
-        "taken out: prediction and truth less the training mean of their scenario."
+        "Mean over folds; pooled over all out-of-fold predictions. No audio: the training mean of the utterance's "
+        "scenario (and of speaker's gender and side), on the same folds; a model below it has not shown that it "
+        "listens. Scenario taken out: prediction and truth less the training mean of their scenario."
     )
     return Table("Floor and ceiling", columns, rows, " ".join([note, *filter(None, reasons)]))
 
@@ -130,20 +125,14 @@ def groups_table(report: Report) -> Table:
 def settings_table(report: Report) -> Table:
     """The configuration keys in which the conditions differ."""
     conditions = report.run.conditions
-    flat = {
-        c: flatten(report.config.for_condition(c).numerics)
-        for c in conditions
-        if c in report.config.conditions
-    }
+    flat = {c: flatten(report.config.for_condition(c).numerics) for c in conditions if c in report.config.conditions}
     keys = sorted({key for values in flat.values() for key in values})
     rows = [
         [key, *(str(values.get(key, NONE)) for values in flat.values())]
         for key in keys
         if len({str(values.get(key)) for values in flat.values()}) > 1
     ]
-    return Table(
-        "Settings that differ", ["key", *flat], rows, "All other settings are the same for all conditions."
-    )
+    return Table("Settings that differ", ["key", *flat], rows, "All other settings are the same for all conditions.")
 
 
 def flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
@@ -175,8 +164,8 @@ def trials_table(report: Report) -> Table:
         "Trials",
         columns,
         rows,
-        "Encoder moved: relative change of its weights, largest group; a frozen one must show 0. Collapsed: dimensions with "
-        "constant test predictions. Peak memory: of the GPU, on a CPU of the process.",
+        "Encoder moved: relative change of its weights, largest group; a frozen one must show 0. Collapsed: "
+        "dimensions with constant test predictions. Peak memory: of the GPU, on a CPU of the process.",
     )
 
 

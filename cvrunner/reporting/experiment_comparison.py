@@ -77,8 +77,7 @@ def _scores(run: RunRecord, summary: Summary | None) -> str:
     if summary is None:
         return ""
     return "<br>".join(
-        f"{condition}: "
-        + ", ".join(f"{ccc_label(name)} {number(score.mean)}" for name, score in by_dimension.items())
+        f"{condition}: " + ", ".join(f"{ccc_label(name)} {number(score.mean)}" for name, score in by_dimension.items())
         for condition, by_dimension in summary.scores.items()
     )
 

@@ -22,9 +22,7 @@ def floor_record(folds: Sequence[Fold], dimensions: Sequence[str]) -> FloorRecor
     """The no-audio floor on these folds; only a reason where the corpus names no scenarios."""
     floors = no_audio_floor(folds, dimensions)
     reason = next((floor.reason for floor in floors.values() if floor.reason), None)
-    return FloorRecord(
-        scores={} if reason else {name: _scores(f) for name, f in floors.items()}, reason=reason
-    )
+    return FloorRecord(scores={} if reason else {name: _scores(f) for name, f in floors.items()}, reason=reason)
 
 
 def with_controlled_scores(
@@ -41,9 +39,7 @@ def _scores(floor: FloorScore) -> dict[str, Score]:
     return {name: Score(mean=floor.mean[name], pooled=floor.pooled[name]) for name in floor.mean}
 
 
-def _controlled(
-    folds: Sequence[Fold], directory: RunDirectory, run: RunRecord, condition: str
-) -> dict[str, Score]:
+def _controlled(folds: Sequence[Fold], directory: RunDirectory, run: RunRecord, condition: str) -> dict[str, Score]:
     by_trial = [_trial_scores(fold, directory, run, condition, seed) for fold in folds for seed in run.seeds]
     # Pooling would set the expectations of different training sets against each other, so there is a mean only.
     names = (*run.dimensions, "avg")

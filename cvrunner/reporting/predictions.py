@@ -119,6 +119,4 @@ def _checked(
 def _check_same_rows(first: pd.DataFrame, table: pd.DataFrame, where: str) -> None:
     keys = ["fold", "utterance"]
     if len(first) != len(table) or not bool((first[keys].to_numpy() == table[keys].to_numpy()).all()):
-        raise ResultsError(
-            f"{where}: other test utterances than the first condition's, so nothing can be paired"
-        )
+        raise ResultsError(f"{where}: other test utterances than the first condition's, so nothing can be paired")

@@ -22,23 +22,23 @@ def render_text(report: Report, width: int = 120) -> str:
     """The sentence and the comparing tables for a terminal of `width` columns, without colours."""
     from rich.console import Console
 
-    # A wide table that folds its cells is unreadable, so a narrow terminal gets long lines instead.
     console = Console(file=io.StringIO(), width=max(width, 40), color_system=None, highlight=False)
     for table in comparison_tables(report):
-        _print_table(console, table, width)
+        _print_table(console, table)
     console.print(report.summary.verdict, soft_wrap=True, markup=False)
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
 
 
-def _print_table(console: object, table: Table, width: int) -> None:
+def _print_table(console: object, table: Table) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
     assert isinstance(console, Console)
-    shown = RichTable(title=table.title, title_justify="left", title_style="bold")
+    shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in table.columns:
         numeric = bool(table.rows) and table.rows[0][table.columns.index(column)][:1] in "0123456789+-–"
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold")

@@ -64,8 +64,7 @@ def read_report(
         config=load_config(directory.config),
         results=directory.results(run),
         epochs={
-            name: read_epochs(directory, state.condition, state.fold, state.seed)
-            for name, state in run.trials.items()
+            name: read_epochs(directory, state.condition, state.fold, state.seed) for name, state in run.trials.items()
         },
         floor=floor or run.floor,
         links=links or {},

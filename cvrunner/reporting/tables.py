@@ -50,8 +50,8 @@ def scores_table(report: Report) -> Table:
         "Test CCC by condition",
         columns,
         rows,
-        "Mean ± standard deviation (n - 1) over folds and seeds; pooled: one CCC over all out-of-fold predictions, mean "
-        "over seeds.",
+        "Mean ± standard deviation (n - 1) over folds and seeds; pooled: one CCC over all out-of-fold predictions, "
+        "mean over seeds.",
     )
 
 
@@ -62,7 +62,7 @@ def _mean_sd(aggregate: Aggregate) -> str:
 def differences_table(report: Report) -> Table:
     """Each condition against the baseline, by dimension."""
     columns = ["difference", "dimension", "mean", "95 % interval", "smallest detectable", "pooled"]
-    columns += ["95 % interval, pooled", "corrected t", "folds above / below"]
+    columns += ["95 % interval, pooled", "corrected t, p", "folds above / below", "sign test, p"]
     baseline = report.summary.baseline
     rows = [
         [f"{other} - {baseline}", ccc_label(dimension), *_difference_cells(difference)]
@@ -80,8 +80,9 @@ def _difference_cells(difference: Difference) -> list[str]:
         NONE if interval is None else number(interval.detectable),
         signed(difference.pooled),
         _interval(difference.pooled_interval),
-        NONE if test is None else f"t = {test.t:.2f}, p = {test.p:.3f}",
-        NONE if signs is None else f"{signs.above} / {signs.below} (p = {signs.p:.3f})",
+        NONE if test is None else number(test.p),
+        NONE if signs is None else f"{signs.above} / {signs.below}",
+        NONE if signs is None else number(signs.p),
     ]
 
 
@@ -108,9 +109,7 @@ def _difference_note(report: Report) -> str:
             f"Corrected t: Nadeau and Bengio, over {test.folds} folds, test/train ratio {test.test_train_ratio:.2f}."
         )
     if signs:
-        parts.append(
-            f"Sign test: with {len(report.run.folds)} folds its p cannot go below {signs.smallest_p:.4f}."
-        )
+        parts.append(f"Sign test: with {len(report.run.folds)} folds its p cannot go below {signs.smallest_p:.4f}.")
     if len(report.run.seeds) == 1:
         parts.append("One seed: the chance of the training itself is not measured.")
     if len(report.summary.differences) > 1:
@@ -123,9 +122,7 @@ def folds_table(report: Report) -> Table:
     summary, labels = report.summary, report.label
     columns = ["fold", "seed"]
     columns += [f"{condition} {label}" for condition in summary.scores for label in labels.values()]
-    columns += [
-        f"{other} - {summary.baseline} {label}" for other in summary.differences for label in labels.values()
-    ]
+    columns += [f"{other} - {summary.baseline} {label}" for other in summary.differences for label in labels.values()]
     rows = []
     for fold in report.run.folds:
         for seed in report.run.seeds:

@@ -36,25 +36,26 @@ def _clause(name: str, baseline: str, average: Difference, decision: Decision) -
     if average.mean is None:
         return f"{name} cannot be compared with {baseline}, because the CCC-Avg of a trial is undefined"
     if average.interval is None:
-        return f"{name} differs from {baseline} by {average.mean:+.4f} CCC-Avg, not distinguishable because no interval can be given: {average.interval_reason}"
+        return (
+            f"{name} is not distinguishable from {baseline}: CCC-Avg differs by {average.mean:+.4f}, and no "
+            f"interval can be given ({average.interval_reason})"
+        )
     interval = average.interval
     found = (
         f"95 % interval {interval.low:+.4f} to {interval.high:+.4f}, "
         f"smallest detectable difference {interval.detectable:.4f}"
     )
     if decision == "not distinguishable":
-        return (
-            f"{name} is not distinguishable from {baseline}: CCC-Avg differs by {average.mean:+.4f} ({found})"
-        )
-    return f"{name} is {decision} than {baseline} by {average.mean:+.4f} CCC-Avg ({found}){_doubt(average)}"
+        return f"{name} is not distinguishable from {baseline}: CCC-Avg differs by {average.mean:+.4f} ({found})"
+    return f"{name} is {decision} than {baseline} by {abs(average.mean):.4f} CCC-Avg ({found}){_doubt(average)}"
 
 
 def _doubt(average: Difference) -> str:
-    """The interval speaks of these test sessions; the t over folds of others like them, and may not agree."""
+    """The interval speaks of these trained models, the t of training on other speakers; they need not agree."""
     test = average.corrected_t
     if test is None or test.p < ALPHA:
         return ""
-    return f", though the spread between folds leaves other speakers open (corrected t, p = {test.p:.3f})"
+    return f", not confirmed by the corrected t over folds (p = {test.p:.4f})"
 
 
 def _design(run: RunRecord) -> str:

@@ -5,6 +5,7 @@ The same code runs on a GPU of a Ray cluster and on a laptop's CPU, for the froz
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
@@ -16,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
 from cvrunner.config import TrainConfig
 from cvrunner.data.batches import Update, evaluation_update, training_updates
+from cvrunner.data.corpus_checks import labels_outside
 from cvrunner.data.utterance import Utterance
-from cvrunner.errors import NonFiniteError, Stopped
+from cvrunner.errors import NonFiniteError, Stopped, TrialError
 from cvrunner.evaluation.ccc import ccc_by_dimension, is_collapsed
 from cvrunner.files import write_atomically
 from cvrunner.model.mamba_ema import MambaEMAModel
@@ -86,6 +89,10 @@ class FoldTrainer:
         if (result := self.place.directory.result(self.trial.key)) is not None:
             yield result
             return
+        with self._alone():
+            yield from self._run()
+
+    def _run(self) -> Iterator[Event]:
         began = time.monotonic()
 
         # Build: the same weights whatever came before, then what a checkpoint knows.
@@ -108,6 +115,17 @@ class FoldTrainer:
         self._load_best(progress.best_epoch)
         predictions = self._predict(self.fold.test)
         yield self._finish(progress, predictions, time.monotonic() - began)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Raises TrialError while another process trains this trial; a process that dies lets go."""
+        path = self.place.directory.path
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise TrialError(f"{path} is being trained by another process") from None
 
     # --- building and resuming ----------------------------------------------------------------------------------------
 
@@ -240,6 +258,8 @@ class FoldTrainer:
         order = torch.cat([batch.positions for batch in batches]).argsort()
         scaled = self.model.predict(z[order], list(update.turns)).double().cpu().numpy()
         low, high = self.trial.config.corpus.scale
+        if not np.isfinite(scaled).all():
+            raise NonFiniteError(f"{int((~np.isfinite(scaled)).any(1).sum())} of {len(scaled)} predictions are not numbers")
         row = {u.id: i for i, u in enumerate(update.utterances)}
         values = low + (high - low) * scaled[[row[u.id] for u in utterances]]
         return {dimension: values[:, k] for k, dimension in enumerate(self.dimensions)}
@@ -314,6 +334,7 @@ class FoldTrainer:
     def _finish(self, progress: Progress, predictions: Predictions, total_s: float) -> TrialResult:
         """Predictions, weights and result on disk, in this order: a result is there only when all of it is."""
         directory, truth = self.place.directory, self._truth(self.fold.test)
+        everyone = [*self.fold.train, *self.fold.validation, *self.fold.test]
         epochs = {line["epoch"]: line for line in journal.read(self.journal, "epoch")}
         result = TrialResult(
             key=self.trial.key,
@@ -331,7 +352,7 @@ class FoldTrainer:
             parameters=self.schedule.count(),
             movement={group: values["movement"] for group, values in epochs[progress.epoch - 1]["groups"].items()},
             layer_weights=epochs[progress.best_epoch]["layer_weights"],
-            labels_outside_scale=self._labels_outside_scale(),
+            labels_outside_scale=sum(labels_outside(everyone, d, self.trial.config.corpus.scale) for d in self.dimensions),
             split_digest=self.trial.split_digest,
             corpus_digest=self.trial.corpus_digest,
             encoder=self.trial.encoder.name,
@@ -355,12 +376,6 @@ class FoldTrainer:
         journal.append(self.journal, "result", test_ccc=result.test_ccc, best_epoch=result.best_epoch)
         self.checkpoints.remove()
         return result
-
-    def _labels_outside_scale(self) -> int:
-        low, high = self.trial.config.corpus.scale
-        everyone = [*self.fold.train, *self.fold.validation, *self.fold.test]
-        labels = [u.label(d) for u in everyone for d in self.dimensions]
-        return sum(1 for label in labels if label is not None and not low <= label <= high)
 
 
 def _seed(seed: int, epoch: int, update: int) -> int:

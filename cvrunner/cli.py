@@ -1,0 +1,126 @@
+"""The command line: parses, calls a command, and turns errors into one sentence and an exit code.
+
+0 ok; 1 a trial failed or the run is incomplete; 2 usage, configuration or corpus error; 143 stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cvrunner.errors import CvrunnerError
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Does unfreezing the speech encoder help, by how much, and how sure are we?",
+)
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML configuration.", show_default="configs/demo.yaml")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, such as train.lr=1e-4.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only problems and the result.")]
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of user errors.")] = False,
+) -> None:
+    """Options of all commands."""
+    if version:
+        import cvrunner
+
+        typer.echo(f"cvrunner {cvrunner.__version__}")
+        raise typer.Exit
+    ctx.obj = debug
+
+
+@app.command("all-folds")
+def all_folds(
+    config: ConfigFile = None,
+    set_: Set = None,
+    new: Annotated[bool, typer.Option("--new", help="Begin a new run even where this one is there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """The main job: every condition x fold x seed on Ray, then the comparison. Run again, it continues or repeats nothing."""
+    from cvrunner import commands
+
+    _end(commands.all_folds(config, set_ or [], new, quiet, _console()))
+
+
+@app.command("fold")
+def fold(
+    fold: Annotated[int, typer.Option("--fold", help="Fold number, from 1.")],
+    condition: Annotated[str | None, typer.Option("--condition", help="One condition; all without it.")] = None,
+    gpu: Annotated[int | None, typer.Option("--gpu", help="Index of the GPU to use.")] = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """One fold in this process, without Ray: the same numbers bit for bit."""
+    from cvrunner import commands
+
+    _end(commands.one_fold(config, set_ or [], fold, condition, gpu, quiet, _console()))
+
+
+@app.command("audit")
+def audit(config: ConfigFile = None, set_: Set = None) -> None:
+    """Corpus, labels, folds, leaks and no-audio floor; trains nothing."""
+    from cvrunner import commands
+
+    _end(commands.audit(config, set_ or [], _console()))
+
+
+@app.command("report")
+def report(run: Annotated[Path, typer.Argument(help="A run's folder, or its name in results.")]) -> None:
+    """Tables, figures and report.html again, from the files of a run alone."""
+    from cvrunner import commands
+
+    _end(commands.report(run, _console()))
+
+
+@app.command("demo-data")
+def demo_data(
+    root: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("demo-corpus"),
+    seed: Annotated[int, typer.Option(help="Seed of the corpus.")] = 0,
+    utterances: Annotated[int, typer.Option(help="How many utterances, about.", min=40, max=5000)] = 320,
+) -> None:
+    """Write the synthetic IEMOCAP tree."""
+    from cvrunner import commands
+
+    _end(commands.demo_data(root, seed, utterances, _console()))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments, prog_name="cvrunner")
+    except CvrunnerError as error:
+        if "--debug" in arguments:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    # Where no one is watching, lines are as long as they are.
+    return console if console.is_terminal else Console(width=200, soft_wrap=True)
+
+
+def _end(code: int) -> None:
+    if code:
+        raise typer.Exit(code)

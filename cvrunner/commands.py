@@ -1,0 +1,316 @@
+"""The commands: each composes the parts below it and returns an exit code. What is parsed is in `cli.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cvrunner import paths
+from cvrunner.config import Config, load_config
+from cvrunner.errors import LeakError, ResultsError, Stopped, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from cvrunner.data.folds import Fold
+    from cvrunner.data.utterance import Corpus
+    from cvrunner.orchestration.run_book import RunBook
+    from cvrunner.orchestration.scheduler import Executor
+    from cvrunner.records.results import Summary
+    from cvrunner.records.run_directory import RunDirectory
+    from cvrunner.reporting.tracker import Tracker
+    from cvrunner.training.trial import Trial
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A configuration with its corpus and folds, checked: nothing stands in the way of training."""
+
+    name: str
+    config: Config
+    corpus: Corpus
+    folds: tuple[Fold, ...]
+    results_root: Path
+    cache_dir: Path
+
+
+def prepare(config_path: Path | None, overrides: Sequence[str], refuse_leaks: bool = True) -> Prepared:
+    """Read everything and check everything, before anything is trained. Raises ConfigError, CorpusError, LeakError."""
+    path = config_path or paths.default_config()
+    config = load_config(path, overrides)
+    results_root = paths.lasting(config.results.root, "results.root")
+    cache_dir = paths.lasting(config.cluster.cache_dir, "cluster.cache_dir")
+    from cvrunner.data.corpus import load_corpus
+    from cvrunner.data.folds import check_leaks, make_folds
+
+    corpus = load_corpus(config.corpus, paths.corpus_root(config.corpus.root))
+    folds = make_folds(corpus, config.folds.scheme)
+    if refuse_leaks:
+        check_leaks(folds)
+    return Prepared(path.stem, config, corpus, folds, results_root, cache_dir)
+
+
+def all_folds(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: bool, console: Console) -> int:
+    """Every condition x fold x seed on Ray; continues an interrupted run, repeats nothing that is done."""
+    with _open_run(prepare(config_path, overrides), new, quiet, console) as run:
+        todo = run.todo(run.trials)
+        _announce(run, run.trials, todo)
+
+        def executor() -> Executor:
+            from cvrunner.orchestration.ray_executor import RayExecutor
+
+            return RayExecutor(run.book.record.run, run.prepared.config.cluster, run.prepared.cache_dir, len(todo))
+
+        stopped = _train(run, todo, executor) if todo else False
+        return _conclude(run, bool(todo), stopped)
+
+
+def one_fold(
+    config_path: Path | None,
+    overrides: Sequence[str],
+    fold: int,
+    condition: str | None,
+    gpu: int | None,
+    quiet: bool,
+    console: Console,
+) -> int:
+    """The trials of one fold (of one condition, or of all) in this process, without Ray; same run, same numbers."""
+    prepared = prepare(config_path, overrides)
+    numbers = [f.number for f in prepared.folds]
+    if fold not in numbers:
+        raise UsageError(f"--fold {fold}: there are folds {numbers[0]} to {numbers[-1]}")
+    if condition is not None:
+        prepared.config.for_condition(condition)
+    with _open_run(prepared, False, quiet, console) as run:
+        chosen = [t for t in run.trials if t.fold.number == fold and condition in (None, t.condition)]
+        todo = run.todo(chosen)
+        _announce(run, chosen, todo)
+
+        def executor() -> Executor:
+            from cvrunner.orchestration.inline_executor import InlineExecutor
+
+            return InlineExecutor(prepared.cache_dir, _device(gpu))
+
+        stopped = _train(run, todo, executor) if todo else False
+        _conclude(run, bool(todo), stopped)
+        return 1 if run.todo(chosen) else 0
+
+
+def audit(config_path: Path | None, overrides: Sequence[str], console: Console) -> int:
+    """Corpus, labels, folds, leaks, no-audio floor; trains nothing. Exit code 2 when folds leak."""
+    prepared = prepare(config_path, overrides, refuse_leaks=False)
+    from cvrunner.evaluation.audit import audit, render
+
+    found = audit(prepared.corpus, prepared.folds, prepared.config)
+    console.print(render(found), markup=False, highlight=False, soft_wrap=True)
+    return LeakError.exit_code if found.leaks else 0
+
+
+def report(run: Path, console: Console) -> int:
+    """Tables, figures and report.html again, from the files of a run alone."""
+    directory = find_run_directory(run)
+    _write_report(directory)
+    _show(directory, console)
+    return 0 if directory.read_run().status == "COMPLETE" else 1
+
+
+def demo_data(root: Path, seed: int, utterances: int, console: Console) -> int:
+    """Write the synthetic corpus."""
+    from cvrunner.data.demo import write_demo_corpus
+
+    write_demo_corpus(root, seed=seed, utterances=utterances)
+    console.print(f"synthetic corpus in {root.absolute()}", soft_wrap=True)
+    return 0
+
+
+def find_run_directory(run: Path) -> RunDirectory:
+    """A run by its folder, or by its name in the results folder. Raises ResultsError where there is none."""
+    from cvrunner.records.run_directory import RunDirectory
+
+    for path in (run, paths.lasting("results", "results.root") / run):
+        if (path / "run.json").is_file():
+            return RunDirectory(path.absolute())
+    raise ResultsError(f"{run}: no run here (run.json is missing)")
+
+
+# --- the parts of a run ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """An open run: its folder is held by this process alone."""
+
+    prepared: Prepared
+    book: RunBook
+    trials: list[Trial]
+    tracker: Tracker
+    console: Console
+    quiet: bool = False
+
+    def todo(self, trials: Sequence[Trial]) -> list[Trial]:
+        return [trial for trial in trials if self.book.result(trial) is None]
+
+
+@contextlib.contextmanager
+def _open_run(prepared: Prepared, new: bool, quiet: bool, console: Console) -> Iterator[Run]:
+    """Find the run of this configuration, corpus and code, or begin one. Raises ResultsError when it is in use."""
+    from filelock import FileLock, Timeout
+
+    from cvrunner.orchestration.plan import plan_trials
+    from cvrunner.orchestration.run_book import RunBook
+    from cvrunner.reporting.floor_record import floor_record
+    from cvrunner.reporting.progress import teller
+    from cvrunner.reporting.tracker import tracker_for
+
+    trials = plan_trials(prepared.config, prepared.corpus, prepared.folds)
+    floor = floor_record(prepared.folds, prepared.config.corpus.dimensions)
+    book = RunBook.open(
+        prepared.results_root,
+        prepared.name,
+        prepared.config,
+        prepared.corpus,
+        prepared.folds,
+        trials,
+        floor,
+        sys.argv,
+        new,
+    )
+    tracker = tracker_for(prepared.config, prepared.results_root, teller(console))
+    try:
+        with FileLock(book.directory.path / ".lock", timeout=0):
+            yield Run(prepared, book, trials, tracker, console, quiet)
+    except Timeout:
+        raise ResultsError(
+            f"{book.directory.path}: another process is working on this run; wait for it or stop it"
+        ) from None
+
+
+def _announce(run: Run, chosen: Sequence[Trial], todo: Sequence[Trial]) -> None:
+    """What is going to happen, in a few lines."""
+    if run.quiet:
+        return
+    from cvrunner.reporting.progress import teller
+
+    tell = teller(run.console)
+    tell(run.prepared.corpus.describe())
+    for warning in run.prepared.corpus.warnings:
+        tell(f"warning: {warning}")
+    tell(f"run {run.book.record.run} in {run.book.directory.path}")
+    done = len(chosen) - len(todo)
+    if todo:
+        tell(f"{len(chosen)} trials, {done} done, {len(todo)} to train: {', '.join(t.name for t in todo)}")
+    else:
+        tell(f"all {len(chosen)} trials are done: nothing to train")
+
+
+def _train(run: Run, todo: Sequence[Trial], make_executor: Callable[[], Executor]) -> bool:
+    """Run the trials that have no result; returns whether the user stopped them."""
+    from cvrunner.orchestration.scheduler import run_trials
+    from cvrunner.reporting.progress import Progress
+    from cvrunner.reporting.tracking_observer import TrackingObserver
+
+    executor = make_executor()
+    try:
+        run.book.begin()
+        run.tracker.start(run.book.record, run.prepared.config, run.book.directory)
+        with (
+            _stop_on_signals(run.console) as stop,
+            Progress(todo, executor.slots, run.console, run.quiet) as progress,
+        ):
+            observers = [run.book, progress, TrackingObserver(run.tracker)]
+            attempts = run.prepared.config.cluster.max_attempts
+            run_trials(todo, run.book.trial_directory, executor, observers, attempts, stop.is_set)
+        return stop.is_set()
+    finally:
+        executor.close()
+
+
+def _conclude(run: Run, trained: bool, stopped: bool) -> int:
+    """Compare, write, mirror and say it; returns the exit code."""
+    from cvrunner.reporting.experiment_comparison import update_experiment_comparison
+    from cvrunner.reporting.floor_record import with_controlled_scores
+
+    book = run.book
+    status = book.end(stopped) if trained or book.record.status != "COMPLETE" else "COMPLETE"
+    if trained or not book.directory.report.is_file():
+        if status == "COMPLETE" and book.record.floor is not None:
+            floor = with_controlled_scores(book.record.floor, run.prepared.folds, book.directory, book.record)
+            book.note(floor=floor)
+        book.note(links=run.tracker.links() or book.record.links)
+        summary = _write_report(book.directory)
+        run.tracker.finish(summary, status)
+        update_experiment_comparison(run.prepared.results_root)
+    _show(book.directory, run.console)
+    if stopped and status != "COMPLETE":
+        raise Stopped("stopped; the same command continues")
+    return 0 if status == "COMPLETE" else 1
+
+
+def _write_report(directory: RunDirectory) -> Summary:
+    """summary.json, comparison.md, figures and report.html, from the run's files alone."""
+    from cvrunner.files import write_atomically
+    from cvrunner.reporting import figures
+    from cvrunner.reporting.comparison import summarise
+    from cvrunner.reporting.html import render_html
+    from cvrunner.reporting.render import render_markdown
+    from cvrunner.reporting.report import read_report
+
+    summary = summarise(directory)
+    directory.write_summary(summary)
+    report = read_report(directory, summary)
+    write_atomically(directory.comparison, render_markdown(report))
+    drawn = figures.draw(report)
+    figures.save_figures(directory, drawn)
+    write_atomically(directory.report, render_html(report, drawn))
+    return summary
+
+
+def _show(directory: RunDirectory, console: Console) -> None:
+    """The comparison, and where everything is."""
+    from cvrunner.records.results import Summary
+    from cvrunner.reporting.render import render_text
+    from cvrunner.reporting.report import read_report
+
+    summary = Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
+    report = read_report(directory, summary)
+    lines = [render_text(report, console.width), f"results  {directory.path}", f"report   {directory.report}"]
+    lines += [f"MLflow   {name}: {link}" for name, link in report.run.links.items()]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _device(gpu: int | None) -> torch.device | None:
+    """A GPU by its index. Raises UsageError where there is no such GPU."""
+    if gpu is None:
+        return None
+    import torch
+
+    if not 0 <= gpu < torch.cuda.device_count():
+        raise UsageError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} GPUs that torch can use")
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
+
+
+@contextlib.contextmanager
+def _stop_on_signals(console: Console) -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C set the event, so that trials can save; a second Ctrl-C ends at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        console.print(f"{signal.Signals(number).name}: saving what is running; the same command continues")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,157 @@
+"""run.json and the run's folder, kept up to date by the driver alone."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import cvrunner
+from cvrunner.config import Config
+from cvrunner.data.folds import Fold, split_table
+from cvrunner.data.utterance import Corpus
+from cvrunner.errors import ResultsError
+from cvrunner.files import write_atomically
+from cvrunner.orchestration.plan import run_key
+from cvrunner.orchestration.scheduler import Decision, Failure
+from cvrunner.records.results import FloorRecord, RunRecord, RunStatus, TrialResult, TrialState
+from cvrunner.records.run_directory import RunDirectory, TrialDirectory
+from cvrunner.training.fold_trainer import Event
+from cvrunner.training.trial import Trial
+
+
+def find_run(root: Path, name: str, key: str) -> RunDirectory | None:
+    """The newest run of this key, `<name>-<key>` or `<name>-<key>-<n>`."""
+    found = [RunDirectory(path.parent) for path in root.glob(f"{name}-{key[:8]}*/run.json")]
+    same = [run for run in found if run.read_run().key == key]
+    return max(same, key=lambda run: run.read_run().started_at, default=None)
+
+
+def new_run(root: Path, name: str, key: str) -> RunDirectory:
+    """A folder that is not there yet."""
+    base = root / f"{name}-{key[:8]}"
+    number = 1
+    while (path := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
+        number += 1
+    return RunDirectory(path)
+
+
+class RunBook:
+    """The record of a run on disk; an observer of its trials."""
+
+    def __init__(self, directory: RunDirectory, record: RunRecord) -> None:
+        self.directory = directory
+        self.record = record
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        name: str,
+        config: Config,
+        corpus: Corpus,
+        folds: Sequence[Fold],
+        trials: Sequence[Trial],
+        floor: FloorRecord,
+        command: list[str],
+        new: bool,
+    ) -> RunBook:
+        """Continue the run of these trials, or begin one; `new`: begin one in any case."""
+        key = run_key(trials)
+        directory = None if new else find_run(root, name, key)
+        if directory is not None:
+            return cls(directory, directory.read_run())
+        directory = new_run(root, name, key)
+        record = RunRecord(
+            run=directory.name,
+            key=key,
+            status="RUNNING",
+            started_at=_now(),
+            command=command,
+            host=socket.gethostname(),
+            cvrunner_version=cvrunner.__version__,
+            corpus=corpus.describe(),
+            split_digest=trials[0].split_digest,
+            corpus_digest=trials[0].corpus_digest,
+            synthetic=corpus.synthetic,
+            dimensions=list(config.corpus.dimensions),
+            protocol=config.model.protocol,
+            conditions=list(config.conditions),
+            folds=[fold.number for fold in folds],
+            seeds=list(config.train.seeds),
+            floor=floor,
+            trials={t.name: _state(t) for t in sorted(trials, key=lambda t: (t.condition, t.fold.number, t.seed))},
+        )
+        try:
+            directory.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(directory.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            write_atomically(directory.split, json.dumps(split_table(folds), indent=1) + "\n")
+            directory.write_run(record)
+        except OSError as error:
+            raise ResultsError(f"results.root: {directory.path} cannot be written: {error.strerror}") from None
+        return cls(directory, record)
+
+    def trial_directory(self, trial: Trial) -> TrialDirectory:
+        return self.directory.trial(trial.condition, trial.fold.number, trial.seed)
+
+    def result(self, trial: Trial) -> TrialResult | None:
+        """The trial's result, if it is there already."""
+        return self.trial_directory(trial).result(trial.key)
+
+    def begin(self) -> None:
+        """The run is being worked on; states are set by what lies on disk."""
+        states = {}
+        for name, state in self.record.trials.items():
+            done = self.directory.trial(state.condition, state.fold, state.seed).result(state.key) is not None
+            states[name] = state.model_copy(update={"status": "DONE" if done else "WAITING", "error": None})
+        self._write(trials=states, status="RUNNING", finished_at=None)
+
+    def end(self, stopped: bool) -> RunStatus:
+        """Set and return the final status: COMPLETE only when every trial has its result."""
+        complete = all(state.status == "DONE" for state in self.record.trials.values())
+        status: RunStatus = "COMPLETE" if complete else "STOPPED" if stopped else "INCOMPLETE"
+        states = {
+            name: state.model_copy(update={"status": "STOPPED"}) if state.status == "RUNNING" else state
+            for name, state in self.record.trials.items()
+        }
+        self._write(trials=states, status=status, finished_at=_now())
+        return status
+
+    def note(self, **changes: Any) -> None:
+        """Write more into run.json: the floor, the links."""
+        self._write(**changes)
+
+    def attempt(self, trial: Trial, number: int) -> None:
+        attempts = self.record.trials[trial.name].attempts + 1
+        self._set(trial, status="RUNNING", attempts=attempts)
+
+    def event(self, trial: Trial, event: Event) -> None:
+        if isinstance(event, TrialResult):
+            self._set(trial, status="DONE", error=None)
+
+    def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
+        status = {Decision.RETRY: "WAITING", Decision.FAIL: "FAILED", Decision.STOP: "STOPPED"}[decision]
+        self._set(trial, status=status, error=failure.message)
+        if failure.details:
+            write_atomically(self.trial_directory(trial).path / "error.txt", failure.details)
+
+    def _set(self, trial: Trial, **changes: Any) -> None:
+        state = self.record.trials[trial.name].model_copy(update=changes)
+        self._write(trials={**self.record.trials, trial.name: state})
+
+    def _write(self, **changes: Any) -> None:
+        self.record = self.record.model_copy(update=changes)
+        self.directory.write_run(self.record)
+
+
+def _state(trial: Trial) -> TrialState:
+    return TrialState(key=trial.key, condition=trial.condition, fold=trial.fold.number, seed=trial.seed)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

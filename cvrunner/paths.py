@@ -1,0 +1,48 @@
+"""Where things lie, as absolute paths.
+
+A Ray job runs in a temporary copy of its working directory, and whatever it writes there is lost. So a relative path
+means the working directory in a shell, and $CVRUNNER_HOME (default ~/cvrunner) in a Ray job.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from cvrunner.errors import ConfigError
+
+RAY_SESSION = re.compile(r"/session_(latest|\d{4}-\d\d-\d\d_[\d-]+_\d+_?\d*)(/|$)")
+
+
+def in_ray_session(path: Path) -> bool:
+    """Whether a path lies in the temporary folder of a Ray session."""
+    return RAY_SESSION.search(path.absolute().as_posix()) is not None
+
+
+def base_folder() -> Path:
+    """What relative paths are relative to."""
+    if in_ray_session(Path.cwd()):
+        return Path(os.environ.get("CVRUNNER_HOME", "~/cvrunner")).expanduser().absolute()
+    return Path.cwd()
+
+
+def lasting(path: str, key: str) -> Path:
+    """An absolute path for something that must outlive a job. Raises ConfigError naming `key` where it would not."""
+    absolute = (base_folder() / Path(path).expanduser()).absolute()
+    if in_ray_session(absolute):
+        raise ConfigError(f"{key}: {absolute} lies in Ray's temporary folder and would be lost; give another place")
+    return absolute
+
+
+def corpus_root(path: str) -> Path:
+    """The corpus: uploaded with the job where it is there, else like all other paths."""
+    here = Path(path).expanduser().absolute()
+    return here if here.exists() else base_folder() / Path(path).expanduser()
+
+
+def default_config() -> Path:
+    """configs/demo.yaml, of the repository or of the installed package."""
+    package = Path(__file__).parent
+    candidates = [package.parent / "configs" / "demo.yaml", package / "configs" / "demo.yaml"]
+    return next((path for path in candidates if path.is_file()), candidates[0])

@@ -1,0 +1,218 @@
+"""Figures of the outcome: folds side by side, differences with intervals, predictions, a dialogue, the floor."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cvrunner.reporting.panels import INK, legend_below, looks, row_of_panels
+from cvrunner.reporting.predictions import Floats, OutOfFold
+from cvrunner.reporting.report import Report, ccc_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# An SVG with a shape for each of thousands of points is slow to open; from here on they become one image in it.
+RASTER_FROM_POINTS = 300
+
+
+def draw(report: Report) -> dict[str, tuple[Figure, str]]:
+    """Figures with captions, by name; none while trials are missing."""
+    data = report.predictions()
+    if data is None:
+        return {}
+    figures = {"folds": folds(report)}
+    if report.summary.differences:
+        figures["differences"] = differences(report)
+    if report.floor and (report.floor.scores or report.floor.ceiling):
+        figures["floor"] = floor_and_ceiling(report)
+    figures["predictions"] = predicted_against_true(report, data)
+    figures["dialogue"] = dialogue_over_time(report, data)
+    return figures
+
+
+def folds(report: Report) -> tuple[Figure, str]:
+    """Slopes: every fold's CCC in each condition, joined; the mean over folds on top."""
+    scores, conditions = report.summary.scores, list(report.summary.scores)
+    figure, panels = row_of_panels(len(report.label), share_y=True)
+    for axes, (dimension, label) in zip(panels, report.label.items(), strict=True):
+        for fold in report.run.folds:
+            values = [_fold_mean(scores[c][dimension].by_trial, fold) for c in conditions]
+            axes.plot(conditions, values, color=INK, alpha=0.45, linewidth=1, marker=".", label="one fold")
+            axes.annotate(
+                str(fold),
+                (len(conditions) - 1, values[-1]),
+                xytext=(5, -3),
+                textcoords="offset points",
+                fontsize=7,
+            )
+        means = [_number(scores[c][dimension].mean) for c in conditions]
+        axes.plot(conditions, means, color=INK, linewidth=2.5, label="mean over folds", zorder=3)
+        for condition, value in zip(conditions, means, strict=True):
+            look = looks(conditions)[condition]
+            axes.plot([condition], [value], look.marker, color=look.color, markersize=9, zorder=4)
+        axes.set_title(label)
+        axes.margins(x=0.25)
+    panels[0].set_ylabel("test CCC")
+    seeds = f", mean over {len(report.run.seeds)} seeds" if len(report.run.seeds) > 1 else ""
+    legend_below(figure, panels[0])
+    return (
+        figure,
+        f"Test CCC of each fold{seeds} in each condition; numbers are folds, the thick line is the mean.",
+    )
+
+
+def differences(report: Report) -> tuple[Figure, str]:
+    """The paired difference of each dimension with its interval, the folds, and what could have been seen."""
+    compared = report.summary.differences
+    height = 1.1 + 0.55 * len(report.label) * len(compared)
+    figure, (axes,) = row_of_panels(1, height_in=height)
+    names: list[str] = []
+    for condition, by_dimension in compared.items():
+        look = looks(report.run.conditions)[condition]
+        for dimension, difference in by_dimension.items():
+            y = len(names)
+            names.append(f"{ccc_label(dimension)}\n{condition} - {report.summary.baseline}")
+            each = [_number(value) for value in difference.by_trial.values()]
+            axes.plot(
+                each,
+                [y + 0.22] * len(each),
+                "|",
+                color=INK,
+                alpha=0.7,
+                markersize=7,
+                label="one fold and seed",
+            )
+            if interval := difference.interval:
+                axes.plot(
+                    [interval.low, interval.high],
+                    [y, y],
+                    color=look.color,
+                    linewidth=3,
+                    label="95 % interval",
+                )
+                axes.fill_betweenx(
+                    [y - 0.35, y + 0.35],
+                    -interval.detectable,
+                    interval.detectable,
+                    color=INK,
+                    alpha=0.09,
+                    linewidth=0,
+                    label="too small to be seen reliably",
+                )
+            axes.plot(
+                [_number(difference.mean)],
+                [y],
+                look.marker,
+                color=look.color,
+                markersize=8,
+                label="mean over folds",
+            )
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("difference of test CCC (right of 0: better than the baseline)")
+    legend_below(figure, axes)
+    return figure, (
+        "Paired difference with its 95 % bootstrap interval over dialogues. The grey band holds true differences that "
+        "this design finds with less than 80 % power."
+    )
+
+
+def floor_and_ceiling(report: Report) -> tuple[Figure, str]:
+    """Mean CCC of the conditions beside predictions without audio and a human rater."""
+    floor = report.floor
+    assert floor is not None
+    figure, panels = row_of_panels(len(report.label), height_in=2.6, share_y=True)
+    look = looks(report.run.conditions)
+    for axes, (dimension, label) in zip(panels, report.label.items(), strict=True):
+        bars = [(f"no audio:\n{n}", s.get(dimension), INK, 0.35) for n, s in floor.scores.items()]
+        bars += [(c, s[dimension], look[c].color, 1.0) for c, s in report.summary.scores.items()]  # type: ignore[misc]
+        bars += [("one human rater", floor.ceiling.get(dimension), INK, 0.6)] if floor.ceiling else []
+        for y, (_, score, color, alpha) in enumerate(bars):
+            value = _number(score.mean if score else None)
+            axes.barh(y, value, color=color, alpha=alpha)
+            axes.annotate(
+                f"{value:.3f}" if np.isfinite(value) else "undefined",
+                (max(np.nan_to_num(value), 0), y),
+                xytext=(3, -3),
+                textcoords="offset points",
+                fontsize=7,
+            )
+        axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
+        axes.set(title=label, xlabel="test CCC, mean over folds")
+        axes.margins(x=0.2)
+        axes.grid(axis="y", visible=False)
+    panels[0].invert_yaxis()
+    return (
+        figure,
+        "What the same folds give without any audio, with each condition, and to a single human rater.",
+    )
+
+
+def predicted_against_true(report: Report, data: OutOfFold) -> tuple[Figure, str]:
+    """All out-of-fold predictions of the first seed, one panel for each condition and dimension."""
+    conditions, dimensions = list(data.predicted), report.run.dimensions
+    figure, panels = row_of_panels(len(conditions) * len(dimensions), share_y=True, height_in=2.6)
+    low, high = report.config.corpus.scale
+    shown = [(d, k, c) for k, d in enumerate(dimensions) for c in conditions]
+    for axes, (dimension, k, condition) in zip(panels, shown, strict=True):
+        _scatter(axes, data.truth[:, k], data.predicted[condition][0, :, k], looks(conditions)[condition].color)
+        axes.plot([low, high], [low, high], color=INK, linewidth=1)
+        axes.set(title=f"{dimension}\n{condition}", xlabel="true", aspect="equal")
+        axes.set_xlim(low - 0.2, high + 0.2)
+        axes.set_ylim(low - 0.2, high + 0.2)
+    panels[0].set_ylabel(f"predicted (rating scale {low:g} to {high:g})")
+    seed = f" (seed {report.run.seeds[0]})" if len(report.run.seeds) > 1 else ""
+    return (
+        figure,
+        f"Predicted against true rating of every test utterance{seed}; on the line a prediction is right.",
+    )
+
+
+def dialogue_over_time(report: Report, data: OutOfFold) -> tuple[Figure, str]:
+    """The longest dialogue of the first fold, turn by turn: true ratings and each condition's predictions."""
+    about = data.about[data.about["fold"] == report.run.folds[0]]
+    name = str(about["dialogue"].value_counts(sort=False).idxmax())
+    rows = about.index[about["dialogue"] == name].to_numpy()
+    figure, panels = row_of_panels(len(report.run.dimensions), height_in=2.8, share_y=True)
+    turns = np.arange(1, len(rows) + 1)
+    for k, (axes, dimension) in enumerate(zip(panels, report.run.dimensions, strict=True)):
+        axes.plot(turns, data.truth[rows, k], color=INK, linewidth=1.8, label="true")
+        for condition, look in looks(list(data.predicted)).items():
+            values = data.predicted[condition][0, rows, k]
+            axes.plot(turns, values, color=look.color, linestyle=look.line, linewidth=1.2, label=condition)
+        axes.set(title=dimension, xlabel="turn")
+    panels[0].set_ylabel("rating scale")
+    legend_below(figure, panels[0])
+    return figure, (
+        f"Dialogue {name}, the longest of fold {report.run.folds[0]}'s test set: true and predicted ratings by turn. "
+        "Chosen by length, not by fit."
+    )
+
+
+def _scatter(axes: Axes, x: Floats, y: Floats, color: str) -> None:
+    alpha = float(np.clip(400 / len(x), 0.08, 0.7))
+    axes.plot(
+        x,
+        y,
+        ".",
+        color=color,
+        markersize=3,
+        alpha=alpha,
+        markeredgewidth=0,
+        rasterized=len(x) >= RASTER_FROM_POINTS,
+    )
+
+
+def _fold_mean(by_trial: dict[str, float | None], fold: int) -> float:
+    return fmean(_number(value) for name, value in by_trial.items() if name.startswith(f"fold-{fold}/"))
+
+
+def _number(value: float | None) -> float:
+    """NaN, which is not drawn, for an undefined value."""
+    return float("nan") if value is None else value

@@ -1,0 +1,57 @@
+"""What the figures share: colours and marks of the conditions, rows of panels, a legend below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# A colour of its own for text and axes, which report.html replaces by that of the page, light or dark.
+INK = "#1b2a3a"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a condition is drawn in every figure."""
+
+    color: str
+    marker: str
+    line: str | tuple[int, tuple[int, ...]]
+
+
+def looks(conditions: Sequence[str]) -> dict[str, Look]:
+    """By condition, in the run's order."""
+    return {name: Look(COLOURS[i % 6], MARKERS[i % 6], LINES[i % 6]) for i, name in enumerate(conditions)}
+
+
+def row_of_panels(
+    count: int, height_in: float = 3.0, width_in: float = 8.0, share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure as wide as a page with `count` panels side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, count, squeeze=False, sharey=share_y)[0])
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, under them, with each label once."""
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(list(once.values()), list(once), loc="outside lower center", ncols=min(len(once), 4))
+
+
+def whole_numbers(axes: Axes) -> None:
+    """No half epochs on the horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))

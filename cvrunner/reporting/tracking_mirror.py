@@ -1,0 +1,216 @@
+"""How a run is laid out in MLflow: a parent for each condition with curves of its own, a child for each trial, and
+a run for the comparison. Everything is found again by its tags, and only what is not there yet is written.
+"""
+
+from __future__ import annotations
+
+import time
+
+from cvrunner.config import Config, digest, load_config
+from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, Summary, TrialResult, TrialStatus
+from cvrunner.records.run_directory import RunDirectory
+from cvrunner.reporting import tracking_names as names
+from cvrunner.reporting.comparison import summarise
+from cvrunner.reporting.predictions import all_predictions
+from cvrunner.reporting.report import read_epochs
+from cvrunner.reporting.tracking import Store, StoredRun
+
+ENDED: dict[str, str] = {
+    "COMPLETE": "FINISHED",
+    "INCOMPLETE": "FAILED",
+    "DONE": "FINISHED",
+    "FAILED": "FAILED",
+    "STOPPED": "KILLED",
+}
+
+
+def sync_run(directory: RunDirectory, uri: str, base_url: str | None = None) -> dict[str, str]:
+    """Write a run from its files to the server at `uri`; what is there already stays. Returns its `links`.
+
+    Raises as `mirror_files`.
+    """
+    return mirror_files(directory, uri).links(base_url)
+
+
+def mirror_files(directory: RunDirectory, uri: str, summary: Summary | None = None) -> MlflowMirror:
+    """Tell a mirror everything that a run's files hold, as the driver would have.
+
+    Raises what mlflow raises, and ResultsError or ConfigError for files that cannot be read.
+    """
+    run, mirror = directory.read_run(), MlflowMirror(uri)
+    results = directory.results(run)
+    mirror.start(run, load_config(directory.config), directory)
+    for name, state in run.trials.items():
+        if state.status != "WAITING":
+            mirror.trial_started(name)
+            mirror.trial_finished(name, results.get(name), state.status, state.error)
+    mirror.finish(summary or summarise(directory), run.status)
+    return mirror
+
+
+class Curve:
+    """A series of steps in one run, continued where it stops."""
+
+    def __init__(self, store: Store, run_id: str, marker: str) -> None:
+        self._store, self._run_id = store, run_id
+        # One metric that every step has tells how far the series goes.
+        self._last = store.last_step(run_id, marker)
+
+    def log(self, step: int, metrics: names.Metrics) -> None:
+        """Write a step, unless it is there."""
+        if step > self._last:
+            self._store.log_metrics(self._run_id, metrics, step)
+            self._last = step
+
+
+class MlflowMirror:
+    """One run's mirror. Its methods are those of a Tracker and may raise whatever mlflow raises."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._parents: dict[str, StoredRun] = {}
+        self._trials: dict[str, StoredRun] = {}
+        self._curves: dict[tuple[str, str], Curve] = {}
+        self._epochs: dict[str, dict[int, EpochRecord]] = {}
+        self._comparison: str | None = None
+
+    def start(self, run: RunRecord, config: Config, directory: RunDirectory) -> None:
+        """Open the server, sweep what a dead driver left, find or make the parents, and catch up with the journals."""
+        self._store = Store(self._uri)
+        self._run, self._config, self._directory = run, config, directory
+        self._experiment = self._store.experiment(f"{config.tracking.experiment}-{run.protocol}")
+        self._store.close_running(self._experiment, {names.RUN_KEY: run.key})
+        self._parents = {condition: self._parent(condition) for condition in run.conditions}
+        self._save_view()
+        for name in run.trials:
+            self._catch_up(name)
+
+    def trial_started(self, name: str) -> None:
+        trial = self._trial(name)
+        self._store.reopen(trial.id)
+        self._store.set_tags(trial.id, {"cvrunner.attempts": str(self._attempts(name))})
+        self._catch_up(name)
+
+    def epoch(self, name: str, record: EpochRecord) -> None:
+        state = self._run.trials[name]
+        self._epochs.setdefault(name, {})[record.epoch] = record
+        self._curve(self._trial(name).id, "train/loss").log(record.epoch, names.epoch_metrics(record))
+        parent, seeds = self._parents[state.condition].id, len(self._run.seeds)
+        series = names.fold_metrics(state.fold, state.seed, seeds, record)
+        self._curve(parent, names.fold_marker(state.fold, state.seed, seeds)).log(record.epoch, series)
+        self._mean(state.condition, record.epoch)
+
+    def trial_finished(
+        self, name: str, result: TrialResult | None, status: TrialStatus, error: str | None = None
+    ) -> None:
+        self._catch_up(name)
+        trial = self._trial(name)
+        if result is not None:
+            if "best/epoch" not in trial.metrics:
+                self._store.log_metrics(trial.id, names.result_metrics(result), result.best_epoch)
+            self._store.set_tags(trial.id, names.result_tags(result))
+        if error:
+            self._store.set_tags(trial.id, {"cvrunner.error": error[:4000]})
+        if status in ENDED:
+            self._store.close(trial.id, ENDED[status])
+
+    def finish(self, summary: Summary, status: RunStatus) -> None:
+        """Scores to the parents, the comparison with its files, and an end to every run that is still open."""
+        for condition, parent in self._parents.items():
+            if "ccc_mean/avg" not in parent.metrics and (scores := names.score_metrics(summary, condition)):
+                self._store.log_metrics(parent.id, scores, 0)
+            self._store.set_tags(parent.id, {"mlflow.note.content": summary.verdict})
+        self._write_comparison(summary)
+        if status in ENDED:
+            for parent in self._parents.values():
+                self._store.close(parent.id, ENDED[status])
+            self._store.close_running(self._experiment, {names.RUN_KEY: self._run.key})
+
+    def links(self, base_url: str | None) -> dict[str, str]:
+        """Addresses at `base_url`, or at the server's own where it has one."""
+        base = base_url or (self._uri if self._uri.startswith("http") else None)
+        if base is None:
+            return {}
+        parents = [parent.id for parent in self._parents.values()]
+        return names.page_links(base, self._experiment, self._view_key(), parents, self._comparison)
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    def _parent(self, condition: str) -> StoredRun:
+        tags = names.run_tags(self._run, "parent", self._run.key) | {names.CONDITION: condition}
+        more = {"mlflow.runColor": names.colour(self._run, condition), "mlflow.source.name": "cvrunner"}
+        parent = self._store.find_or_create(self._experiment, f"{condition} {self._run.run}", tags, more)
+        self._store.reopen(parent.id)
+        return parent
+
+    def _trial(self, name: str) -> StoredRun:
+        """Found by its key, or made, once."""
+        if name not in self._trials:
+            state = self._run.trials[name]
+            tags = names.run_tags(self._run, "trial", state.key) | {names.CONDITION: state.condition}
+            more = {
+                names.PARENT: self._parents[state.condition].id,
+                "mlflow.runColor": names.colour(self._run, state.condition),
+                "mlflow.source.name": "cvrunner",
+            }
+            trial = self._store.find_or_create(self._experiment, name, tags, more)
+            params = names.trial_params(self._config, state.condition, state.fold, state.seed)
+            if params.keys() - trial.params.keys():
+                self._store.log_params(trial, params)
+                self._store.log_dataset(
+                    trial.id, self._run.corpus, self._run.corpus_digest, f'{{"split": "{self._run.split_digest}"}}'
+                )
+            self._trials[name] = trial
+        return self._trials[name]
+
+    def _attempts(self, name: str) -> int:
+        """As run.json has it by now: the driver writes it before it tells."""
+        return self._directory.read_run().trials[name].attempts
+
+    def _catch_up(self, name: str) -> None:
+        """Write the epochs that the trial's journal has and the server has not."""
+        state = self._run.trials[name]
+        for record in read_epochs(self._directory, state.condition, state.fold, state.seed):
+            if record.epoch not in self._epochs.get(name, {}):
+                self.epoch(name, record)
+
+    def _curve(self, run_id: str, marker: str) -> Curve:
+        if (run_id, marker) not in self._curves:
+            self._curves[run_id, marker] = Curve(self._store, run_id, marker)
+        return self._curves[run_id, marker]
+
+    def _mean(self, condition: str, epoch: int) -> None:
+        """The condition's mean of an epoch, once all its trials have been through it."""
+        trials = [name for name, state in self._run.trials.items() if state.condition == condition]
+        records = {name: self._epochs[name][epoch] for name in trials if epoch in self._epochs.get(name, {})}
+        if len(records) == len(trials):
+            metrics = names.mean_metrics(records, self._run.dimensions)
+            self._curve(self._parents[condition].id, "mean/train_loss").log(epoch, metrics)
+
+    def _write_comparison(self, summary: Summary) -> None:
+        tags = names.run_tags(self._run, "comparison", self._run.key)
+        more = {"mlflow.source.name": "cvrunner"}
+        run = self._store.find_or_create(self._experiment, f"comparison {self._run.run}", tags, more)
+        self._comparison = run.id
+        self._store.set_tags(run.id, {"mlflow.note.content": summary.verdict, "cvrunner.status": summary.status})
+        if not any(name.startswith("delta/") for name in run.metrics):
+            if deltas := names.delta_metrics(summary):
+                self._store.log_metrics(run.id, deltas, 0)
+            for step, metrics in names.delta_steps(summary):
+                self._store.log_metrics(run.id, metrics, step)
+        self._write_files(run.id)
+        self._store.close(run.id, "FINISHED" if summary.status == "COMPLETE" else "FAILED")
+
+    def _write_files(self, run_id: str) -> None:
+        d = self._directory
+        for file in (d.report, d.comparison, d.summary_file, d.config, d.split, d.run_file):
+            self._store.log_files(run_id, file)
+        self._store.log_files(run_id, d.figures, "figures")
+        self._store.log_text(run_id, all_predictions(d, self._run).to_csv(index=False), "predictions.csv")
+
+    def _view_key(self) -> str:
+        return digest([self._run.run, self._run.key])[:24]
+
+    def _save_view(self) -> None:
+        state = names.view_state(self._run, int(time.time() * 1000))
+        self._store.set_experiment_tag(self._experiment, f"mlflow.sharedViewState.{self._view_key()}", state)

@@ -1,0 +1,175 @@
+"""Small corpora for tests: utterances without audio, and trees and manifests on disk with short noise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from cvrunner.data.utterance import Corpus, Utterance, audio_digest, read_audio
+
+DIMENSIONS = ("valence", "arousal")
+SCALE = (1.0, 5.0)
+DIALOGUES = ("F_impro01", "M_script01_1")
+
+
+def utterance(name: str, **changes: object) -> Utterance:
+    """An utterance of a name such as `Ses01F_impro01_M003`, with a digest and labels of its own."""
+    dialogue, _, last = name.rpartition("_")
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    scenario = dialogue[7:]
+    values: dict[str, object] = {
+        "id": name,
+        "path": Path(f"{name}.wav"),
+        "speaker": name[3:5] + last[0],
+        "gender": last[0],
+        "session": name[:5],
+        "dialogue": dialogue,
+        "turn": int(last[1:]),
+        "scenario": scenario,
+        "improvised": scenario.startswith("impro"),
+        "valence": 1 + int(digest[:4], 16) % 9 / 2,
+        "arousal": 1 + int(digest[4:8], 16) % 9 / 2,
+        "dominance": None,
+        "samples": 16_000,
+        "audio_digest": digest,
+    }
+    return Utterance(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def corpus(
+    sessions: int = 5,
+    dialogues: Sequence[str] = DIALOGUES,
+    turns: int = 4,
+    name: str = "tiny",
+    **changes: object,
+) -> Corpus:
+    """`sessions` x `dialogues` x `turns` utterances, the two speakers in turn; `changes` go into each."""
+    names = [
+        f"Ses{session:02}{dialogue}_{'FM'[turn % 2]}{turn:03}"
+        for session in range(1, sessions + 1)
+        for dialogue in dialogues
+        for turn in range(turns)
+    ]
+    return Corpus(tuple(utterance(name, **changes) for name in names), name, "header")
+
+
+def write_noise(path: Path, seed: int, duration_s: float = 0.2, rate_hz: int = 16_000, channels: int = 1) -> None:
+    """A WAV file of noise that no other seed has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (round(duration_s * rate_hz), channels)
+    soundfile.write(path, np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32), rate_hz)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn as it goes into a label file; `labels` and `raters` are written as they are."""
+
+    last: str
+    start_s: float
+    labels: str = "2.5000, 3.0000, 3.5000"
+    raters: tuple[str, ...] = ()
+
+
+TURNS = (Turn("F000", 1.0), Turn("M000", 2.5, "4.0000, 2.0000, 3.0000"))
+
+
+def write_iemocap(
+    root: Path, sessions: int = 3, dialogues: Mapping[str, Sequence[Turn]] | None = None, line_end: str = "\n"
+) -> Path:
+    """A tree as IEMOCAP's; returns `root`. `dialogues`: turns by name without `Ses01` (`F_impro01`)."""
+    seed = 0
+    for number in range(1, sessions + 1):
+        for name, turns in (dialogues or dict.fromkeys(DIALOGUES, TURNS)).items():
+            dialogue = f"Ses{number:02}{name}"
+            text = label_text(dialogue, turns).replace("\n", line_end)
+            write_bytes(label_file(root, dialogue), text.encode())
+            for turn in turns:
+                seed += 1
+                write_noise(wav_file(root, f"{dialogue}_{turn.last}"), seed)
+    return root
+
+
+def label_text(dialogue: str, turns: Sequence[Turn]) -> str:
+    """The content of a label file."""
+    lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+    for turn in turns:
+        times = f"[{turn.start_s:.4f} - {turn.start_s + 0.2:.4f}]"
+        lines += [f"{times}\t{dialogue}_{turn.last}\tneu\t[{turn.labels}]", "C-E2:\tNeutral;\t()"]
+        lines += [*turn.raters, ""]
+    return "\n".join(lines)
+
+
+def label_file(root: Path, dialogue: str) -> Path:
+    return root / f"Session{int(dialogue[3:5])}" / "dialog" / "EmoEvaluation" / f"{dialogue}.txt"
+
+
+def wav_file(root: Path, name: str) -> Path:
+    return root / f"Session{int(name[3:5])}" / "sentences" / "wav" / name.rpartition("_")[0] / f"{name}.wav"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+Row = dict[str, object]
+
+
+def manifest_rows(folder: Path, sessions: int = 3, turns: int = 2) -> list[Row]:
+    """Rows of a good manifest, whose audio is written into `folder`."""
+    rows: list[Row] = []
+    for session in range(1, sessions + 1):
+        for turn in range(turns):
+            name = f"s{session}t{turn}"
+            write_noise(folder / "audio" / f"{name}.wav", 100 * session + turn)
+            rows.append(
+                {
+                    "path": f"audio/{name}.wav",
+                    "utterance": name,
+                    "speaker": f"s{session}{'ab'[turn % 2]}",
+                    "session": str(session),
+                    "dialogue": f"d{session}",
+                    "turn": turn,
+                    "valence": 1.5 + turn,
+                    "arousal": 2.5,
+                }
+            )
+    return rows
+
+
+def csv_text(rows: Sequence[Row], delimiter: str = ",", columns: Sequence[str] | None = None) -> str:
+    """Rows as CSV; missing cells are empty."""
+    names = list(columns or dict.fromkeys(name for row in rows for name in row))
+    table = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
+    return "".join(delimiter.join(cells) + "\n" for cells in table)
+
+
+def json_lines(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write_manifest(path: Path, rows: Sequence[Row]) -> Path:
+    """A manifest by the ending of its name."""
+    write_bytes(path, (json_lines(rows) if path.suffix == ".jsonl" else csv_text(rows)).encode())
+    return path
+
+
+def read_noise_corpus(folder: Path, like: Corpus) -> Corpus:
+    """`like` with audio: noise of 0.3 to 0.8 s for each utterance, louder the higher its arousal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    utterances = []
+    for u in like.utterances:
+        path = folder / f"{u.id}.wav"
+        if not path.exists():
+            random = np.random.default_rng(int(u.audio_digest[:8], 16))
+            noise = random.normal(0, 0.02 * u.arousal, round(random.uniform(0.3, 0.8) * 16_000))
+            soundfile.write(path, noise.astype(np.float32), 16_000)
+        samples = read_audio(path)
+        utterances.append(replace(u, path=path, samples=len(samples), audio_digest=audio_digest(samples)))
+    return replace(like, utterances=tuple(utterances))

@@ -1,0 +1,284 @@
+"""A corpus as a table: what is read, in which spellings, and what is refused with its row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from cvrunner.data.manifest import load_manifest
+from cvrunner.data.utterance import Corpus
+from cvrunner.errors import CorpusError
+from tests.corpora import (
+    DIMENSIONS,
+    SCALE,
+    Row,
+    csv_text,
+    json_lines,
+    manifest_rows,
+    write_bytes,
+    write_manifest,
+    write_noise,
+)
+
+
+def load(path: Path, dimensions: Sequence[str] = DIMENSIONS, resample: bool = False) -> Corpus:
+    return load_manifest(path, SCALE, dimensions, resample)
+
+
+def problems(path: Path, dimensions: Sequence[str] = DIMENSIONS) -> list[str]:
+    with pytest.raises(CorpusError) as caught:
+        load(path, dimensions)
+    return caught.value.problems
+
+
+def changed(folder: Path, index: int, **cells: object) -> Path:
+    """A manifest with cells of one row replaced."""
+    rows = manifest_rows(folder)
+    rows[index] |= cells
+    return write_manifest(folder / "corpus.csv", rows)
+
+
+def test_reads_every_column(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path)
+    for row in rows:
+        row |= {"dominance": 3.5, "gender": "F", "scenario": "impro01", "split": "train"}
+    loaded = load(write_manifest(tmp_path / "mine.csv", rows), ("valence", "dominance"))
+    u = loaded.utterances[1]
+    assert (u.id, u.speaker, u.gender, u.session, u.dialogue, u.turn) == ("s1t1", "s1b", "F", "1", "d1", 1)
+    assert (u.valence, u.arousal, u.dominance, u.scenario, u.part) == (2.5, 2.5, 3.5, "impro01", "train")
+    assert (u.samples, u.path, u.improvised) == (3200, tmp_path / "audio" / "s1t1.wav", None)
+    assert (loaded.name, loaded.labels, loaded.warnings) == ("mine", "manifest", ())
+
+
+def test_optional_columns_may_lack_or_be_empty(tmp_path: Path) -> None:
+    u = load(changed(tmp_path, 0, gender="", scenario="", dominance="")).utterances[0]
+    assert (u.gender, u.scenario, u.dominance, u.part) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", lambda rows: csv_text(rows).encode()),
+        ("a.csv", lambda rows: csv_text(rows, ";").encode()),
+        ("a.csv", lambda rows: csv_text(rows).encode("utf-8-sig")),
+        ("a.csv", lambda rows: csv_text(rows, ";").replace("\n", "\r\n").encode("utf-8-sig")),
+        ("a.csv", lambda rows: csv_text(rows, ",", list(rows[0])[::-1]).encode()),
+        ("a.csv", lambda rows: csv_text(rows).replace("path,", " Path ,", 1).encode()),
+        ("a.csv", lambda rows: csv_text(rows).replace("\n", "\n\n").encode()),
+        ("a.jsonl", lambda rows: json_lines(rows).encode()),
+        ("a.JSONL", lambda rows: json_lines(rows).replace("\n", "\r\n\r\n").encode("utf-8-sig")),
+        ("a.txt", lambda rows: json_lines(rows).encode()),
+        ("a.jsonl", lambda rows: json_lines([row | {"gender": None} for row in rows]).encode()),
+        ("a.jsonl", lambda rows: json_lines([{k: str(v) for k, v in row.items()} for row in rows]).encode()),
+    ],
+)
+def test_all_spellings_are_the_same_corpus(tmp_path: Path, name: str, content: Callable[[list[Row]], bytes]) -> None:
+    rows = manifest_rows(tmp_path)
+    plain = load(write_manifest(tmp_path / "plain.csv", rows))
+    write_bytes(tmp_path / name, content(rows))
+    assert load(tmp_path / name).digest == plain.digest
+
+
+@pytest.mark.parametrize(("given", "gender"), [("F", "F"), ("f", "F"), ("Female", "F"), ("MALE", "M"), ("m", "M")])
+def test_gender_in_any_spelling(tmp_path: Path, given: str, gender: str) -> None:
+    assert load(changed(tmp_path, 0, gender=given)).utterances[0].gender == gender
+
+
+def test_turns_are_ranked_by_any_number(tmp_path: Path) -> None:
+    loaded = load(changed(tmp_path, 0, turn=17.25))
+    assert [(u.id, u.turn) for u in loaded.utterances[:2]] == [("s1t1", 0), ("s1t0", 1)]
+
+
+def test_absolute_audio_paths_are_allowed(tmp_path: Path) -> None:
+    write_noise(tmp_path / "elsewhere" / "x.wav", 7)
+    path = changed(tmp_path / "corpus", 0, path=str(tmp_path / "elsewhere" / "x.wav"))
+    assert load(path).utterances[0].path == tmp_path / "elsewhere" / "x.wav"
+
+
+def test_a_path_may_go_up_and_down_inside_the_folder(tmp_path: Path) -> None:
+    assert len(load(changed(tmp_path, 0, path="audio/../audio/s1t0.wav")).utterances) == 6
+
+
+def test_quoted_cells_may_hold_the_delimiter(tmp_path: Path) -> None:
+    path = changed(tmp_path, 0, scenario='"lost, and found"')
+    assert load(path).utterances[0].scenario == "lost, and found"
+
+
+def test_resampling_is_a_choice(tmp_path: Path) -> None:
+    path = changed(tmp_path, 0)
+    write_noise(tmp_path / "audio" / "s1t0.wav", 5, rate_hz=44_100, channels=2)
+    assert "44100 Hz with 2 channels" in problems(path)[0]
+    assert load(path, resample=True).utterances[0].samples == 3200
+
+
+def test_both_ends_of_the_scale_are_on_it(tmp_path: Path) -> None:
+    assert load(changed(tmp_path, 0, valence=1, arousal=5)).utterances[0].valence == 1
+
+
+def test_unknown_columns_are_a_counted_warning(tmp_path: Path) -> None:
+    loaded = load(changed(tmp_path, 0, emotion="neutral", text="hello"))
+    assert loaded.warnings == ("columns that cvrunner does not know, ignored: 2 (first: 'emotion')",)
+
+
+# --- refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("valence", "valance"), ("utterance", "utterence"), ("scenario", "scenarios"), ("split", "Splits")],
+)
+def test_a_misspelt_column_gets_a_suggestion(tmp_path: Path, right: str, wrong: str) -> None:
+    rows = [{(wrong if k == right else k): v for k, v in row.items()} for row in manifest_rows(tmp_path)]
+    if right not in rows[0]:
+        rows = [row | {wrong: "x"} for row in rows]
+    assert problems(write_manifest(tmp_path / "corpus.csv", rows)) == [
+        f"corpus.csv: unknown column {wrong.lower()!r}; did you mean {right!r}?"
+    ]
+
+
+def test_missing_columns_are_all_named(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in row.items() if k not in ("turn", "path")} for row in manifest_rows(tmp_path)]
+    found = problems(write_manifest(tmp_path / "corpus.csv", rows))
+    assert [problem.partition(";")[0] for problem in found] == [
+        "corpus.csv: column 'path' is missing",
+        "corpus.csv: column 'turn' is missing",
+    ]
+
+
+BAD_CELLS = [
+    ({"valence": 5.5}, "s2t0: valence is 5.5, outside corpus.scale 1..5"),
+    ({"arousal": 0.99}, "s2t0: arousal is 0.99, outside corpus.scale 1..5"),
+    ({"valence": ""}, "s2t0: valence is missing"),
+    ({"valence": "nan"}, "s2t0: valence is nan, must be a finite number"),
+    ({"arousal": "-inf"}, "s2t0: arousal is -inf, must be a finite number"),
+    ({"valence": "high"}, "s2t0: valence 'high' is not a number"),
+    ({"turn": "first"}, "s2t0: turn 'first' is not a number"),
+    ({"turn": "nan"}, "s2t0: turn 'nan' is not a finite number"),
+    ({"turn": 1}, "s2t1: turn 1 of dialogue d2 stands already at corpus.csv line 4"),
+    ({"utterance": ""}, "?: utterance is empty"),
+    ({"speaker": " "}, "s2t0: speaker is empty"),
+    ({"session": ""}, "s2t0: session is empty"),
+    ({"dialogue": ""}, "s2t0: dialogue is empty"),
+    ({"path": ""}, "s2t0: path is empty"),
+    ({"path": "../other.wav"}, "s2t0: path '../other.wav' leaves the manifest's folder"),
+    ({"path": "audio/../../other.wav"}, "s2t0: path 'audio/../../other.wav' leaves the manifest's folder"),
+    ({"path": "audio/none.wav"}, "s2t0: {folder}/audio/none.wav: is missing: there is no such audio file"),
+    ({"path": "audio"}, "s2t0: {folder}/audio: is missing: there is no such audio file"),
+    ({"utterance": "s1t1"}, "s1t1: this utterance stands already at corpus.csv line 3"),
+    ({"gender": "woman"}, "s2t0: gender 'woman' must be one of F, M, female or male"),
+    (
+        {"speaker": "s1a"},
+        "s1a: speaker s1a is in more than one session: 1 (corpus.csv line 2), 2 (corpus.csv line 4)",
+    ),
+    (
+        {"dialogue": "d1"},
+        "s2t0: dialogue d1 is in more than one session: 1 (corpus.csv line 2), 2 (corpus.csv line 4)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("cells", "message"), BAD_CELLS, ids=[str(cells) for cells, _ in BAD_CELLS])
+def test_a_bad_cell_is_told_with_its_line(tmp_path: Path, cells: Row, message: str) -> None:
+    (found,) = problems(changed(tmp_path, 2, **cells))
+    line = 5 if message.startswith("s2t1") else 4
+    expected = message.replace("s1a: speaker", "s2t0: speaker").format(folder=tmp_path)
+    assert found.startswith(f"corpus.csv line {line}: {expected}")
+
+
+def test_a_speaker_has_one_gender(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path)
+    rows[0] |= {"gender": "F"}
+    rows[1] |= {"gender": "M", "speaker": "s1a"}
+    assert problems(write_manifest(tmp_path / "corpus.csv", rows)) == [
+        "corpus.csv line 3: s1t1: speaker s1a is M here and F at corpus.csv line 2"
+    ]
+
+
+@pytest.mark.parametrize(("given", "message"), [("", "split is empty"), ("dev", "split 'dev' must be one of train")])
+def test_split_must_be_known_in_every_row(tmp_path: Path, given: str, message: str) -> None:
+    rows = manifest_rows(tmp_path)
+    for row in rows:
+        row["split"] = "train"
+    rows[3]["split"] = given
+    found = problems(write_manifest(tmp_path / "corpus.csv", rows))
+    assert found[0].startswith(f"corpus.csv line 5: s2t1: {message}")
+
+
+def test_with_a_split_a_speaker_may_have_several_sessions(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path)
+    for row in rows:
+        row |= {"split": "train", "speaker": "everyone"}
+    assert len(load(write_manifest(tmp_path / "corpus.csv", rows)).utterances) == 6
+
+
+def test_a_dimension_that_is_predicted_must_be_there(tmp_path: Path) -> None:
+    found = problems(changed(tmp_path, 0), ("dominance",))
+    assert len(found) == 6
+    assert found[0] == "corpus.csv line 2: s1t0: dominance is missing"
+
+
+def test_all_problems_of_all_kinds_come_at_once(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path, sessions=4)
+    rows[0]["valence"] = 9
+    rows[1]["valence"] = "x"
+    rows[2]["path"] = "audio/none.wav"
+    rows[3]["utterance"] = "s1t0"
+    rows[4]["speaker"] = ""
+    path = write_manifest(tmp_path / "corpus.jsonl", rows)
+    found = problems(path)
+    assert sorted(problem.partition(":")[0] for problem in found) == [f"corpus.jsonl line {n}" for n in range(1, 6)]
+    with pytest.raises(CorpusError, match="5 problems"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", "has no rows"),
+        ("a.csv", b"path,utterance,speaker,session,dialogue,turn,valence,arousal\n", "has no rows"),
+        ("a.csv", "path\xe9\n".encode("latin-1"), "is not UTF-8 text (byte 4)"),
+        ("a.csv", b"path,utterance\na\n", "a.csv line 2: has 1 cells, must have 2 as the first line"),
+        ("a.csv", b"path,Path\na,b\n", "a.csv line 1: column 'path' stands twice"),
+        ("a.csv", b'path,utterance\n"a,b\n', "a.csv line 2: is not CSV: unexpected end of data"),
+        ("a.jsonl", b"{\n", "a.jsonl line 1: is not a JSON row: Expecting"),
+        ("a.jsonl", b"[1]\n", "a.jsonl line 1: is not a JSON row: must be an object"),
+        (
+            "a.jsonl",
+            b'{"path": ["a"]}\n',
+            'a.jsonl line 1: is not a JSON row: path must be text or a number, not ["a"]',
+        ),
+        (
+            "a.jsonl",
+            b'{"path": true}\n',
+            "a.jsonl line 1: is not a JSON row: path must be text or a number, not true",
+        ),
+    ],
+)
+def test_a_file_that_is_no_table_is_told(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    write_bytes(tmp_path / name, content)
+    assert problems(tmp_path / name)[0].startswith(message)
+
+
+def test_a_decimal_comma_is_explained(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path)
+    rows[0]["valence"] = "2,5"
+    write_bytes(tmp_path / "corpus.csv", csv_text(rows, ";").encode())
+    assert problems(tmp_path / "corpus.csv") == [
+        "corpus.csv line 2: s1t0: valence '2,5' is not a number (write 2.5, not 2,5)"
+    ]
+
+
+def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
+    assert problems(tmp_path)[0].startswith("corpus.root cannot be read as a manifest")
+
+
+def test_json_line_numbers_survive_line_separators_in_text(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines[0] = json.dumps(rows[0] | {"scenario": "a\u2028b"}, ensure_ascii=False)
+    lines[1] = "oops"
+    write_bytes(tmp_path / "corpus.jsonl", "\n".join(lines).encode())
+    assert problems(tmp_path / "corpus.jsonl")[0].startswith("corpus.jsonl line 2: is not a JSON row")

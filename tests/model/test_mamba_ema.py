@@ -1,0 +1,176 @@
+"""Mamba against a loop over time, padding, causality, the EMA's definition, and both protocols."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from cvrunner.config import EmaConfig, MambaConfig, ModelConfig
+from cvrunner.model.mamba import MambaBlock, MambaStack, reverse
+from cvrunner.model.mamba_ema import Head, TurnEma
+
+SMALL = MambaConfig(state_size=4, head_dim=8, chunk_size=4)
+
+
+def _head(**settings: Any) -> Head:
+    torch.manual_seed(0)
+    return Head(ModelConfig(width=16, mamba=SMALL, **settings), dimensions=2, layers=3, encoder_width=6).eval()
+
+
+def naive_mixer(mixer: Any, x: torch.Tensor) -> torch.Tensor:
+    """Mamba-2 as its recurrence, `h_t = exp(dt A) h_(t-1) + dt B_t x_t`, `y_t = C_t h_t + D x_t`; `x [N, W]`."""
+    inner, state = mixer.intermediate_size, mixer.ssm_state_size
+    heads, width = mixer.num_heads, mixer.head_dim
+    gate, values, dt = mixer.in_proj(x).split([inner, inner + 2 * state, heads], dim=-1)
+    history = functional.pad(values.T, (mixer.conv_kernel_size - 1, 0))
+    convolved = torch.stack(
+        [
+            (history[:, n : n + mixer.conv_kernel_size] * mixer.conv1d.weight[:, 0]).sum(-1) + mixer.conv1d.bias
+            for n in range(len(x))
+        ]
+    )
+    u, b, c = functional.silu(convolved).split([inner, state, state], dim=-1)
+    step = functional.softplus(dt + mixer.dt_bias)
+    h = torch.zeros(heads, width, state)
+    outputs = []
+    for n in range(len(x)):
+        u_n = u[n].view(heads, width)
+        decay = torch.exp(-step[n] * torch.exp(mixer.A_log))
+        h = decay[:, None, None] * h + step[n][:, None, None] * u_n[..., None] * b[n]
+        outputs.append((h @ c[n] + mixer.D[:, None] * u_n).flatten())
+    return mixer.out_proj(mixer.norm(torch.stack(outputs), gate))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 11])
+def test_the_mixer_equals_a_naive_loop_over_time(steps: int) -> None:
+    torch.manual_seed(0)
+    block = MambaBlock(16, SMALL)
+    x = torch.randn(1, steps, 16)
+    with torch.no_grad():
+        fast = block.mixer(x, attention_mask=torch.ones(1, steps))[0]
+        torch.testing.assert_close(fast, naive_mixer(block.mixer, x[0]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padding_changes_nothing(bidirectional: bool) -> None:
+    torch.manual_seed(0)
+    stack = MambaStack(16, 2, SMALL, bidirectional).eval()
+    x = torch.randn(2, 9, 16)
+    lengths = torch.tensor([9, 5])
+    with torch.no_grad():
+        alone = stack(x[1:, :5], lengths[1:])
+        torch.testing.assert_close(stack(x, lengths)[1, :5], alone[0], atol=1e-6, rtol=1e-5)
+        x[1, 5:] = 1000.0
+        torch.testing.assert_close(stack(x, lengths)[1, :5], alone[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("bidirectional", "causal"), [(False, True), (True, False)])
+def test_one_direction_is_causal_and_two_are_not(bidirectional: bool, causal: bool) -> None:
+    torch.manual_seed(0)
+    stack = MambaStack(16, 2, SMALL, bidirectional).eval()
+    x = torch.randn(1, 9, 16)
+    changed = x.clone()
+    changed[:, 6] += 1
+    with torch.no_grad():
+        one, other = stack(x, torch.tensor([9])), stack(changed, torch.tensor([9]))
+    assert torch.equal(one[:, :6], other[:, :6]) == causal
+    assert not torch.equal(one[:, 6:], other[:, 6:])
+
+
+def test_reverse_turns_the_real_part_and_leaves_the_padding() -> None:
+    x = torch.tensor([[1.0, 2, 3, 0], [1, 2, 3, 4]])[..., None]
+    assert reverse(x, torch.tensor([3, 4]))[..., 0].tolist() == [[3, 2, 1, 0], [4, 3, 2, 1]]
+
+
+@pytest.mark.parametrize("learnable", [True, False])
+def test_the_ema_is_its_recurrence(learnable: bool) -> None:
+    ema = TurnEma(2, EmaConfig(decay=0.7, learnable=learnable))
+    assert ema.ema_logit.requires_grad == learnable
+    torch.testing.assert_close(ema.decay, torch.tensor([0.7, 0.7]), atol=1e-6, rtol=0)
+    with torch.no_grad():
+        ema.ema_logit[1] = 2.0
+        u = torch.randn(3, 8, 5)
+        c = torch.zeros(3, 2, 5)
+        for turn in range(8):
+            c = ema.decay[:, None] * c + (1 - ema.decay[:, None]) * u[:, turn, None]
+            torch.testing.assert_close(ema(u)[:, turn], c)
+
+
+def test_the_decay_stays_in_its_range_and_gets_a_gradient_at_its_ends() -> None:
+    for decay in (0.6, 0.9):
+        ema = TurnEma(1, EmaConfig(decay=decay))
+        assert 0.6 < ema.decay.item() < 0.9
+        ema(torch.randn(1, 3, 4)).sum().backward()
+        assert ema.ema_logit.grad is not None
+        assert ema.ema_logit.grad.abs().item() > 0
+
+
+def test_a_dialogue_does_not_hear_its_future_nor_other_dialogues() -> None:
+    head = _head(protocol="dialogue")
+    z = torch.randn(9, head.pooling.width)
+    with torch.no_grad():
+        both = head.predict(z, [4, 5])
+        torch.testing.assert_close(both[4:], head.predict(z[4:], [5]), atol=1e-6, rtol=1e-5)
+        later = z.clone()
+        later[3] += 1
+        changed = head.predict(later, [4, 5])
+    assert torch.equal(changed[:3], both[:3])
+    assert not torch.equal(changed[3], both[3])
+    torch.testing.assert_close(changed[4:], both[4:])
+
+
+def test_a_dialogue_does_hear_its_past() -> None:
+    head = _head(protocol="dialogue")
+    z = torch.randn(4, head.pooling.width)
+    earlier = z.clone()
+    earlier[0] += 1
+    with torch.no_grad():
+        assert not torch.equal(head.predict(z, [4])[3], head.predict(earlier, [4])[3])
+
+
+def test_without_dialogues_each_utterance_stands_alone() -> None:
+    head = _head()
+    z = torch.randn(5, head.pooling.width)
+    with torch.no_grad():
+        torch.testing.assert_close(head.predict(z, [1] * 5)[2:3], head.predict(z[2:3], [1]))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attentive_statistics"])
+def test_pooling_and_all_before_it_ignore_the_padding(pooling: str) -> None:
+    head = _head(pooling=pooling)
+    states = torch.randn(2, 7, 3, 6)
+    with torch.no_grad():
+        alone = head.encode(states[1:, :4], torch.tensor([4]))
+        states[1, 4:] = 50.0
+        both = head.encode(states, torch.tensor([7, 4]))
+    torch.testing.assert_close(both[1], alone[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_constant_utterance_has_a_finite_gradient_through_the_deviation() -> None:
+    head = _head(pooling="attentive_statistics")
+    states = torch.ones(1, 1, 3, 6, requires_grad=True)
+    head.encode(states, torch.tensor([1])).sum().backward()
+    assert states.grad is not None
+    assert torch.isfinite(states.grad).all()
+
+
+def test_each_dimension_has_layer_weights_of_its_own() -> None:
+    head = _head()
+    states = torch.randn(1, 4, 3, 6)
+    with torch.no_grad():
+        head.mix.layer_weights[0] = torch.tensor([50.0, 0.0, 0.0])
+        head.mix.layer_weights[1] = torch.tensor([0.0, 0.0, 50.0])
+        mixed = head.mix(states)
+        torch.testing.assert_close(mixed[..., :6], head.mix.norm(states[:, :, 0]))
+        torch.testing.assert_close(mixed[..., 6:], head.mix.norm(states[:, :, 2]))
+
+
+def test_sigmoid_outputs_stay_between_zero_and_one() -> None:
+    head = _head(output="sigmoid")
+    with torch.no_grad():
+        y = head.predict(100 * torch.randn(20, head.pooling.width), [1] * 20)
+    assert y.min() >= 0
+    assert y.max() <= 1

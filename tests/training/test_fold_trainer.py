@@ -1,0 +1,277 @@
+"""One trial whole: what it leaves, that it resumes bit for bit, and that it fails when it does not do what it says."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import audmetric
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cvrunner.errors import MovementError, NonFiniteError, Stopped, TrialError
+from cvrunner.model.speech_encoder import load_wavlm
+from cvrunner.records import journal
+from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted
+from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.training import fold_trainer
+from cvrunner.training.trial import Trial
+from tests.trials import pick, tiny_trials, train, trainer
+
+CONDITIONS = ("frozen", "unfrozen")
+
+
+def directory(folder: Path, trial: Trial, name: str = "run") -> TrialDirectory:
+    return TrialDirectory(folder / name / trial.name)
+
+
+def outcome(folder: Path, trial: Trial, name: str) -> tuple[dict[str, Any], bytes, dict[str, bytes]]:
+    """All of a trial that must be bit-identical: the result but for times and memory, the predictions, the weights."""
+    files = directory(folder, trial, name)
+    result = json.loads(files.result_file.read_bytes())
+    for key in ("train_s", "total_s", "peak_memory_mib"):
+        del result[key]
+    weights = {n: t.numpy().tobytes() for n, t in load_file(files.weights).items()}
+    return result, files.predictions.read_bytes(), weights
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_trial_tells_what_it_does_and_leaves_its_records(tmp_path: Path, condition: str) -> None:
+    trial = pick(tiny_trials(tmp_path), condition)
+    events = train(trial, tmp_path)
+    kinds = [type(e) for e in events if not isinstance(e, FeatureProgress)]
+    assert kinds == [TrialStarted, EpochRecord, EpochRecord, EpochRecord, TrialResult]
+    files = directory(tmp_path, trial)
+    result = files.result(trial.key)
+    assert result == events[-1]
+    assert files.result("another key") is None
+    assert not files.checkpoint.exists()
+    epochs = list(journal.read(files.journal, "epoch"))
+    assert [e["epoch"] for e in epochs] == [1, 2, 3]
+    assert result.best_epoch == max(epochs, key=lambda e: e["validation_ccc"]["avg"])["epoch"]
+    assert result.movement.keys() == ({"head"} if condition == "frozen" else {"encoder", "head"})
+
+
+def test_the_test_scores_are_those_of_the_predictions_on_the_rating_scale(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "frozen")
+    result = train(trial, tmp_path)[-1]
+    assert isinstance(result, TrialResult)
+    rows = list(csv.DictReader(directory(tmp_path, trial).predictions.read_text().splitlines()))
+    assert [row["utterance"] for row in rows] == [u.id for u in trial.fold.test]
+    assert [float(row["valence_true"]) for row in rows] == [u.valence for u in trial.fold.test]
+    for dimension in ("valence", "arousal"):
+        true, predicted = (np.array([float(r[f"{dimension}_{k}"]) for r in rows]) for k in ("true", "predicted"))
+        assert result.test_ccc[dimension] == pytest.approx(audmetric.concordance_cc(true, predicted))
+
+
+def test_the_test_set_is_predicted_once_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = pick(tiny_trials(tmp_path), "frozen")
+    predicted: list[tuple[str, ...]] = []
+    original = fold_trainer.FoldTrainer._predict
+    monkeypatch.setattr(
+        fold_trainer.FoldTrainer,
+        "_predict",
+        lambda self, utterances: predicted.append(tuple(u.id for u in utterances)) or original(self, utterances),
+    )
+    train(trial, tmp_path)
+    validation, test = (tuple(u.id for u in part) for part in (trial.fold.validation, trial.fold.test))
+    assert predicted == [validation] * 3 + [test]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_two_trainings_are_bit_identical(tmp_path: Path, condition: str) -> None:
+    trial = pick(tiny_trials(tmp_path), condition)
+    for name in ("one", "two"):
+        train(trial, tmp_path, name)
+    assert outcome(tmp_path, trial, "one") == outcome(tmp_path, trial, "two")
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6, 9])
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_stopped_at_any_update_and_continued_it_is_bit_identical(tmp_path: Path, condition: str, stop_at: int) -> None:
+    trial = pick(tiny_trials(tmp_path, train={"weights_ema": 0.9}), condition)
+    train(trial, tmp_path, "whole")
+    polled = itertools.count(1)
+    with pytest.raises(Stopped):
+        train(trial, tmp_path, "parts", should_stop=lambda: next(polled) == stop_at)
+    started = next(e for e in train(trial, tmp_path, "parts") if isinstance(e, TrialStarted))
+    updates = len(trial.fold.train) // 4 + bool(len(trial.fold.train) % 4)
+    assert (started.resumed_epoch - 1) * updates + started.resumed_update == stop_at - 1
+    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+
+
+def test_killed_between_epochs_it_goes_on_from_the_last_one(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "unfrozen")
+    train(trial, tmp_path, "whole")
+    events = trainer(trial, tmp_path, "parts").run()
+    while not (isinstance(event := next(events), EpochRecord) and event.epoch == 2):
+        pass
+    events.close()
+    again = train(trial, tmp_path, "parts")
+    assert [e.epoch for e in again if isinstance(e, EpochRecord)] == [3]
+    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.unlink()])
+def test_a_damaged_checkpoint_costs_one_generation_and_is_mentioned(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    trial = pick(tiny_trials(tmp_path), "unfrozen")
+    train(trial, tmp_path, "whole")
+    events = trainer(trial, tmp_path, "parts").run()
+    while not (isinstance(event := next(events), EpochRecord) and event.epoch == 2):
+        pass
+    events.close()
+    newest = sorted(directory(tmp_path, trial, "parts").checkpoint.glob("0*"))[-1]
+    damage(newest / "weights.safetensors")
+    again = train(trial, tmp_path, "parts")
+    started = next(e for e in again if isinstance(e, TrialStarted))
+    assert started.resumed_epoch == 2
+    assert started.note is not None
+    assert f"checkpoint {newest.name} is damaged" in started.note
+    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+
+
+def test_a_finished_trial_is_not_trained_again_and_a_changed_one_is(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "frozen")
+    result = train(trial, tmp_path)[-1]
+    assert train(trial, tmp_path) == [result]
+    changed = pick(tiny_trials(tmp_path, train={"lr": 2e-3}), "frozen")
+    assert changed.key != trial.key
+    assert len(train(changed, tmp_path)) > 1
+
+
+def test_keys_depend_on_settings_that_matter_and_on_no_others(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "frozen")
+    same = pick(tiny_trials(tmp_path, results={"root": "elsewhere"}, tracking={"enabled": False}), "frozen")
+    assert same.key == trial.key
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "wavlm", moved / "wavlm")
+    assert pick(tiny_trials(moved), "frozen").key == trial.key
+    keys = {t.key for t in tiny_trials(tmp_path)}
+    assert len(keys) == 6
+
+
+def test_both_conditions_of_a_fold_see_the_same_updates_and_start_from_the_same_head(tmp_path: Path) -> None:
+    trainers = [trainer(pick(tiny_trials(tmp_path), c), tmp_path) for c in CONDITIONS]
+    for one in trainers:
+        one._build()
+    first, second = ([[u.id for u in update.utterances] for update in t._updates(2)] for t in trainers)
+    assert first == second
+    heads = [t.model.head.state_dict() for t in trainers]
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+
+
+def test_a_frozen_encoder_is_bit_identical_after_training(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "frozen")
+    one = trainer(trial, tmp_path)
+    list(one.run())
+    pretrained = load_wavlm(trial.encoder).state_dict()
+    assert all(torch.equal(value, pretrained[name]) for name, value in one.model.encoder.wavlm.state_dict().items())
+    weights = load_file(directory(tmp_path, trial).weights)
+    assert all(name.startswith("head.") for name in weights)
+
+
+def test_an_unfrozen_encoder_moves_but_for_its_front_end(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "unfrozen")
+    one = trainer(trial, tmp_path)
+    list(one.run())
+    pretrained = load_wavlm(trial.encoder).state_dict()
+    trained = one.model.encoder.wavlm.state_dict()
+    assert all(torch.equal(trained[n], pretrained[n]) for n in trained if n.startswith("feature_extractor"))
+    assert not torch.equal(
+        trained["encoder.layers.0.attention.q_proj.weight"], pretrained["encoder.layers.0.attention.q_proj.weight"]
+    )
+
+
+def test_cached_features_equal_live_ones(tmp_path: Path) -> None:
+    """The frozen trial reads hidden states; the same encoder on conv features gives them, up to float16."""
+    trial = pick(tiny_trials(tmp_path), "frozen")
+    one = trainer(trial, tmp_path)
+    one._build()
+    list(one.inputs.fill_cache())
+    update = one._updates(1)[0]
+    for cached in one.inputs.batches(update):
+        one.inputs.encoder.freeze = False  # now `store` is the one of conv features
+        live = next(
+            b for b in one.inputs.batches(update) if torch.equal(b.positions, cached.positions)
+        )
+        one.inputs.encoder.freeze = True
+        states, lengths = one.model.encoder(live.features, live.lengths)
+        assert torch.equal(lengths, cached.lengths)
+        for row, length in enumerate(lengths.tolist()):
+            torch.testing.assert_close(states[row, :length], cached.features[row, :length], atol=5e-3, rtol=5e-3)
+
+
+def test_the_guard_stops_an_unfrozen_trial_whose_encoder_gets_no_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old script's mistake: features detached from the encoder that should learn."""
+    forward = fold_trainer.SpeechEncoder.forward
+
+    def detached(self: Any, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        states, n = forward(self, conv, lengths)
+        return states.detach(), n
+
+    monkeypatch.setattr(fold_trainer.SpeechEncoder, "forward", detached)
+    with pytest.raises(MovementError, match="the loss does not reach it"):
+        train(pick(tiny_trials(tmp_path), "unfrozen"), tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = pick(tiny_trials(tmp_path), "frozen")
+    one = trainer(trial, tmp_path)
+    monkeypatch.setattr(fold_trainer, "scaled_labels", lambda u, *_: torch.full((len(u), 2), torch.nan))
+    before: dict[str, Tensor] = {}
+    monkeypatch.setattr(
+        one.checkpoints, "load", lambda key: before.update({n: p.clone() for n, p in one.weights.items()}) or (None,) * 3
+    )
+    with pytest.raises(NonFiniteError, match="epoch 1, update 1: loss nan"):
+        list(one.run())
+    assert all(torch.equal(before[n], p) for n, p in one.weights.items())
+
+
+def test_two_processes_do_not_train_one_trial(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "frozen")
+    first = trainer(trial, tmp_path).run()
+    next(first)
+    with pytest.raises(TrialError, match="is being trained by another process"):
+        next(trainer(trial, tmp_path).run())
+    first.close()
+    train(trial, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"protocol": "dialogue"}},
+        {"model": {"pooling": "mean", "output": "sigmoid", "frame_rate_hz": 50.0}},
+        {"model": {"layers": [0, 2], "spec_augment": True}},
+        {"train": {"accumulation": "averaged", "length_pool": 1}},
+        {"train": {"freeze_epochs": 1}},
+        {"train": {"precision": "bfloat16"}},
+        {"corpus": {"dimensions": ["arousal"]}},
+    ],
+)
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_every_setting_trains(tmp_path: Path, condition: str, sections: dict[str, Any]) -> None:
+    trial = pick(tiny_trials(tmp_path, **sections), condition)
+    result = train(trial, tmp_path)[-1]
+    assert isinstance(result, TrialResult)
+    assert set(result.test_ccc) == {*trial.config.corpus.dimensions, "avg"}
+
+
+def test_early_stopping_ends_after_so_many_epochs_without_a_better_one(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path, train={"epochs": 30, "early_stopping": 2, "lr": 1e-7}), "frozen")
+    result = train(trial, tmp_path)[-1]
+    assert isinstance(result, TrialResult)
+    assert result.epochs_run < 30
+    assert result.epochs_run == result.best_epoch + 2

@@ -1,0 +1,136 @@
+"""The freezing table, the learning rates, and the guard that says whether it really fine-tuned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cvrunner.config import MambaConfig, ModelConfig, TrainConfig
+from cvrunner.errors import MovementError
+from cvrunner.model.mamba_ema import MambaEMAModel
+from cvrunner.training.freezing import NEVER, Schedule, match, rules
+from tests.encoders import tiny_encoder
+
+TRAIN = TrainConfig(epochs=10, lr=1e-3, encoder_lr=1e-5, warmup=0.1)
+
+
+def model(freeze: bool, protocol: str = "utterance") -> MambaEMAModel:
+    config = ModelConfig(width=16, protocol=protocol, mamba=MambaConfig(state_size=4, head_dim=8, layers=1))
+    return MambaEMAModel(tiny_encoder(freeze=freeze), config, 2)
+
+
+def test_a_parameter_that_no_rule_matches_is_named() -> None:
+    with pytest.raises(LookupError, match=r"parameter decoder\.weight is in no group"):
+        match("decoder.weight", rules(TRAIN, False))
+
+
+def test_every_trained_parameter_is_in_the_optimizer_once_and_no_other_is() -> None:
+    schedule = Schedule(model(freeze=False, protocol="dialogue"), TRAIN, False)
+    inside = [id(p) for group in schedule.optimizer().param_groups for p in group["params"]]
+    trained = [id(p) for g in ("encoder", "head") for p in schedule.members[g].values()]
+    assert sorted(inside) == sorted(trained)
+    assert len(set(inside)) == len(inside)
+
+
+def test_a_frozen_encoder_is_in_no_optimizer() -> None:
+    schedule = Schedule(model(freeze=True), TRAIN, True)
+    assert schedule.groups == ["head"]
+    assert {group["group"] for group in schedule.optimizer().param_groups} == {"head"}
+
+
+def test_norms_biases_and_layer_weights_do_not_decay() -> None:
+    schedule = Schedule(model(freeze=False, protocol="dialogue"), TRAIN, False)
+    names = {id(p): n for named in schedule.members.values() for n, p in named.items()}
+    for group in schedule.optimizer().param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            one_dimensional = parameter.ndim == 1 or "layer_weights" in name or "gru_rel_pos_const" in name
+            assert (group["weight_decay"] == 0) == one_dimensional, name
+
+
+def test_the_encoder_joins_after_freeze_epochs() -> None:
+    train = TrainConfig(epochs=4, freeze_epochs=2)
+    schedule = Schedule(model(freeze=False), train, False)
+    for epoch, expected in ((1, False), (2, False), (3, True), (4, True)):
+        schedule.begin_epoch(epoch)
+        assert {p.requires_grad for p in schedule.members["encoder"].values()} == {expected}
+        assert {p.requires_grad for p in schedule.members["front_end"].values()} == {False}
+        assert {p.requires_grad for p in schedule.members["head"].values()} == {True}
+
+
+def test_a_fixed_ema_decay_stays_fixed() -> None:
+    config = ModelConfig(
+        width=16,
+        protocol="dialogue",
+        ema={"decay": 0.7, "learnable": False},  # type: ignore[arg-type]
+        mamba=MambaConfig(state_size=4, head_dim=8, layers=1),
+    )
+    whole = MambaEMAModel(tiny_encoder(), config, 2)
+    Schedule(whole, TRAIN, True).begin_epoch(1)
+    assert not whole.head.turn_ema.ema_logit.requires_grad
+
+
+def test_learning_rates_warm_up_from_each_groups_own_start_and_end_near_zero() -> None:
+    schedule = Schedule(model(freeze=False), TrainConfig(epochs=10, lr=1e-3, encoder_lr=1e-5, freeze_epochs=5), False)
+    head = [schedule.learning_rate("head", i, 20) for i in range(200)]
+    encoder = [schedule.learning_rate("encoder", i, 20) for i in range(200)]
+    assert max(head) == pytest.approx(1e-3)
+    assert head.index(max(head)) == 19
+    assert encoder[:100] == [0.0] * 100
+    assert max(encoder) == pytest.approx(1e-5)
+    assert encoder.index(max(encoder)) == 109
+    for rates in (head, encoder):
+        assert rates[-1] < 0.01 * max(rates)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_counts_add_up(frozen: bool) -> None:
+    whole = model(freeze=frozen)
+    count = Schedule(whole, TRAIN, frozen).count()
+    assert count.total == sum(p.numel() for p in whole.parameters()) == sum(count.groups.values())
+    assert count.trainable == count.groups["head"] + (0 if frozen else count.groups["encoder"])
+
+
+class TestMovement:
+    NORMS = {"front_end": 0.0, "encoder": 1.0, "head": 1.0}  # noqa: RUF012
+
+    def moved(self, whole: MambaEMAModel, *prefixes: str) -> None:
+        with torch.no_grad():
+            for name, parameter in whole.named_parameters():
+                if name.startswith(prefixes):
+                    parameter.mul_(1.01)
+
+    def test_it_is_the_relative_distance_from_the_start(self) -> None:
+        whole = model(freeze=False)
+        schedule = Schedule(whole, TRAIN, False)
+        assert set(schedule.movement().values()) == {0.0}
+        self.moved(whole, "head.")
+        assert schedule.movement()["head"] == pytest.approx(0.01, rel=1e-4)
+        assert schedule.movement()["encoder"] == 0
+
+    def test_an_unfrozen_encoder_that_stands_still_is_an_error(self) -> None:
+        whole = model(freeze=False)
+        schedule = Schedule(whole, TRAIN, False)
+        self.moved(whole, "head.")
+        with pytest.raises(MovementError, match="encoder should train since epoch 1, but after epoch 1"):
+            schedule.check_movement(1, schedule.movement(), self.NORMS)
+
+    def test_weight_decay_alone_does_not_count_as_fine_tuning(self) -> None:
+        whole = model(freeze=False)
+        schedule = Schedule(whole, TRAIN, False)
+        self.moved(whole, "head.", "encoder.wavlm.encoder.")
+        schedule.check_movement(1, schedule.movement(), self.NORMS)
+        with pytest.raises(MovementError, match="gradient norm of 0"):
+            schedule.check_movement(1, schedule.movement(), {**self.NORMS, "encoder": 0.0})
+
+    @pytest.mark.parametrize(("frozen", "prefix"), [(True, "encoder.wavlm.encoder."), (False, "encoder.wavlm.feature_extractor.")])
+    def test_what_is_frozen_and_moved_is_an_error(self, frozen: bool, prefix: str) -> None:
+        whole = model(freeze=frozen)
+        schedule = Schedule(whole, TRAIN, frozen)
+        self.moved(whole, prefix, "head.", "encoder.wavlm.encoder.")
+        with pytest.raises(MovementError, match="is frozen in epoch 1, but its weights moved by 0.0"):
+            schedule.check_movement(1, schedule.movement(), self.NORMS)
+
+
+def test_never_is_after_every_epoch() -> None:
+    assert all(rule.start == NEVER for rule in rules(TRAIN, True) if rule.group != "head")
