@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cvrunner.data.folds import Fold
     from cvrunner.data.utterance import Corpus
     from cvrunner.orchestration.run_book import RunBook
-    from cvrunner.orchestration.scheduler import Executor
+    from cvrunner.orchestration.scheduler import Executor, Observer
     from cvrunner.records.results import Summary
     from cvrunner.records.run_directory import RunDirectory
     from cvrunner.reporting.tracker import Tracker
@@ -224,7 +224,7 @@ def _train(run: Run, todo: Sequence[Trial], make_executor: Callable[[], Executor
             _stop_on_signals(run.console) as stop,
             Progress(todo, executor.slots, run.console, run.quiet) as progress,
         ):
-            observers = [run.book, progress, TrackingObserver(run.tracker)]
+            observers: list[Observer] = [run.book, progress, TrackingObserver(run.tracker)]
             attempts = run.prepared.config.cluster.max_attempts
             run_trials(todo, run.book.trial_directory, executor, observers, attempts, stop.is_set)
         return stop.is_set()

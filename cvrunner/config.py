@@ -452,4 +452,6 @@ def _nearest(key: str) -> str:
         return f"; did you mean {by_last[match[0]]}?"
     section = key.rpartition(".")[0]
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == section]
+    if inside := [name for name in siblings if last in name]:
+        return f"; did you mean {inside[0]}?"
     return f"; valid keys: {', '.join(siblings)}" if siblings else ""

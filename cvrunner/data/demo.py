@@ -1,9 +1,10 @@
-"""A synthetic IEMOCAP: five sessions of acted dialogues spoken by espeak-ng, in the layout of the real corpus.
+"""A synthetic IEMOCAP: five sessions of acted dialogues spoken by espeak-ng, in the layout of the real one.
 
-Every turn has a latent valence and arousal: what its scenario brings, a mood that drifts through the dialogue, and
-chance. They choose the words, rate, pitch, pitch range and loudness, all with noise, arousal more audibly than
-valence. Three observers then rate the turn, each with a bias, and the header holds their mean. So there is something to
-hear, something to guess without listening (the scenario), something the turns before tell, and a human ceiling.
+Every turn has a latent valence and arousal: what its scenario brings, a mood that drifts through the dialogue,
+and chance. They choose the words, rate, pitch, pitch range and loudness, all with noise, arousal more audibly
+than valence. Three observers then rate the turn, each with a bias, and the header holds their mean. So there is
+something to hear, something to guess without listening (the scenario), something that the turns before tell, and
+a human ceiling.
 
 Results on it say that the program works, and nothing about people.
 """
@@ -275,9 +276,7 @@ def _is_there(root: Path, marker: dict[str, int]) -> bool:
         return False
     found = _read_marker(root)
     if found is None:
-        raise ConfigError(
-            f"corpus.root: {root} exists and is not a demo corpus: choose a folder that does not exist"
-        )
+        raise ConfigError(f"corpus.root: {root} exists and is not a demo corpus: choose a folder that does not exist")
     if found != marker:
         raise ConfigError(
             f"corpus.root: {root} is the demo corpus of {_words(found)}, wanted is {_words(marker)}: "
@@ -307,9 +306,7 @@ def _fill(root: Path, *, marker: dict[str, int], seed: int, utterances: int) -> 
     for session, share in enumerate(_shares(utterances, SESSIONS), start=1):
         for scenario, dialogue, turns in _dialogues(session, share):
             rng = random.Random(f"{seed}/{dialogue}")
-            _write_dialogue(
-                root / f"Session{session}", session, dialogue, _act(rng, scenario, dialogue, turns), rng
-            )
+            _write_dialogue(root / f"Session{session}", session, dialogue, _act(rng, scenario, dialogue, turns), rng)
     (root / "README.txt").write_text(_README)
     (root / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
 

@@ -1,10 +1,11 @@
 """Speech from text by espeak-ng, through ctypes: only for demo material, never for a result about people.
 
-The library comes with the `espeakng-loader` wheel (extra `demo`) and is loaded at first use. English text in the same
-voice gives the same samples, in any process and whatever was spoken before. With espeak's own voices it does not:
-flutter and roughness run on from one sentence to the next and breath is unseeded noise. So a voice here is a language
-plus a `Timbre` that we write as a voice variant, without any of these, into a private copy of the data folder. In
-languages with a trilled r a little of the sentence before remains; there the same sequence gives the same samples.
+The library comes with the `espeakng-loader` wheel (extra `demo`) and is loaded at first use. English text in the
+same voice gives the same samples, in any process and whatever was spoken before. With espeak's own voices it does
+not: flutter and roughness run on from one sentence to the next and breath is unseeded noise. So a voice here is a
+language plus a `Timbre` that we write as a voice variant, without any of these, into a private copy of the data
+folder. In languages with a trilled r a little of the sentence before remains; there the same sequence of
+sentences gives the same samples.
 """
 
 from __future__ import annotations
@@ -47,14 +48,12 @@ class Timbre:
 
     @property
     def name(self) -> str:
-        """Of espeak's voice variant, and of its file. Not a digit first: espeak takes that for a built-in variant."""
+        """Of espeak's voice variant and its file; not a digit first, that means a built-in variant."""
         return "-".join(map(str, ("voice", self.low_hz, self.high_hz, *self.formants_percent)))
 
     def variant(self) -> str:
         """The text of espeak's voice variant file."""
-        formants = [
-            f"formant {n} {percent} 100 100" for n, percent in enumerate(self.formants_percent, start=1)
-        ]
+        formants = [f"formant {n} {percent} 100 100" for n, percent in enumerate(self.formants_percent, start=1)]
         head = ["language variant", f"name {self.name}", f"pitch {self.low_hz} {self.high_hz}", *_NO_MEMORY]
         return "\n".join([*head, *formants]) + "\n"
 
@@ -77,7 +76,7 @@ class Voice:
 
 
 class Synthesizer:
-    """espeak-ng in this process, which holds one global state: get it from `synthesizer()`. Not for several threads."""
+    """espeak-ng in this process, one global state: get it from `synthesizer()`, use it from one thread."""
 
     def __init__(self) -> None:
         loader = _loader()
@@ -87,7 +86,7 @@ class Synthesizer:
         self._library = ctypes.CDLL(loader.get_library_path())
         self._rate_hz = _start(self._library, data)
         self._pieces: list[npt.NDArray[np.int16]] = []
-        # An attribute, because ctypes frees a callback nobody holds and the library would then call into nothing.
+        # An attribute: ctypes frees a callback that nobody holds, and the library would call into nothing.
         self._callback = _callback(self._pieces)
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -101,13 +100,9 @@ class Synthesizer:
         self._choose(voice)
         self._pieces.clear()
         encoded = text.encode()
-        code = self._library.espeak_Synth(
-            encoded, ctypes.c_size_t(len(encoded) + 1), 0, 1, 0, _UTF8, None, None
-        )
+        code = self._library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded) + 1), 0, 1, 0, _UTF8, None, None)
         if code or not self._pieces:
-            raise ConfigError(
-                f"speech synthesis: espeak-ng gives no audio (code {code}) for {text!r} in {voice}"
-            )
+            raise ConfigError(f"speech synthesis: espeak-ng gives no audio (code {code}) for {text!r} in {voice}")
         spoken = np.concatenate(self._pieces).astype(np.float32) / 32768
         return _trimmed(soxr.resample(spoken, self._rate_hz, SAMPLE_RATE_HZ))
 
@@ -116,9 +111,7 @@ class Synthesizer:
         if not variant.exists():
             variant.write_text(voice.timbre.variant())
         if self._library.espeak_SetVoiceByName(f"{voice.language}+{voice.timbre.name}".encode()):
-            raise ConfigError(
-                f"speech synthesis: espeak-ng has no language {voice.language!r} (one is en-us)"
-            )
+            raise ConfigError(f"speech synthesis: espeak-ng has no language {voice.language!r} (one is en-us)")
         levels = {
             _RATE: voice.rate_wpm,
             _PITCH: voice.pitch,
@@ -147,7 +140,7 @@ def _loader() -> Any:
 
 
 def _private_data(source: Path, target: Path) -> Path:
-    """Link espeak's data into `target`, but with a folder of voice variants of our own, which is returned."""
+    """Link espeak's data into `target`, with a folder of our own for voice variants, which is returned."""
     for entry in source.iterdir():
         if entry.name != "voices":
             (target / entry.name).symlink_to(entry)

@@ -126,13 +126,13 @@ class Head(nn.Module):
             inputs = torch.cat([z[:, None].expand(-1, context.shape[1], -1), context], dim=-1)
         else:
             inputs = z[:, None]
-        y = (self.dropout(inputs) * self.weight).sum(-1) + self.bias
+        y: Tensor = (self.dropout(inputs) * self.weight).sum(-1) + self.bias
         return y.sigmoid() if self.output == "sigmoid" else y
 
     def _context(self, z: Tensor, turns: list[int]) -> Tensor:
         """`c [B, K, W]`: what the dialogue's turns so far say."""
         lengths = torch.tensor(turns, device=z.device)
-        padded = nn.utils.rnn.pad_sequence(list(z.split(turns)), batch_first=True)
+        padded = nn.utils.rnn.pad_sequence(list(torch.split(z, turns)), batch_first=True)
         u = self.turn_mamba(self.turn_projection(padded), lengths)
         c: Tensor = self.turn_ema(u)
         return c[frame_mask(lengths, c.shape[1])]
@@ -167,4 +167,5 @@ class MambaEMAModel(nn.Module):
 
     def ema_decay(self) -> list[float]:
         """`a` per dimension; empty without dialogues."""
-        return self.head.turn_ema.decay.detach().tolist() if self.head.protocol == "dialogue" else []
+        decay: list[float] = self.head.turn_ema.decay.tolist() if self.head.protocol == "dialogue" else []
+        return decay

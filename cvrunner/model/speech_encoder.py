@@ -14,10 +14,11 @@ import contextlib
 from typing import Any
 
 import torch
-import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WavLMModel
+from transformers.utils import logging
 
 from cvrunner.errors import EncoderError
 from cvrunner.model.encoder_files import EncoderFiles
@@ -53,7 +54,7 @@ class SpeechEncoder(nn.Module):
 
     def __init__(
         self,
-        wavlm: WavLMModel,
+        wavlm: Any,
         *,
         layers: tuple[int, ...] | None = None,
         frame_rate_hz: float = 12.5,
@@ -184,19 +185,20 @@ def _attention(attention: Any, hidden: Tensor, bias: Tensor, padding: Tensor) ->
     return attention.out_proj(context.transpose(1, 2).reshape(batch, frames, width))  # type: ignore[no-any-return]
 
 
-def load_wavlm(files: EncoderFiles, dropout: float | None = None) -> WavLMModel:
-    """The pretrained WavLM in float32, without layer drop. Raises EncoderError where weights are missing in the files."""
-    transformers.utils.logging.disable_progress_bar()
-    changes: dict[str, float] = {"layerdrop": 0.0}
+def load_wavlm(files: EncoderFiles, dropout: float | None = None) -> Any:
+    """The pretrained WavLMModel in float32, without layer drop. Raises EncoderError where weights are missing in the files."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    changes: dict[str, Any] = {"layerdrop": 0.0}
     if dropout is not None:
         names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
         changes |= dict.fromkeys(names, dropout)
     try:
-        wavlm, info = WavLMModel.from_pretrained(
+        loaded: Any = WavLMModel.from_pretrained(
             files.folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **changes
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EncoderError(f"model.encoder {files.name}: {str(error).strip().partition(chr(10))[0]}") from None
+    wavlm, info = loaded
     missing = sorted(name for name in info["missing_keys"] if name != "masked_spec_embed")
     if missing:
         raise EncoderError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from cvrunner.training.trial import Trial
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 
 import ray  # noqa: E402
-from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError  # noqa: E402
+from ray.exceptions import RayActorError, RayTaskError  # noqa: E402
 
 
 class FoldActor:
@@ -34,6 +35,7 @@ class FoldActor:
     def __init__(self, label: str) -> None:
         self.label = label
         self.trial = "idle"
+        self.stopping = threading.Event()
 
     def __repr__(self) -> str:
         return f"{self.label} {self.trial}"
@@ -44,13 +46,19 @@ class FoldActor:
 
         from cvrunner.training.fold_trainer import FoldTrainer, Workplace
 
-        context = ray.get_runtime_context()
         device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         self.trial = trial.name
         try:
-            yield from FoldTrainer(trial, Workplace(directory, cache_dir, device, context.is_canceled)).run()
+            yield from FoldTrainer(trial, Workplace(directory, cache_dir, device, self.stopping.is_set)).run()
         finally:
             self.trial = "idle"
+
+    # On a thread of its own, so that it is heard while a trial runs. Cancelling the task would end its stream at once,
+    # and the driver could not wait for what the trial still saves.
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def stop(self) -> None:
+        """Ask the running trial to save and end."""
+        self.stopping.set()
 
 
 @dataclass
@@ -77,7 +85,7 @@ class RayExecutor:
         if self.started_ray:
             _connect(run, cluster)
         try:
-            room = capacity(ray.cluster_resources(), cluster)
+            room = capacity(ray.cluster_resources(), cluster)  # type: ignore[no-untyped-call]
         except ClusterError:
             self.close()
             raise
@@ -107,7 +115,7 @@ class RayExecutor:
 
     def stop(self) -> None:
         for attempt in self.attempts:
-            ray.cancel(attempt.events, force=False)
+            self.actors[attempt.slot].stop.remote()
 
     def close(self) -> None:
         for actor in getattr(self, "actors", {}).values():
@@ -123,6 +131,7 @@ class RayExecutor:
             "num_cpus": self.cluster.cpus_per_trial,
             "max_restarts": 0,
             "max_task_retries": 0,
+            "concurrency_groups": {"control": 1},
             "name": label,
             "namespace": self.run,
         }
@@ -134,8 +143,6 @@ class RayExecutor:
             return event
         except RayTaskError as error:
             return classify(error.cause if isinstance(error.cause, BaseException) else error)
-        except TaskCancelledError:
-            return Failure("stopped", f"{attempt.trial.name}: stopped")
         except (RayActorError, StopIteration) as error:
             actor = self.actors.pop(attempt.slot, None)
             if actor is not None:

@@ -79,6 +79,7 @@ def floor_table(report: Report) -> Table:
     if floor is None:
         return Table("Floor and ceiling", columns, [])
     rows = [[f"no audio: {name}", *_score_cells(scores, labels)] for name, scores in floor.scores.items()]
+    rows += [["no audio", *_score_cells({}, labels)]] if floor.reason else []
     rows += [] if report.summary.missing else [[_plain(cell) for cell in row] for row in scores_table(report).rows]
     rows += [
         [f"{name}, scenario taken out", *_score_cells(scores, labels)] for name, scores in floor.controlled.items()
@@ -164,8 +165,8 @@ def trials_table(report: Report) -> Table:
         "Trials",
         columns,
         rows,
-        "Encoder moved: relative change of its weights, largest group; a frozen one must show 0. Collapsed: "
-        "dimensions with constant test predictions. Peak memory: of the GPU, on a CPU of the process.",
+        "Encoder moved: relative change of its weights; a trial fails if a frozen encoder moves or an unfrozen one does "
+        "not. Collapsed: dimensions with constant test predictions. Peak memory: of the GPU, on a CPU of the process.",
     )
 
 
@@ -175,7 +176,7 @@ def _result_cells(result: TrialResult) -> list[str]:
         f"{result.best_epoch} of {result.epochs_run}",
         number(result.validation_ccc.get("avg")),
         number(result.test_ccc.get("avg")),
-        f"{max(moved):.2e}" if moved else "0 (frozen)",
+        f"{max(moved):.2e}" if moved else "not trained",
         f"{minutes_per_epoch(result):.2f}",
         f"{result.peak_memory_mib:.0f}",
         result.device,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cvrunner.reporting.panels import INK, legend_below, looks, row_of_panels
+from cvrunner.records.results import Aggregate, Difference
+from cvrunner.reporting.panels import INK, Look, legend_below, looks, row_of_panels
 from cvrunner.reporting.predictions import Floats, OutOfFold
 from cvrunner.reporting.report import Report, ccc_label
 
@@ -36,81 +37,53 @@ def draw(report: Report) -> dict[str, tuple[Figure, str]]:
 
 def folds(report: Report) -> tuple[Figure, str]:
     """Slopes: every fold's CCC in each condition, joined; the mean over folds on top."""
-    scores, conditions = report.summary.scores, list(report.summary.scores)
+    scores = report.summary.scores
     figure, panels = row_of_panels(len(report.label), share_y=True)
     for axes, (dimension, label) in zip(panels, report.label.items(), strict=True):
-        for fold in report.run.folds:
-            values = [_fold_mean(scores[c][dimension].by_trial, fold) for c in conditions]
-            axes.plot(conditions, values, color=INK, alpha=0.45, linewidth=1, marker=".", label="one fold")
-            axes.annotate(
-                str(fold),
-                (len(conditions) - 1, values[-1]),
-                xytext=(5, -3),
-                textcoords="offset points",
-                fontsize=7,
-            )
-        means = [_number(scores[c][dimension].mean) for c in conditions]
-        axes.plot(conditions, means, color=INK, linewidth=2.5, label="mean over folds", zorder=3)
-        for condition, value in zip(conditions, means, strict=True):
-            look = looks(conditions)[condition]
-            axes.plot([condition], [value], look.marker, color=look.color, markersize=9, zorder=4)
+        by_condition = {condition: by_dimension[dimension] for condition, by_dimension in scores.items()}
+        _slopes(axes, by_condition, report.run.folds)
         axes.set_title(label)
         axes.margins(x=0.25)
+    for axes, dimension in zip(panels, report.label, strict=True):
+        last = list(scores.values())[-1][dimension].by_trial
+        _name_folds(axes, len(scores) - 1, {fold: _fold_mean(last, fold) for fold in report.run.folds})
     panels[0].set_ylabel("test CCC")
-    seeds = f", mean over {len(report.run.seeds)} seeds" if len(report.run.seeds) > 1 else ""
     legend_below(figure, panels[0])
-    return (
-        figure,
-        f"Test CCC of each fold{seeds} in each condition; numbers are folds, the thick line is the mean.",
-    )
+    seeds = f", mean over {len(report.run.seeds)} seeds" if len(report.run.seeds) > 1 else ""
+    caption = f"Test CCC of each fold{seeds} in each condition; numbers are folds, the thick line is the mean."
+    return figure, caption
+
+
+def _slopes(axes: Axes, by_condition: dict[str, Aggregate], folds: list[int]) -> None:
+    conditions = list(by_condition)
+    for fold in folds:
+        values = [_fold_mean(aggregate.by_trial, fold) for aggregate in by_condition.values()]
+        axes.plot(conditions, values, color=INK, alpha=0.45, linewidth=1, marker=".", label="one fold")
+    means = [_number(aggregate.mean) for aggregate in by_condition.values()]
+    axes.plot(conditions, means, color=INK, linewidth=2.5, label="mean over folds", zorder=3)
+    for (condition, look), value in zip(looks(conditions).items(), means, strict=True):
+        axes.plot([condition], [value], look.marker, color=look.color, markersize=9, zorder=4)
+
+
+def _name_folds(axes: Axes, x: float, values: dict[int, float]) -> None:
+    """The fold's number right of its last point, moved up where two would lie on each other."""
+    low, high = axes.get_ylim()
+    height = -np.inf
+    for fold, value in sorted(values.items(), key=lambda item: item[1]):
+        height = max(value, height + 0.04 * (high - low))
+        if np.isfinite(height):
+            axes.annotate(str(fold), (x, height), xytext=(8, -3), textcoords="offset points", fontsize=7)
 
 
 def differences(report: Report) -> tuple[Figure, str]:
     """The paired difference of each dimension with its interval, the folds, and what could have been seen."""
     compared = report.summary.differences
-    height = 1.1 + 0.55 * len(report.label) * len(compared)
-    figure, (axes,) = row_of_panels(1, height_in=height)
+    figure, (axes,) = row_of_panels(1, height_in=1.1 + 0.55 * len(report.label) * len(compared))
     names: list[str] = []
     for condition, by_dimension in compared.items():
-        look = looks(report.run.conditions)[condition]
         for dimension, difference in by_dimension.items():
-            y = len(names)
+            _draw_difference(axes, len(names), difference, looks(report.run.conditions)[condition])
             names.append(f"{ccc_label(dimension)}\n{condition} - {report.summary.baseline}")
-            each = [_number(value) for value in difference.by_trial.values()]
-            axes.plot(
-                each,
-                [y + 0.22] * len(each),
-                "|",
-                color=INK,
-                alpha=0.7,
-                markersize=7,
-                label="one fold and seed",
-            )
-            if interval := difference.interval:
-                axes.plot(
-                    [interval.low, interval.high],
-                    [y, y],
-                    color=look.color,
-                    linewidth=3,
-                    label="95 % interval",
-                )
-                axes.fill_betweenx(
-                    [y - 0.35, y + 0.35],
-                    -interval.detectable,
-                    interval.detectable,
-                    color=INK,
-                    alpha=0.09,
-                    linewidth=0,
-                    label="too small to be seen reliably",
-                )
-            axes.plot(
-                [_number(difference.mean)],
-                [y],
-                look.marker,
-                color=look.color,
-                markersize=8,
-                label="mean over folds",
-            )
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -121,6 +94,19 @@ def differences(report: Report) -> tuple[Figure, str]:
         "Paired difference with its 95 % bootstrap interval over dialogues. The grey band holds true differences that "
         "this design finds with less than 80 % power."
     )
+
+
+def _draw_difference(axes: Axes, y: int, difference: Difference, look: Look) -> None:
+    """One row: each trial above, the interval and the mean on the line, the band behind."""
+    each = [_number(value) for value in difference.by_trial.values()]
+    axes.plot(each, [y + 0.22] * len(each), "|", color=INK, alpha=0.7, markersize=7, label="one fold and seed")
+    if interval := difference.interval:
+        rows, edge = [y - 0.35, y + 0.35], interval.detectable
+        label = "too small to be seen reliably"
+        axes.fill_betweenx(rows, -edge, edge, color=INK, alpha=0.09, linewidth=0, label=label)
+        axes.plot([interval.low, interval.high], [y, y], color=look.color, linewidth=3, label="95 % interval")
+    mean = [_number(difference.mean)]
+    axes.plot(mean, [y], look.marker, color=look.color, markersize=8, label="mean over folds")
 
 
 def floor_and_ceiling(report: Report) -> tuple[Figure, str]:
@@ -196,7 +182,7 @@ def dialogue_over_time(report: Report, data: OutOfFold) -> tuple[Figure, str]:
 
 
 def _scatter(axes: Axes, x: Floats, y: Floats, color: str) -> None:
-    alpha = float(np.clip(400 / len(x), 0.08, 0.7))
+    alpha = float(np.clip(1000 / len(x), 0.12, 0.8))
     axes.plot(
         x,
         y,

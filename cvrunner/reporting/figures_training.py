@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def draw(report: Report) -> dict[str, tuple[Figure, str]]:
-    """Figures with captions, by name, of the trials that are there."""
+    """Figures with captions, by name; while trials are missing, the learning curves alone."""
     figures = {}
     if any(report.epochs.values()):
         figures["learning_curves"] = learning_curves(report)
-    if any(result.layer_weights for result in report.results.values()):
+    # Both show means over trials, and a mean over the trials that happen to be there would mislead.
+    if not report.summary.missing:
         figures["layer_weights"] = layer_weights(report)
-    if report.results:
         figures["cost"] = cost(report)
     return figures
 

@@ -46,7 +46,6 @@ def render_html(report: Report, figures: dict[str, tuple[Figure, str]]) -> str:
         sections=[_section(table, drawn) for table in comparison_tables(report)],
         figures=[figure for name, figure in drawn.items() if name not in placed],
         evidence=[_section(table, drawn) for table in evidence_tables(report)],
-        floor_reason=report.floor.reason if report.floor else None,
         facts=facts(report),
         links={name: link for name, link in report.links.items() if re.match(r"https?://", link)},
     )

@@ -67,7 +67,7 @@ def read_report(
             name: read_epochs(directory, state.condition, state.fold, state.seed) for name, state in run.trials.items()
         },
         floor=floor or run.floor,
-        links=links or {},
+        links=run.links if links is None else links,
     )
 
 

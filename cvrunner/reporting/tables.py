@@ -62,7 +62,7 @@ def _mean_sd(aggregate: Aggregate) -> str:
 def differences_table(report: Report) -> Table:
     """Each condition against the baseline, by dimension."""
     columns = ["difference", "dimension", "mean", "95 % interval", "smallest detectable", "pooled"]
-    columns += ["95 % interval, pooled", "corrected t, p", "folds above / below", "sign test, p"]
+    columns += ["95 % interval, pooled", "corrected t, p", "folds +/-", "sign test, p"]
     baseline = report.summary.baseline
     rows = [
         [f"{other} - {baseline}", ccc_label(dimension), *_difference_cells(difference)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,5 +152,7 @@ def _set_up() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # What mlflow's own libraries will drop some day is nothing that a reader of a run's output can act on.
+    warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|alembic)(\.|$)")
     for name in ("mlflow", "mlflow.store", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)

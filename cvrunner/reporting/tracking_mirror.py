@@ -72,7 +72,6 @@ class MlflowMirror:
         self._trials: dict[str, StoredRun] = {}
         self._curves: dict[tuple[str, str], Curve] = {}
         self._epochs: dict[str, dict[int, EpochRecord]] = {}
-        self._comparison: str | None = None
 
     def start(self, run: RunRecord, config: Config, directory: RunDirectory) -> None:
         """Open the server, sweep what a dead driver left, find or make the parents, and catch up with the journals."""
@@ -81,6 +80,9 @@ class MlflowMirror:
         self._experiment = self._store.experiment(f"{config.tracking.experiment}-{run.protocol}")
         self._store.close_running(self._experiment, {names.RUN_KEY: run.key})
         self._parents = {condition: self._parent(condition) for condition in run.conditions}
+        # Made now, so that its address can be printed and stand in the report before the run ends.
+        self._comparison = self._named("comparison", self._run.key, f"comparison {run.run}")
+        self._store.reopen(self._comparison.id)
         self._save_view()
         for name in run.trials:
             self._catch_up(name)
@@ -106,7 +108,7 @@ class MlflowMirror:
         self._catch_up(name)
         trial = self._trial(name)
         if result is not None:
-            if "best/epoch" not in trial.metrics:
+            if "selected/epoch" not in trial.metrics:
                 self._store.log_metrics(trial.id, names.result_metrics(result), result.best_epoch)
             self._store.set_tags(trial.id, names.result_tags(result))
         if error:
@@ -122,8 +124,8 @@ class MlflowMirror:
             self._store.set_tags(parent.id, {"mlflow.note.content": summary.verdict})
         self._write_comparison(summary)
         if status in ENDED:
-            for parent in self._parents.values():
-                self._store.close(parent.id, ENDED[status])
+            for ended in (*self._parents.values(), self._comparison):
+                self._store.close(ended.id, ENDED[status])
             self._store.close_running(self._experiment, {names.RUN_KEY: self._run.key})
 
     def links(self, base_url: str | None) -> dict[str, str]:
@@ -132,14 +134,19 @@ class MlflowMirror:
         if base is None:
             return {}
         parents = [parent.id for parent in self._parents.values()]
-        return names.page_links(base, self._experiment, self._view_key(), parents, self._comparison)
+        return names.page_links(base, self._experiment, self._view_key(), parents, self._comparison.id)
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
+    def _named(self, role: str, key: str, name: str, **tags: str) -> StoredRun:
+        """The run of this role and key, or a new one, with tags besides."""
+        found_by = names.run_tags(self._run, role, key)
+        return self._store.find_or_create(self._experiment, name, found_by, {"mlflow.source.name": "cvrunner"} | tags)
+
     def _parent(self, condition: str) -> StoredRun:
-        tags = names.run_tags(self._run, "parent", self._run.key) | {names.CONDITION: condition}
-        more = {"mlflow.runColor": names.colour(self._run, condition), "mlflow.source.name": "cvrunner"}
-        parent = self._store.find_or_create(self._experiment, f"{condition} {self._run.run}", tags, more)
+        key = f"{self._run.key}/{condition}"
+        tags = names.condition_tags(self._run, condition)
+        parent = self._named("parent", key, f"{condition} {self._run.run}", **tags)
         self._store.reopen(parent.id)
         return parent
 
@@ -147,13 +154,9 @@ class MlflowMirror:
         """Found by its key, or made, once."""
         if name not in self._trials:
             state = self._run.trials[name]
-            tags = names.run_tags(self._run, "trial", state.key) | {names.CONDITION: state.condition}
-            more = {
-                names.PARENT: self._parents[state.condition].id,
-                "mlflow.runColor": names.colour(self._run, state.condition),
-                "mlflow.source.name": "cvrunner",
-            }
-            trial = self._store.find_or_create(self._experiment, name, tags, more)
+            tags = names.condition_tags(self._run, state.condition)
+            tags[names.PARENT] = self._parents[state.condition].id
+            trial = self._named("trial", state.key, name, **tags)
             params = names.trial_params(self._config, state.condition, state.fold, state.seed)
             if params.keys() - trial.params.keys():
                 self._store.log_params(trial, params)
@@ -188,10 +191,7 @@ class MlflowMirror:
             self._curve(self._parents[condition].id, "mean/train_loss").log(epoch, metrics)
 
     def _write_comparison(self, summary: Summary) -> None:
-        tags = names.run_tags(self._run, "comparison", self._run.key)
-        more = {"mlflow.source.name": "cvrunner"}
-        run = self._store.find_or_create(self._experiment, f"comparison {self._run.run}", tags, more)
-        self._comparison = run.id
+        run = self._comparison
         self._store.set_tags(run.id, {"mlflow.note.content": summary.verdict, "cvrunner.status": summary.status})
         if not any(name.startswith("delta/") for name in run.metrics):
             if deltas := names.delta_metrics(summary):
@@ -199,7 +199,6 @@ class MlflowMirror:
             for step, metrics in names.delta_steps(summary):
                 self._store.log_metrics(run.id, metrics, step)
         self._write_files(run.id)
-        self._store.close(run.id, "FINISHED" if summary.status == "COMPLETE" else "FAILED")
 
     def _write_files(self, run_id: str) -> None:
         d = self._directory

@@ -42,8 +42,8 @@ def epoch_metrics(record: EpochRecord) -> Metrics:
 
 def result_metrics(result: TrialResult) -> Metrics:
     """The outcome of a trial."""
-    metrics = _ccc("test/ccc", result.test_ccc) | _ccc("best/validation_ccc", result.validation_ccc)
-    metrics |= {"best/epoch": result.best_epoch, "time/total_train_s": result.train_s}
+    metrics = _ccc("test/ccc", result.test_ccc) | _ccc("selected/validation_ccc", result.validation_ccc)
+    metrics |= {"selected/epoch": result.best_epoch, "time/total_train_s": result.train_s}
     return metrics | {"memory/peak_mib_trial": result.peak_memory_mib}
 
 
@@ -129,13 +129,17 @@ def run_tags(run: RunRecord, role: str, key: str) -> dict[str, str]:
     return {ROLE: role, RUN: run.run, RUN_KEY: run.key, KEY: key}
 
 
-def colour(run: RunRecord, condition: str) -> str:
-    """The colour a condition has in the figures too."""
-    return COLOURS[run.conditions.index(condition) % len(COLOURS)]
+def condition_tags(run: RunRecord, condition: str) -> dict[str, str]:
+    """The condition, and the colour that it has in the figures too."""
+    return {CONDITION: condition, "mlflow.runColor": COLOURS[run.conditions.index(condition) % len(COLOURS)]}
 
 
 def view_state(run: RunRecord, created_at_ms: int) -> str:
-    """The saved view: this run's trials, grouped by condition, as charts. The format is the page's own."""
+    """The saved view: this run's trials, grouped by condition, as charts. The format is the page's own.
+
+    The page adds the parents of the trials it finds. Grouped by the tag, which they have too, each joins its condition
+    and brings its own curves; by a parameter of the trials, the page would chart the mean of all parents.
+    """
     state = {
         "searchFilter": f"tags.`{ROLE}` = 'trial' AND tags.`{RUN}` = '{run.run}'",
         "orderByKey": "attributes.start_time",
@@ -159,7 +163,7 @@ def view_state(run: RunRecord, created_at_ms: int) -> str:
         "hideEmptyCharts": True,
         "groupBy": {
             "aggregateFunction": "average",
-            "groupByKeys": [{"mode": "param", "groupByData": "condition"}],
+            "groupByKeys": [{"mode": "tag", "groupByData": CONDITION}],
         },
         "groupsExpanded": {},
         "autoRefreshEnabled": True,
@@ -169,21 +173,17 @@ def view_state(run: RunRecord, created_at_ms: int) -> str:
     return json.dumps({"name": name, "createdAt": created_at_ms, "state": json.dumps(state)})
 
 
-def page_links(
-    base_url: str, experiment_id: str, view_key: str, parents: list[str], comparison: str | None
-) -> dict[str, str]:
+def page_links(base_url: str, experiment_id: str, view_key: str, parents: list[str], comparison: str) -> dict[str, str]:
     """Addresses in the MLflow page at `base_url`: the saved view, the parents side by side, the comparison."""
     base = f"{base_url.rstrip('/')}/#"
     home = f"{base}/experiments/{experiment_id}/runs"
     runs = quote(json.dumps(parents, separators=(",", ":")))
     experiments = quote(json.dumps([experiment_id], separators=(",", ":")))
-    links = {
+    return {
         "trials grouped by condition": f"{home}?viewStateShareKey={view_key}&compareRunsMode=CHART&{PAGE}",
         "conditions side by side": f"{base}/compare-runs?runs={runs}&experiments={experiments}",
+        "comparison, figures, predictions": f"{base}/experiments/{experiment_id}/runs/{comparison}",
     }
-    if comparison:
-        links["comparison, figures, predictions"] = f"{base}/experiments/{experiment_id}/runs/{comparison}"
-    return links
 
 
 def _ccc(prefix: str, ccc: Mapping[str, float | None]) -> Metrics:

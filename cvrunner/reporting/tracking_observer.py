@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cvrunner.orchestration.scheduler import Decision, Failure
-from cvrunner.records.results import EpochRecord, TrialResult
+from cvrunner.records.results import EpochRecord, TrialResult, TrialStatus
 from cvrunner.reporting.tracker import Tracker
 from cvrunner.training.fold_trainer import Event
 from cvrunner.training.trial import Trial
@@ -26,5 +26,5 @@ class TrackingObserver:
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         if decision is not Decision.RETRY:
-            status = "STOPPED" if decision is Decision.STOP else "FAILED"
+            status: TrialStatus = "STOPPED" if decision is Decision.STOP else "FAILED"
             self.tracker.trial_finished(trial.name, None, status, failure.message)

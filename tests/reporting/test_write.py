@@ -1,0 +1,67 @@
+"""One call writes all files of a run; the floor comes from the folds."""
+
+from __future__ import annotations
+
+import pytest
+
+from cvrunner.data.folds import make_folds
+from cvrunner.records.results import RunRecord, Summary
+from cvrunner.reporting.floor_record import floor_record, with_controlled_scores
+from cvrunner.reporting.write import write_report
+from tests.corpora import corpus
+from tests.runs import DIMENSIONS, SCENARIOS, TURNS, make_run
+
+SPOKEN = [f"{side}_{scenario}" for scenario in SCENARIOS for side in "FM"]
+
+
+@pytest.fixture(scope="module")
+def folds():
+    return make_folds(corpus(dialogues=SPOKEN, turns=TURNS), "leave_one_session_out")
+
+
+def test_one_call_writes_all_files_and_again_the_same(tmp_path):
+    directory = make_run(tmp_path, epochs=2)
+    write_report(directory, {"view": "http://127.0.0.1:5000/#/x"})
+    files = [directory.summary_file, directory.comparison, directory.report, tmp_path / "experiment_comparison.md"]
+    files += sorted(directory.figures.iterdir())
+    before = [file.read_bytes() for file in files]
+    write_report(directory, {"view": "http://127.0.0.1:5000/#/x"})
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_the_floor_survives_run_json_and_stands_in_the_report(tmp_path, folds):
+    directory = make_run(tmp_path, epochs=1)
+    run = directory.read_run()
+    floor = with_controlled_scores(floor_record(folds, DIMENSIONS), folds, directory, run)
+    assert set(floor.scores) == {"scenario", "scenario+gender+side"}
+    assert set(floor.controlled["frozen"]) == {"valence", "arousal", "avg"}
+    directory.write_run(run.model_copy(update={"floor": floor}))
+    assert directory.read_run().floor == floor
+    write_report(directory)
+    page = directory.report.read_text()
+    assert f"{floor.scores['scenario']['avg'].mean:.4f}" in page
+    assert "scenario taken out" in page
+    assert (directory.figures / "floor.svg").is_file()
+
+
+def test_without_scenarios_the_reason_stands_in_the_report(tmp_path):
+    bare = make_folds(corpus(scenario=None), "leave_one_session_out")
+    floor = floor_record(bare, DIMENSIONS)
+    assert floor.scores == {}
+    directory = make_run(tmp_path, epochs=1)
+    run = directory.read_run()
+    assert with_controlled_scores(floor, bare, directory, run) == floor
+    directory.write_run(run.model_copy(update={"floor": floor}))
+    write_report(directory)
+    for file in (directory.report, directory.comparison):
+        assert "the corpus names no scenarios" in file.read_text()
+
+
+def test_records_of_older_runs_can_still_be_read(tmp_path):
+    directory = make_run(tmp_path, epochs=1)
+    run = directory.read_run()
+    old_run = run.model_dump_json(exclude={"floor", "links"})
+    assert RunRecord.from_json(old_run, "run.json") == run
+    summary = write_report(directory).summary
+    old_summary = summary.model_dump_json(exclude={"decisions", "groups"})
+    assert Summary.from_json(old_summary, "summary.json").verdict == summary.verdict

@@ -1,0 +1,202 @@
+"""Configuration: overlays, overrides, and one clear sentence for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvrunner.config import Config, digest, load_config, merge, parse_override, valid_keys, validate
+from cvrunner.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> Config:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path, overrides)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_of_the_repository_is_valid(path: Path) -> None:
+    config = load_config(path)
+    assert list(config.conditions) == ["frozen", "unfrozen"]
+    frozen, unfrozen = (config.for_condition(name) for name in config.conditions)
+    assert frozen.model.freeze_speech_encoder
+    assert not unfrozen.model.freeze_speech_encoder
+    assert frozen.train.effective_batch == unfrozen.train.effective_batch
+
+
+def test_finetune_has_the_values_of_the_script_it_replaces() -> None:
+    config = load_config(CONFIGS / "finetune.yaml")
+    train = config.train
+    assert (train.batch_size, train.accumulation_steps, train.effective_batch) == (4, 2, 8)
+    assert (train.lr, train.encoder_lr, train.epochs) == (1e-4, 1e-5, 20)
+    assert not config.model.freeze_speech_encoder
+    assert config.model.encoder == "microsoft/wavlm-large"
+
+
+def test_finetune_full_differs_from_finetune_in_epochs_and_forecasts_alone() -> None:
+    quick, full = (load_config(CONFIGS / f"{name}.yaml").model_dump() for name in ("finetune", "finetune_full"))
+    assert full["train"].pop("epochs") == 50
+    assert quick["train"].pop("epochs") == 20
+    forecasts = {c["quantity"]: (c["low"], c["high"]) for c in full.pop("reference")["claims"] if "50" in c["name"]}
+    assert forecasts == {"ccc_valence": (0.64, 0.68), "ccc_arousal": (0.68, 0.70), "ccc_avg": (0.66, 0.69)}
+    quick.pop("reference")
+    assert full == quick
+
+
+def test_the_defaults_keep_the_old_meaning_of_freezing() -> None:
+    assert validate({}, "test").model.freeze_speech_encoder is True
+
+
+def test_an_overlay_changes_what_it_names_and_overrides_come_last(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {lr: 0.1, epochs: 7}\ncluster: {max_attempts: 5}\n")
+    config = load(tmp_path, "base: base.yaml\ntrain: {lr: 0.2}\n", "train.epochs=9", "model.layers=[1, 2]")
+    assert (config.train.lr, config.train.epochs, config.cluster.max_attempts) == (0.2, 9, 5)
+    assert config.model.layers == (1, 2)
+
+
+def test_a_condition_is_laid_over_the_rest(tmp_path: Path) -> None:
+    config = load(tmp_path, "train: {lr: 0.2}\nconditions:\n  slow: {train: {lr: 0.1}}\n  fast: {}\n")
+    assert config.for_condition("slow").train.lr == 0.1
+    assert config.for_condition("fast").train.lr == 0.2
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001", "1e-04"])
+def test_numbers_with_exponents_are_numbers(tmp_path: Path, text: str) -> None:
+    """YAML 1.1 reads 1e-4 as a word; so did the old script's loader."""
+    assert load(tmp_path, f"train: {{lr: {text}}}").train.lr == 1e-4
+    assert load(tmp_path, "", f"train.lr={text}").train.lr == 1e-4
+
+
+MISTAKES = {
+    "train: {epoch: 3}": "train.epoch: unknown key in .*did you mean train.epochs?",
+    "trian: {epochs: 3}": "trian: unknown key in .*did you mean train?",
+    "model: {lr: 0.1}": "model.lr: unknown key in .*did you mean train.lr?",
+    "model: {mamba: {chunksize: 8}}": "model.mamba.chunksize: unknown key .*did you mean model.mamba.chunk_size?",
+    "train: {lr: fast}": "train.lr: .*valid number, not 'fast'",
+    "train: {lr: -1}": "train.lr: .*greater than 0, not -1",
+    "train: {lr: .nan}": "train.lr: .*finite number",
+    "train: {epochs: 2.5}": "train.epochs: .*valid integer",
+    "train: {epochs: '20'}": "train.epochs: .*valid integer, not '20'",
+    "train: {seeds: []}": "train: seeds must name one seed or more",
+    "train: {epochs: 2, freeze_epochs: 2}": "train: freeze_epochs 2 must be below epochs 2",
+    "model: {freeze_speech_encoder: maybe}": "model.freeze_speech_encoder: .*valid boolean, not 'maybe'",
+    "model: {frame_rate_hz: 20}": "model.frame_rate_hz: must be 50, 25 or 12.5, not 20",
+    "model: {protocol: session}": "model.protocol: .*'utterance' or 'dialogue', not 'session'",
+    "model: {layers: [1, 1]}": "model.layers: layers must name one layer or more, each once",
+    "model: {width: 30}": "model: mamba.head_dim 32 must divide",
+    "corpus: {format: cremad}": "corpus.format: .*'iemocap', 'manifest' or 'demo', not 'cremad'",
+    "corpus: {scale: [5, 1]}": "corpus: scale must go from low to high",
+    "conditions: {}": "conditions must name one condition or more",
+    "conditions: {Big: {}}": "conditions.Big",
+    "conditions: {a: {cluster: {}}}": "conditions.a.cluster: a condition may change only model and train",
+    "conditions: {a: {}, b: {model: {freeze: true}}}": "model.freeze: unknown key in conditions.b; did you mean",
+    "folds: {scheme: manifest_split}": "folds.scheme manifest_split needs corpus.format manifest",
+    "model: {protocol: dialogue}\ntrain: {accumulation: averaged}": "train.accumulation averaged cannot be used",
+    "train: {lr: 1}\ntrain: {lr: 2}": "line 2: key 'train' stands twice",
+    "train: {lr: 1, lr: 2}": "key 'lr' stands twice",
+    "train: [1, 2": "line 1",
+    "- a\n- b": "must hold sections with keys, not list",
+    "base: 3": "base must be a file name, not 3",
+    "base: nowhere.yaml": "nowhere.yaml: cannot be read: No such file",
+    "base: config.yaml": "base files go in a circle",
+    "train: !!python/object/apply:os.system ['true']": "could not determine a constructor",
+    "? [a, b]\n: 1": "a key must be a word",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_is_one_clear_sentence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){MISTAKES[text].replace('?', '[?]')}"):
+        load(tmp_path, text)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, "train: {lr: -1, epochs: 0}\nmodel: {widht: 3}")
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("override", ["train.lr", "=3", "train..lr=3", "train.lr =3", "train.lr=[1"])
+def test_a_malformed_override_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        load(tmp_path, "", override)
+
+
+def test_files_that_are_not_utf8_or_are_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("# é\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "latin.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+def test_a_byte_order_mark_and_an_empty_file_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"\xef\xbb\xbftrain: {epochs: 4}\n")
+    assert load_config(path).train.epochs == 4
+    path.write_bytes(b"")
+    assert load_config(path) == validate({}, "test")
+
+
+def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "finetune.yaml", ["model.layers=[3, 5]", "train.early_stopping=4"])
+    path = tmp_path / "copy.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(path) == config
+
+
+def test_every_key_of_the_old_script_exists() -> None:
+    keys = {key.rpartition(".")[2] for key in valid_keys()}
+    assert {"freeze_speech_encoder", "batch_size", "accumulation_steps", "encoder_lr", "lr", "epochs", "grad_clip"} <= keys
+
+
+def test_places_and_the_cluster_do_not_change_the_numbers_and_settings_do() -> None:
+    plain = validate({}, "test").numerics
+    for same in ({"corpus": {"root": "/x"}}, {"results": {"root": "/x"}}, {"tracking": {"enabled": False}}):
+        assert validate(same, "test").numerics == plain
+    for other in ({"train": {"lr": 1}}, {"model": {"width": 64}}, {"corpus": {"labels": "observers"}}):
+        assert validate(other, "test").numerics != plain
+
+
+NESTED = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc._", max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+SECTIONS = st.sampled_from([*valid_keys(), "x", ""]).map(lambda key: key.partition(".")[0])
+
+
+@given(st.dictionaries(SECTIONS, NESTED, max_size=3))
+def test_whatever_is_in_a_config_it_is_valid_or_a_config_error(data: dict[str, Any]) -> None:
+    try:
+        validate(data, "fuzz")
+    except ConfigError as error:
+        assert str(error)
+
+
+@given(st.text(max_size=40))
+def test_whatever_an_override_says_it_is_a_mapping_or_a_config_error(text: str) -> None:
+    try:
+        assert isinstance(parse_override(text), dict)
+    except ConfigError as error:
+        assert str(error).startswith("--set")
+
+
+MAPPINGS = st.dictionaries(st.sampled_from("abc"), st.integers() | st.dictionaries(st.sampled_from("xy"), st.integers()))
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_merging_lets_the_upper_one_win_and_changes_neither(below: dict[str, Any], above: dict[str, Any]) -> None:
+    before = digest([below, above])
+    merged = merge(below, above)
+    assert digest([below, above]) == before
+    assert set(merged) == {*below, *above}
+    assert merge(merged, above) == merged
