@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from cvrunner.data.utterance import Corpus
     from cvrunner.orchestration.run_book import RunBook
     from cvrunner.orchestration.scheduler import Executor, Observer
-    from cvrunner.records.results import Summary
     from cvrunner.records.run_directory import RunDirectory
     from cvrunner.reporting.tracker import Tracker
     from cvrunner.training.trial import Trial
+
+
+UI_ADDRESS = "http://127.0.0.1:5000"
+"""Where `make ui` serves MLflow when the store is a local database."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,9 @@ def audit(config_path: Path | None, overrides: Sequence[str], console: Console) 
 def report(run: Path, console: Console) -> int:
     """Tables, figures and report.html again, from the files of a run alone."""
     directory = find_run_directory(run)
-    _write_report(directory)
+    from cvrunner.reporting.write import write_report
+
+    write_report(directory)
     _show(directory, console)
     return 0 if directory.read_run().status == "COMPLETE" else 1
 
@@ -234,42 +239,22 @@ def _train(run: Run, todo: Sequence[Trial], make_executor: Callable[[], Executor
 
 def _conclude(run: Run, trained: bool, stopped: bool) -> int:
     """Compare, write, mirror and say it; returns the exit code."""
-    from cvrunner.reporting.experiment_comparison import update_experiment_comparison
     from cvrunner.reporting.floor_record import with_controlled_scores
+    from cvrunner.reporting.write import write_report
 
     book = run.book
     status = book.end(stopped) if trained or book.record.status != "COMPLETE" else "COMPLETE"
     if trained or not book.directory.report.is_file():
         if status == "COMPLETE" and book.record.floor is not None:
-            floor = with_controlled_scores(book.record.floor, run.prepared.folds, book.directory, book.record)
-            book.note(floor=floor)
-        book.note(links=run.tracker.links() or book.record.links)
-        summary = _write_report(book.directory)
-        run.tracker.finish(summary, status)
-        update_experiment_comparison(run.prepared.results_root)
+            book.note(floor=with_controlled_scores(book.record.floor, run.prepared.folds, book.directory, book.record))
+        if links := run.tracker.links(UI_ADDRESS):
+            book.note(links=links)
+        report = write_report(book.directory)
+        run.tracker.finish(report.summary, status)
     _show(book.directory, run.console)
     if stopped and status != "COMPLETE":
         raise Stopped("stopped; the same command continues")
     return 0 if status == "COMPLETE" else 1
-
-
-def _write_report(directory: RunDirectory) -> Summary:
-    """summary.json, comparison.md, figures and report.html, from the run's files alone."""
-    from cvrunner.files import write_atomically
-    from cvrunner.reporting import figures
-    from cvrunner.reporting.comparison import summarise
-    from cvrunner.reporting.html import render_html
-    from cvrunner.reporting.render import render_markdown
-    from cvrunner.reporting.report import read_report
-
-    summary = summarise(directory)
-    directory.write_summary(summary)
-    report = read_report(directory, summary)
-    write_atomically(directory.comparison, render_markdown(report))
-    drawn = figures.draw(report)
-    figures.save_figures(directory, drawn)
-    write_atomically(directory.report, render_html(report, drawn))
-    return summary
 
 
 def _show(directory: RunDirectory, console: Console) -> None:
@@ -281,7 +266,9 @@ def _show(directory: RunDirectory, console: Console) -> None:
     summary = Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
     report = read_report(directory, summary)
     lines = [render_text(report, console.width), f"results  {directory.path}", f"report   {directory.report}"]
-    lines += [f"MLflow   {name}: {link}" for name, link in report.run.links.items()]
+    if report.run.links:
+        lines.append("MLflow   `make ui` serves it; then open")
+        lines += [f"         {link}  ({name})" for name, link in report.run.links.items()]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 

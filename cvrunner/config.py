@@ -148,8 +148,7 @@ class ModelConfig(Section):
     def _check(self) -> Self:
         if (self.mamba.expand * self.width) % self.mamba.head_dim:
             raise ValueError(
-                f"mamba.head_dim {self.mamba.head_dim} must divide expand x width = "
-                f"{self.mamba.expand * self.width}"
+                f"mamba.head_dim {self.mamba.head_dim} must divide expand x width = {self.mamba.expand * self.width}"
             )
         return self
 
@@ -275,9 +274,7 @@ class Config(Section):
             raise ValueError("conditions must name one condition or more")
         for name, overrides in self.conditions.items():
             if other := sorted(set(overrides) - {"model", "train"}):
-                raise ValueError(
-                    f"conditions.{name}.{other[0]}: a condition may change only model and train"
-                )
+                raise ValueError(f"conditions.{name}.{other[0]}: a condition may change only model and train")
         if self.folds.scheme == "manifest_split" and self.corpus.format != "manifest":
             raise ValueError("folds.scheme manifest_split needs corpus.format manifest")
         if self.model.protocol == "dialogue" and self.train.accumulation == "averaged":
@@ -287,9 +284,7 @@ class Config(Section):
     def for_condition(self, name: str) -> Config:
         """This configuration with one condition laid over it, and no conditions of its own but that one."""
         if name not in self.conditions:
-            raise ConfigError(
-                f"conditions.{name}: unknown condition; choose one of {', '.join(self.conditions)}"
-            )
+            raise ConfigError(f"conditions.{name}: unknown condition; choose one of {', '.join(self.conditions)}")
         overrides = self.conditions[name]
         data = merge(self.model_dump(mode="json"), overrides)
         data["conditions"] = {name: overrides}

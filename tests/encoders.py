@@ -43,7 +43,5 @@ def save_encoder(folder: Path, stable: bool = False, normalize: bool = False) ->
     """A `from_pretrained` folder."""
     torch.manual_seed(0)
     tiny_wavlm(stable).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"do_normalize": normalize, "sampling_rate": 16000})
-    )
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": normalize, "sampling_rate": 16000}))
     return folder

@@ -155,7 +155,15 @@ def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
 
 def test_every_key_of_the_old_script_exists() -> None:
     keys = {key.rpartition(".")[2] for key in valid_keys()}
-    assert {"freeze_speech_encoder", "batch_size", "accumulation_steps", "encoder_lr", "lr", "epochs", "grad_clip"} <= keys
+    assert {
+        "freeze_speech_encoder",
+        "batch_size",
+        "accumulation_steps",
+        "encoder_lr",
+        "lr",
+        "epochs",
+        "grad_clip",
+    } <= keys
 
 
 def test_places_and_the_cluster_do_not_change_the_numbers_and_settings_do() -> None:
@@ -190,7 +198,9 @@ def test_whatever_an_override_says_it_is_a_mapping_or_a_config_error(text: str) 
         assert str(error).startswith("--set")
 
 
-MAPPINGS = st.dictionaries(st.sampled_from("abc"), st.integers() | st.dictionaries(st.sampled_from("xy"), st.integers()))
+MAPPINGS = st.dictionaries(
+    st.sampled_from("abc"), st.integers() | st.dictionaries(st.sampled_from("xy"), st.integers())
+)
 
 
 @given(MAPPINGS, MAPPINGS)

@@ -35,7 +35,9 @@ def tiny_trials(folder: Path, sessions: int = 3, **sections: Mapping[str, Any]) 
     if not encoder.exists():
         save_encoder(encoder)
     config = tiny_config(encoder, **sections)
-    return plan_trials(config, tiny_corpus(folder, sessions), make_folds(tiny_corpus(folder, sessions), "leave_one_session_out"))
+    return plan_trials(
+        config, tiny_corpus(folder, sessions), make_folds(tiny_corpus(folder, sessions), "leave_one_session_out")
+    )
 
 
 def tiny_corpus(folder: Path, sessions: int = 3) -> Corpus:

@@ -73,9 +73,7 @@ def _folder(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise EncoderError(
-            f"model.encoder {name}: no such folder, and the hub does not give it: {reason}"
-        ) from None
+        raise EncoderError(f"model.encoder {name}: no such folder, and the hub does not give it: {reason}") from None
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def _connect(run: str, cluster: ClusterConfig) -> None:
     gpus = torch.cuda.device_count() or max(1, cores // cluster.cpus_per_trial)
     ray.init(
         address="local",
-        num_cpus=max(cores, cluster.cpus_per_trial),
+        num_cpus=cores,
         num_gpus=gpus,
         include_dashboard=False,
         _node_ip_address="127.0.0.1",

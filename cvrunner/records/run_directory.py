@@ -1,9 +1,9 @@
 """The folder of a run: where each file lies, and reading and writing them.
 
-    <root>/<run>/
-        config.yaml  split.json  run.json  summary.json  comparison.md  report.html  figures/
-        <condition>/fold-<k>/seed-<s>/
-            journal.jsonl  result.json  predictions.csv  checkpoint/  model.safetensors
+<root>/<run>/
+    config.yaml  split.json  run.json  summary.json  comparison.md  report.html  figures/
+    <condition>/fold-<k>/seed-<s>/
+        journal.jsonl  result.json  predictions.csv  checkpoint/  model.safetensors
 """
 
 from __future__ import annotations

@@ -165,8 +165,9 @@ def trials_table(report: Report) -> Table:
         "Trials",
         columns,
         rows,
-        "Encoder moved: relative change of its weights; a trial fails if a frozen encoder moves or an unfrozen one does "
-        "not. Collapsed: dimensions with constant test predictions. Peak memory: of the GPU, on a CPU of the process.",
+        "Encoder moved: relative change of its weights; a trial fails if a frozen encoder moves or an unfrozen one "
+        "does not. Collapsed: dimensions with constant test predictions. Peak memory: of the GPU, on a CPU of the "
+        "process.",
     )
 
 

@@ -9,7 +9,7 @@ from cvrunner.files import write_atomically
 from cvrunner.records.results import RunRecord, Summary
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.reporting.report import ccc_label
-from cvrunner.reporting.tables import number
+from cvrunner.reporting.tables import markdown_cell, number
 
 FILE_NAME = "experiment_comparison.md"
 LOCK_TIMEOUT_S = 60
@@ -49,7 +49,7 @@ def _row(folder: RunDirectory) -> tuple[str, str, tuple[str, ...]]:
         summary = _summary(folder)
     except ResultsError as error:
         cells = (_link(folder), "", "unreadable", "", "", "", str(error))
-        return "", folder.name, tuple(map(_cell, cells))
+        return "", folder.name, tuple(map(markdown_cell, cells))
     design = f"{len(run.folds)} x {len(run.seeds)}"
     status = "INCOMPLETE" if summary and summary.missing and run.status == "COMPLETE" else run.status
     cells = (
@@ -61,7 +61,7 @@ def _row(folder: RunDirectory) -> tuple[str, str, tuple[str, ...]]:
         _scores(run, summary),
         _verdict(summary),
     )
-    return run.started_at, folder.name, tuple(map(_cell, cells))
+    return run.started_at, folder.name, tuple(map(markdown_cell, cells))
 
 
 def _summary(folder: RunDirectory) -> Summary | None:
@@ -84,7 +84,3 @@ def _scores(run: RunRecord, summary: Summary | None) -> str:
 
 def _verdict(summary: Summary | None) -> str:
     return summary.verdict if summary else ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

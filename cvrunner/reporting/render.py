@@ -6,7 +6,7 @@ import io
 
 from cvrunner.reporting.evidence import evidence_tables, facts
 from cvrunner.reporting.report import Report
-from cvrunner.reporting.tables import Table, comparison_tables
+from cvrunner.reporting.tables import Table, comparison_tables, markdown_cell
 
 
 def render_markdown(report: Report) -> str:
@@ -49,10 +49,6 @@ def _print_table(console: object, table: Table) -> None:
 
 def _markdown_table(table: Table) -> str:
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+    text = "\n".join(f"| {' | '.join(map(markdown_cell, line))} |" for line in lines)
     note = f"\n\n{table.note}" if table.note else ""
     return f"## {table.title}\n\n{text}{note}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

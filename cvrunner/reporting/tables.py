@@ -30,6 +30,11 @@ def signed(value: float | None) -> str:
     return NONE if value is None else f"{value:+.4f}"
 
 
+def markdown_cell(text: str) -> str:
+    """Text that cannot end its cell in a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
 def comparison_tables(report: Report) -> list[Table]:
     """What answers the question: scores, differences, folds. Empty while trials are missing."""
     if report.summary.missing:

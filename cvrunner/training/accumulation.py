@@ -45,9 +45,7 @@ class MicroBatch(Protocol):
         ...
 
 
-def exact_backward(
-    model: Encodes, batches: Sequence[MicroBatch], labels: Tensor, turns: list[int]
-) -> Tensor:
+def exact_backward(model: Encodes, batches: Sequence[MicroBatch], labels: Tensor, turns: list[int]) -> Tensor:
     """Add to the gradients those of `ccc_loss` over all micro-batches together; returns the loss, detached.
 
     `labels [B, K]` and `turns` in the order of prediction. Dropout repeats itself exactly in the second encoding.
@@ -70,9 +68,7 @@ def exact_backward(
     return loss.detach()
 
 
-def averaged_backward(
-    model: Encodes, batches: Sequence[MicroBatch], labels: Tensor, turns: list[int]
-) -> Tensor:
+def averaged_backward(model: Encodes, batches: Sequence[MicroBatch], labels: Tensor, turns: list[int]) -> Tensor:
     """Add the mean of the micro-batches' own CCC gradients, as the old script did; returns the mean loss, detached."""
     total = torch.zeros((), device=labels.device)
     for batch in batches:

@@ -1,9 +1,9 @@
 """Checkpoints of a trial: whole or not there, checked when read, two generations, no pickle.
 
-    checkpoint/
-        0003-000040/            epoch 3, 40 of its updates done
-            weights.safetensors  optimizer.safetensors  averages.safetensors  state.json  sha256.json
-        best-0002.safetensors   the trained tensors at the best epoch so far
+checkpoint/
+    0003-000040/            epoch 3, 40 of its updates done
+        weights.safetensors  optimizer.safetensors  averages.safetensors  state.json  sha256.json
+    best-0002.safetensors   the trained tensors at the best epoch so far
 """
 
 from __future__ import annotations

@@ -229,9 +229,7 @@ class FoldTrainer:
         )
 
     def _labels(self, update: Update) -> Tensor:
-        return scaled_labels(
-            update.utterances, self.dimensions, self.trial.config.corpus.scale, self.place.device
-        )
+        return scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.place.device)
 
     def _stop_if_told(self, progress: Progress) -> None:
         if self.place.should_stop():
@@ -250,16 +248,16 @@ class FoldTrainer:
     def _predict(self, utterances: Sequence[Utterance]) -> Predictions:
         """Predictions on the rating scale, by dimension, in the order of `utterances`."""
         self.model.eval()
-        update = evaluation_update(
-            utterances, self.train_config.batch_size, self.model_config.protocol == "dialogue"
-        )
+        update = evaluation_update(utterances, self.train_config.batch_size, self.model_config.protocol == "dialogue")
         batches = list(self.inputs.batches(update))
         z = torch.cat([self.model.encode(batch.features, batch.lengths) for batch in batches])
         order = torch.cat([batch.positions for batch in batches]).argsort()
         scaled = self.model.predict(z[order], list(update.turns)).double().cpu().numpy()
         low, high = self.trial.config.corpus.scale
         if not np.isfinite(scaled).all():
-            raise NonFiniteError(f"{int((~np.isfinite(scaled)).any(1).sum())} of {len(scaled)} predictions are not numbers")
+            raise NonFiniteError(
+                f"{int((~np.isfinite(scaled)).any(1).sum())} of {len(scaled)} predictions are not numbers"
+            )
         row = {u.id: i for i, u in enumerate(update.utterances)}
         values = low + (high - low) * scaled[[row[u.id] for u in utterances]]
         return {dimension: values[:, k] for k, dimension in enumerate(self.dimensions)}
@@ -352,7 +350,9 @@ class FoldTrainer:
             parameters=self.schedule.count(),
             movement={group: values["movement"] for group, values in epochs[progress.epoch - 1]["groups"].items()},
             layer_weights=epochs[progress.best_epoch]["layer_weights"],
-            labels_outside_scale=sum(labels_outside(everyone, d, self.trial.config.corpus.scale) for d in self.dimensions),
+            labels_outside_scale=sum(
+                labels_outside(everyone, d, self.trial.config.corpus.scale) for d in self.dimensions
+            ),
             split_digest=self.trial.split_digest,
             corpus_digest=self.trial.corpus_digest,
             encoder=self.trial.encoder.name,

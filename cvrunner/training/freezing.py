@@ -18,7 +18,16 @@ from cvrunner.errors import MovementError
 from cvrunner.records.results import ParameterCount
 
 NEVER = 1_000_000
-NO_DECAY = ("*bias", "*norm*", "*layer_weights", "*ema_logit", "*A_log", "*.D", "*gru_rel_pos_const", "*masked_spec_embed")
+NO_DECAY = (
+    "*bias",
+    "*norm*",
+    "*layer_weights",
+    "*ema_logit",
+    "*A_log",
+    "*.D",
+    "*gru_rel_pos_const",
+    "*masked_spec_embed",
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,9 @@ class Schedule:
         groups = []
         for group in self.groups:
             for decayed in (True, False):
-                parameters = [p for n, p in self.members[group].items() if _decays(n) == decayed and n not in self.fixed]
+                parameters = [
+                    p for n, p in self.members[group].items() if _decays(n) == decayed and n not in self.fixed
+                ]
                 decay = self.train.weight_decay if decayed else 0.0
                 groups.append({"params": parameters, "weight_decay": decay, "group": group, "lr": 0.0})
         return torch.optim.AdamW(groups)

@@ -48,9 +48,7 @@ class Inputs:
         self.encoder = encoder
         self.device = device
         self.resample = resample
-        self.conv = FeatureStore(
-            cache_dir, Recipe("conv", files.digest, files.normalize), utterances, encoder.frames
-        )
+        self.conv = FeatureStore(cache_dir, Recipe("conv", files.digest, files.normalize), utterances, encoder.frames)
         self.hidden = FeatureStore(
             cache_dir,
             Recipe(

@@ -101,7 +101,9 @@ def test_frames_are_averaged_over_what_is_there() -> None:
 def test_normalisation_makes_the_volume_irrelevant() -> None:
     encoder = tiny_encoder(stable=True, normalize=True)
     waveform = torch.randn(4000)
-    torch.testing.assert_close(encoder.conv_features(waveform), encoder.conv_features(7 * waveform), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        encoder.conv_features(waveform), encoder.conv_features(7 * waveform), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_layers_beyond_the_encoder_are_refused() -> None:

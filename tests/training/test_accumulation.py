@@ -71,7 +71,9 @@ def test_without_dropout_every_cut_gives_the_gradient_of_the_whole_in_float64(si
     loss = ccc_loss(model.predict(model.encode(x, x), []), LABELS)
     loss.backward()
     expected = gradients(model)
-    batches = [Batch(x[i], torch.ones(len(i)), torch.tensor(i)) for i in (ORDER[s : s + size] for s in range(0, 8, size))]
+    batches = [
+        Batch(x[i], torch.ones(len(i)), torch.tensor(i)) for i in (ORDER[s : s + size] for s in range(0, 8, size))
+    ]
     assert len(batches) == steps
     assert exact_backward(model, batches, LABELS, [1] * 8).item() == pytest.approx(loss.item(), abs=1e-12)
     for name, gradient in gradients(model).items():

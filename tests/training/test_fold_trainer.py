@@ -201,9 +201,7 @@ def test_cached_features_equal_live_ones(tmp_path: Path) -> None:
     update = one._updates(1)[0]
     for cached in one.inputs.batches(update):
         one.inputs.encoder.freeze = False  # now `store` is the one of conv features
-        live = next(
-            b for b in one.inputs.batches(update) if torch.equal(b.positions, cached.positions)
-        )
+        live = next(b for b in one.inputs.batches(update) if torch.equal(b.positions, cached.positions))
         one.inputs.encoder.freeze = True
         states, lengths = one.model.encoder(live.features, live.lengths)
         assert torch.equal(lengths, cached.lengths)
@@ -232,7 +230,9 @@ def test_a_loss_that_is_not_a_number_stops_before_the_update(tmp_path: Path, mon
     monkeypatch.setattr(fold_trainer, "scaled_labels", lambda u, *_: torch.full((len(u), 2), torch.nan))
     before: dict[str, Tensor] = {}
     monkeypatch.setattr(
-        one.checkpoints, "load", lambda key: before.update({n: p.clone() for n, p in one.weights.items()}) or (None,) * 3
+        one.checkpoints,
+        "load",
+        lambda key: before.update({n: p.clone() for n, p in one.weights.items()}) or (None,) * 3,
     )
     with pytest.raises(NonFiniteError, match="epoch 1, update 1: loss nan"):
         list(one.run())

@@ -123,7 +123,9 @@ class TestMovement:
         with pytest.raises(MovementError, match="gradient norm of 0"):
             schedule.check_movement(1, schedule.movement(), {**self.NORMS, "encoder": 0.0})
 
-    @pytest.mark.parametrize(("frozen", "prefix"), [(True, "encoder.wavlm.encoder."), (False, "encoder.wavlm.feature_extractor.")])
+    @pytest.mark.parametrize(
+        ("frozen", "prefix"), [(True, "encoder.wavlm.encoder."), (False, "encoder.wavlm.feature_extractor.")]
+    )
     def test_what_is_frozen_and_moved_is_an_error(self, frozen: bool, prefix: str) -> None:
         whole = model(freeze=frozen)
         schedule = Schedule(whole, TRAIN, frozen)

@@ -58,4 +58,6 @@ def test_constant_and_single_sets_have_ccc_zero_and_a_finite_gradient(size: int)
 def test_half_precision_is_computed_in_float32() -> None:
     predicted, true = torch.randn(8, 1).bfloat16(), torch.randn(8, 1).bfloat16()
     assert batch_ccc(predicted, true).dtype == torch.float32
-    assert batch_ccc(predicted, true).item() == pytest.approx(batch_ccc(predicted.double(), true.double()).item(), abs=1e-6)
+    assert batch_ccc(predicted, true).item() == pytest.approx(
+        batch_ccc(predicted.double(), true.double()).item(), abs=1e-6
+    )

@@ -1,0 +1,104 @@
+"""Running the program as a user does: in processes of its own, with its own Ray, folders and ports."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.encoders import save_encoder
+
+REPOSITORY = Path(__file__).parent.parent.parent
+TIME_LIMIT_S = 240
+TINY = """
+base: {base}
+corpus: {{root: {root}, demo: {{utterances: 60}}}}
+model: {{encoder: {encoder}, width: 16, mamba: {{state_size: 4, head_dim: 8, layers: 1}}}}
+train: {{epochs: {epochs}, lr: 1e-3, encoder_lr: 1e-4}}
+cluster: {{cache_dir: {cache}}}
+"""
+
+
+def tiny_config(folder: Path, epochs: int = 2) -> Path:
+    """The demo's configuration on a smaller corpus, encoder and head."""
+    save_encoder(folder / "wavlm")
+    path = folder / "tiny.yaml"
+    path.write_text(
+        TINY.format(
+            base=REPOSITORY / "configs" / "demo.yaml",
+            root=folder / "corpus",
+            encoder=folder / "wavlm",
+            cache=folder / "cache",
+            epochs=epochs,
+        )
+    )
+    return path
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The user's environment with a home of its own and no Ray cluster to join."""
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CVRUNNER_"))}
+    return {**keep, "HOME": str(home), "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def cvrunner(*arguments: str | Path, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """`python -m cvrunner ...` in `folder`, whose output is captured."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env={**environment(folder), **settings},
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_S,
+        check=False,
+    )
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "cvrunner", *map(str, arguments)]
+
+
+@contextlib.contextmanager
+def started(
+    arguments: Sequence[str], folder: Path, env: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process group of our own that is gone afterwards."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            arguments, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+def wait_until(condition: object, what: str, limit_s: float = 120) -> None:
+    """Poll `condition()` until it is true. Raises TimeoutError saying `what` was waited for."""
+    assert callable(condition)
+    end = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not happen in {limit_s} s")
+        time.sleep(0.2)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
