@@ -13,7 +13,6 @@ import typer
 
 from cvrunner.errors import CvrunnerError
 
-
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -52,7 +51,7 @@ def all_folds(
     new: Annotated[bool, typer.Option("--new", help="Begin a new run even where this one is there.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """The main job: every condition x fold x seed on Ray, then the comparison. Run again, it continues or repeats nothing."""
+    """The main job: every condition, fold and seed on Ray, then the comparison; run again, it repeats nothing."""
     from cvrunner import commands
 
     _end(commands.all_folds(config, set_ or [], new, quiet, _console()))
@@ -93,7 +92,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder, or its name
 def demo_data(
     root: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("demo-corpus"),
     seed: Annotated[int, typer.Option(help="Seed of the corpus.")] = 0,
-    utterances: Annotated[int, typer.Option(help="How many utterances, about.", min=40, max=5000)] = 320,
+    utterances: Annotated[int, typer.Option(help="How many utterances, about.", min=40, max=5000)] = 480,
 ) -> None:
     """Write the synthetic IEMOCAP tree."""
     from cvrunner import commands

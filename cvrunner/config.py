@@ -38,13 +38,13 @@ class Section(BaseModel):
 class DemoCorpus(Section):
     seed: int = 0
     """Seed of the synthetic corpus."""
-    utterances: Annotated[int, Field(ge=40, le=5000)] = 320
+    utterances: Annotated[int, Field(ge=40, le=5000)] = 480
     """How many utterances to synthesise, about."""
 
 
 class CorpusConfig(Section):
     format: Literal["iemocap", "manifest", "demo"] = "demo"
-    """`iemocap`: the tree as published; `manifest`: a CSV or JSONL file; `demo`: a synthetic IEMOCAP, made if absent."""
+    """`iemocap`: the published tree; `manifest`: a CSV or JSONL file; `demo`: a synthetic IEMOCAP, made if absent."""
     root: str = "demo-corpus"
     """The corpus folder, or the manifest file. Relative: to the working directory."""
     labels: Literal["header", "observers", "all_raters"] = "header"
@@ -73,7 +73,7 @@ class CorpusConfig(Section):
 
 class FoldsConfig(Section):
     scheme: Literal["leave_one_session_out", "manifest_split"] = "leave_one_session_out"
-    """`leave_one_session_out`: test one session, validate on the next; `manifest_split`: the manifest's own, one fold."""
+    """`leave_one_session_out`: test a session, validate on the next; `manifest_split`: the manifest's own, one fold."""
 
 
 class MambaConfig(Section):
@@ -292,7 +292,7 @@ class Config(Section):
 
     @cached_property
     def numerics(self) -> dict[str, Any]:
-        """What a trial's numbers depend on, as plain JSON; where the corpus lies does not matter, what is in it does."""
+        """What a trial's numbers depend on, as plain JSON: not where the corpus lies, nor its name."""
         data = self.model_dump(mode="json", include={"corpus", "folds", "model", "train"})
         for key in ("root", "format", "demo"):
             data["corpus"].pop(key)

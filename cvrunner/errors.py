@@ -98,7 +98,7 @@ class IncompleteRunError(CvrunnerError):
     """Trials are missing; a mean over the folds that happen to be there is never printed."""
 
 
-class Stopped(CvrunnerError):
+class Stopped(CvrunnerError):  # noqa: N818 (not a fault)
     """The run was told to stop and has saved what it had."""
 
     exit_code = 143

@@ -97,7 +97,8 @@ class FeatureStore:
         """
         while pending := self.missing():
             yield len(self.shards) - len(pending), len(self.shards)
-            if not any([self._fill_shard(shard, compute) for shard in pending]):
+            filled = [self._fill_shard(shard, compute) for shard in pending]
+            if not any(filled):
                 time.sleep(0.2)  # all that is missing is in other hands
 
     def _fill_shard(self, shard: Shard, compute: Callable[[Sequence[Utterance]], Iterator[Features]]) -> bool:

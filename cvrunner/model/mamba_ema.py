@@ -5,8 +5,8 @@
     utterance: heads on `z_t`
     dialogue:  `u_t = Mamba([z_1..z_t])`, `c_t = a c_(t-1) + (1 - a) u_t`, heads on `[z_t ; c_t]`
 
-`encode` stops at `z`, where exact accumulation cuts the graph; `predict` goes on from there. `K` dimensions; outputs are
-labels scaled to 0..1 over the rating scale.
+`encode` stops at `z`, where exact accumulation cuts the graph; `predict` goes on from there. `K` dimensions; outputs
+are labels scaled to 0..1 over the rating scale.
 """
 
 from __future__ import annotations

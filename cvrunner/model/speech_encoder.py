@@ -140,7 +140,7 @@ class SpeechEncoder(nn.Module):
         return torch.stack(averaged, dim=2), (lengths + self.group - 1) // self.group
 
     def _mask_spans(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """SpecAugment (Park et al. 2019, arXiv 1904.08779) in time, each utterance by itself, none if it is too short."""
+        """SpecAugment (Park et al. 2019, arXiv 1904.08779) in time, each utterance by itself, none if too short."""
         span = self.wavlm.config.mask_time_length
         share = self.wavlm.config.mask_time_prob
         masked = torch.zeros(hidden.shape[:2], dtype=torch.bool)
@@ -163,7 +163,7 @@ def _transformer_layer(layer: Any, hidden: Tensor, bias: Tensor, padding: Tensor
 
 
 def _attention(attention: Any, hidden: Tensor, bias: Tensor, padding: Tensor) -> Tensor:
-    """WavLM's self-attention with gated relative position bias; `bias [1, H, F, F]`, `padding [B, 1, 1, F]` (0, -inf)."""
+    """WavLM's self-attention, gated relative position `bias [1, H, F, F]`, `padding [B, 1, 1, F]` of 0 and -inf."""
     batch, frames, width = hidden.shape
 
     def heads(x: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def _attention(attention: Any, hidden: Tensor, bias: Tensor, padding: Tensor) ->
 
 
 def load_wavlm(files: EncoderFiles, dropout: float | None = None) -> Any:
-    """The pretrained WavLMModel in float32, without layer drop. Raises EncoderError where weights are missing in the files."""
+    """The pretrained WavLMModel in float32, without layer drop. Raises EncoderError where weights are missing."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     changes: dict[str, Any] = {"layerdrop": 0.0}
     if dropout is not None:

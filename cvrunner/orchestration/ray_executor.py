@@ -25,8 +25,8 @@ from cvrunner.training.trial import Trial
 # Ray folds lines that differ only in numbers; those are the ones a user wants.
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 
-import ray  # noqa: E402
-from ray.exceptions import RayActorError, RayTaskError  # noqa: E402
+import ray
+from ray.exceptions import RayActorError, RayTaskError
 
 
 class FoldActor:
@@ -55,7 +55,7 @@ class FoldActor:
 
     # On a thread of its own, so that it is heard while a trial runs. Cancelling the task would end its stream at once,
     # and the driver could not wait for what the trial still saves.
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Ask the running trial to save and end."""
         self.stopping.set()

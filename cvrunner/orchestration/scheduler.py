@@ -107,7 +107,7 @@ def run_trials(
     max_attempts: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run trials in order until each has a result, has failed, or was stopped; one that fails leaves the others alone."""
+    """Run trials in order until each has a result, has failed or was stopped; a failure leaves the others alone."""
     waiting = deque(trials)
     running: set[str] = set()
     attempts: dict[str, int] = {}

@@ -80,9 +80,8 @@ class Progress:
             )
         elif isinstance(event, TrialResult):
             row.state, row.ccc = "done", event.test_ccc
-            self._say(
-                f"{trial.name}  done: test {self._scores(event.test_ccc)} at epoch {event.best_epoch}  | {self.outlook()}"
-            )
+            scores = self._scores(event.test_ccc)
+            self._say(f"{trial.name}  done: test {scores} at epoch {event.best_epoch}  | {self.outlook()}")
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         row = self.rows[trial.name]

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -237,7 +237,7 @@ class FoldTrainer:
             journal.append(self.journal, "stopped", epoch=progress.epoch, update=progress.step)
             raise Stopped(f"{self.trial.name}: stopped in epoch {progress.epoch}, saved")
 
-    # --- validating, judging, keeping -----------------------------------------------------------------------------------
+    # --- validating, judging, keeping ---------------------------------------------------------------------------------
 
     def _validate(self) -> Ccc:
         with self.averages.applied():
@@ -319,7 +319,7 @@ class FoldTrainer:
         patience = self.train_config.early_stopping
         return patience is not None and progress.best_epoch > 0 and progress.epoch - 1 - progress.best_epoch >= patience
 
-    # --- testing and finishing ------------------------------------------------------------------------------------------
+    # --- testing and finishing ----------------------------------------------------------------------------------------
 
     def _load_best(self, epoch: int) -> None:
         self._load_weights(self.checkpoints.load_best(epoch))

@@ -130,7 +130,7 @@ class TestMovement:
         whole = model(freeze=frozen)
         schedule = Schedule(whole, TRAIN, frozen)
         self.moved(whole, prefix, "head.", "encoder.wavlm.encoder.")
-        with pytest.raises(MovementError, match="is frozen in epoch 1, but its weights moved by 0.0"):
+        with pytest.raises(MovementError, match=r"is frozen in epoch 1, but its weights moved by 0\.0"):
             schedule.check_movement(1, schedule.movement(), self.NORMS)
 
 
