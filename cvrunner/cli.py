@@ -88,6 +88,34 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder, or its name
     _end(commands.report(run, _console()))
 
 
+@app.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run's folder, or its name in results.")],
+    second: Annotated[Path, typer.Argument(help="Another run, which is held against the first.")],
+    condition: Annotated[str | None, typer.Option("--condition", help="Condition of the first run.")] = None,
+    with_: Annotated[str | None, typer.Option("--with", help="Condition of the second run.")] = None,
+    unpaired: Annotated[bool, typer.Option("--unpaired", help="Scores side by side, without a difference.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Two runs on the same split, paired: conditions of the same name, or --condition against --with."""
+    from cvrunner import commands
+
+    _end(commands.compare(first, second, condition, with_, unpaired, as_json, _console()))
+
+
+@app.command("sync")
+def sync(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or its name in results.")],
+    uri: Annotated[
+        str | None, typer.Option("--uri", help="MLflow store or server.", show_default="the run's own")
+    ] = None,
+) -> None:
+    """Rebuild the run in MLflow from its files; what is there already stays."""
+    from cvrunner import commands
+
+    _end(commands.sync(run, uri, _console()))
+
+
 @app.command("demo-data")
 def demo_data(
     root: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("demo-corpus"),

@@ -126,6 +126,38 @@ def report(run: Path, console: Console) -> int:
     return 0 if directory.read_run().status == "COMPLETE" else 1
 
 
+def compare(
+    first: Path, second: Path, condition: str | None, with_: str | None, unpaired: bool, as_json: bool, console: Console
+) -> int:
+    """Two runs against each other, paired by utterance, fold and seed; refused where that cannot be."""
+    from cvrunner.reporting.compare_runs import compare_runs
+    from cvrunner.reporting.compare_text import comparison_text
+
+    found = compare_runs(find_run_directory(first), find_run_directory(second), condition, with_, unpaired)
+    text = found.to_json().rstrip() if as_json else comparison_text(found, console.width)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def sync(run: Path, uri: str | None, console: Console) -> int:
+    """The run in MLflow again, from its files; nothing twice."""
+    directory = find_run_directory(run)
+    from cvrunner.reporting.tracker import tracking_uri
+    from cvrunner.reporting.tracking_mirror import sync_run
+    from cvrunner.reporting.write import write_report
+
+    store = uri or tracking_uri(load_config(directory.config), directory.path.parent)
+    with _held(directory):
+        links, record = sync_run(directory, store, UI_ADDRESS), directory.read_run()
+        if links != record.links:
+            # The report shows the addresses too, and MLflow has a copy of the report.
+            directory.write_run(record.model_copy(update={"links": links}))
+            write_report(directory)
+            sync_run(directory, store)
+    console.print(f"{record.run} is in {store}", *_link_lines(links), sep="\n", markup=False, soft_wrap=True)
+    return 0
+
+
 def demo_data(root: Path, seed: int, utterances: int, console: Console) -> int:
     """Write the synthetic corpus."""
     from cvrunner.data.demo import write_demo_corpus
@@ -166,8 +198,6 @@ class Run:
 @contextlib.contextmanager
 def _open_run(prepared: Prepared, new: bool, quiet: bool, console: Console) -> Iterator[Run]:
     """Find the run of this configuration, corpus and code, or begin one. Raises ResultsError when it is in use."""
-    from filelock import FileLock, Timeout
-
     from cvrunner.orchestration.plan import plan_trials
     from cvrunner.orchestration.run_book import RunBook
     from cvrunner.reporting.floor_record import floor_record
@@ -188,12 +218,21 @@ def _open_run(prepared: Prepared, new: bool, quiet: bool, console: Console) -> I
         new,
     )
     tracker = tracker_for(prepared.config, prepared.results_root, teller(console))
+    with _held(book.directory):
+        yield Run(prepared, book, trials, tracker, console, quiet)
+
+
+@contextlib.contextmanager
+def _held(directory: RunDirectory) -> Iterator[None]:
+    """The run's folder is this process's alone. Raises ResultsError when it is in use."""
+    from filelock import FileLock, Timeout
+
     try:
-        with FileLock(book.directory.path / ".lock", timeout=0):
-            yield Run(prepared, book, trials, tracker, console, quiet)
+        with FileLock(directory.path / ".lock", timeout=0):
+            yield
     except Timeout:
         raise ResultsError(
-            f"{book.directory.path}: another process is working on this run; wait for it or stop it"
+            f"{directory.path}: another process is working on this run; wait for it or stop it"
         ) from None
 
 
@@ -266,10 +305,17 @@ def _show(directory: RunDirectory, console: Console) -> None:
     summary = Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
     report = read_report(directory, summary)
     lines = [render_text(report, console.width), f"results  {directory.path}", f"report   {directory.report}"]
-    if report.run.links:
-        lines.append("MLflow   `make ui` serves it; then open")
-        lines += [f"         {link}  ({name})" for name, link in report.run.links.items()]
+    lines += _link_lines(report.run.links)
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _link_lines(links: dict[str, str]) -> list[str]:
+    """Where the run is in MLflow; nothing where it is not."""
+    if not links:
+        return []
+    served = any(link.startswith(UI_ADDRESS) for link in links.values())
+    lines = ["MLflow   `make ui` serves it; then open" if served else "MLflow"]
+    return lines + [f"         {link}  ({name})" for name, link in links.items()]
 
 
 def _device(gpu: int | None) -> torch.device | None:

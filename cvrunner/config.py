@@ -1,7 +1,7 @@
 """The configuration: YAML files laid over one another, checked, frozen, with a digest.
 
-A file may name a `base` file that it is laid over; `--set a.b=v` is laid over the file; a condition is laid over
-both. Defaults live here and nowhere else. Every key has its meaning and unit beside it.
+A file may name a `base` file that it is laid over, key by key, but for `conditions`: naming them replaces them all.
+`--set a.b=v` is laid over the file; a condition is laid over both. Defaults live here and nowhere else. Every key has its meaning and unit beside it.
 """
 
 from __future__ import annotations
@@ -382,7 +382,10 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return data
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base must be a file name, not {base!r}")
-    return merge(_read_with_bases(path.parent / base, (*above, path.resolve())), data)
+    below = _read_with_bases(path.parent / base, (*above, path.resolve()))
+    if "conditions" in data:
+        below.pop("conditions", None)
+    return merge(below, data)
 
 
 class _Loader(yaml.SafeLoader):

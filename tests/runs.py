@@ -185,6 +185,7 @@ def _rows(
                     "session": f"Session{fold}",
                     "dialogue": dialogue,
                     "scenario": scenario,
+                    "improvised": str(scenario.startswith("impro")).lower(),
                     "condition": condition,
                     "fold": fold,
                     "seed": seed,

@@ -63,6 +63,13 @@ def test_an_overlay_changes_what_it_names_and_overrides_come_last(tmp_path: Path
     assert config.model.layers == (1, 2)
 
 
+def test_an_overlay_that_names_conditions_replaces_them_all_and_an_override_adds_to_them(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("conditions: {a: {}, b: {train: {lr: 0.1}}}\n")
+    assert list(load(tmp_path, "base: base.yaml\nconditions: {c: {}}\n").conditions) == ["c"]
+    config = load(tmp_path, "base: base.yaml\n", "conditions.b.train.epochs=3")
+    assert config.conditions == {"a": {}, "b": {"train": {"lr": 0.1, "epochs": 3}}}
+
+
 def test_a_condition_is_laid_over_the_rest(tmp_path: Path) -> None:
     config = load(tmp_path, "train: {lr: 0.2}\nconditions:\n  slow: {train: {lr: 0.1}}\n  fast: {}\n")
     assert config.for_condition("slow").train.lr == 0.1

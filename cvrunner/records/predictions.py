@@ -13,7 +13,8 @@ import numpy.typing as npt
 from cvrunner.data.utterance import Utterance
 from cvrunner.files import write_atomically
 
-ABOUT = ("utterance", "speaker", "gender", "session", "dialogue", "scenario")
+ABOUT = ("utterance", "speaker", "gender", "session", "dialogue", "scenario", "improvised")
+IMPROVISED = {True: "true", False: "false", None: ""}
 
 
 def write_predictions(
@@ -29,7 +30,7 @@ def write_predictions(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*ABOUT, "condition", "fold", "seed", *columns])
     for i, u in enumerate(utterances):
-        about = [u.id, u.speaker, u.gender or "", u.session, u.dialogue, u.scenario or ""]
+        about = [u.id, u.speaker, u.gender or "", u.session, u.dialogue, u.scenario or "", IMPROVISED[u.improvised]]
         values = [repr(float(values[d][i])) for d in true for values in (true, predicted)]
         writer.writerow([*about, *trial, *values])
     write_atomically(path, text.getvalue())

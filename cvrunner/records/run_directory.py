@@ -33,8 +33,8 @@ class TrialDirectory:
 
     @property
     def predictions(self) -> Path:
-        """CSV: utterance, speaker, gender, session, dialogue, scenario, condition, fold, seed, then for each dimension
-        `<dimension>_true` and `<dimension>_predicted` on the rating scale."""
+        """CSV: utterance, speaker, gender, session, dialogue, scenario, improvised (true, false or empty), condition,
+        fold, seed, then for each dimension `<dimension>_true` and `<dimension>_predicted` on the rating scale."""
         return self.path / "predictions.csv"
 
     @property

@@ -18,6 +18,7 @@ from cvrunner.evaluation.statistics import (
     paired_bootstrap,
     sign_count,
 )
+from cvrunner.records.predictions import IMPROVISED
 from cvrunner.records.results import (
     Aggregate,
     Ccc,
@@ -30,11 +31,12 @@ from cvrunner.records.results import (
     TrialResult,
 )
 from cvrunner.records.run_directory import RunDirectory, trial_name
-from cvrunner.reporting.predictions import OutOfFold, out_of_fold
+from cvrunner.reporting.predictions import Floats, OutOfFold, out_of_fold
 from cvrunner.reporting.verdict import decide, sentence
 
 Scores = dict[str, dict[str, Aggregate]]
 AVG = "avg"
+KINDS = (("scripted", IMPROVISED[False]), ("improvised", IMPROVISED[True]))
 
 
 def summarise(directory: RunDirectory) -> Summary:
@@ -48,7 +50,7 @@ def summarise(directory: RunDirectory) -> Summary:
     if missing:
         return _unfinished(run, missing)
     data = out_of_fold(directory, run, results)
-    scores = {condition: _scores(run, results, data, condition) for condition in run.conditions}
+    scores = {condition: condition_scores(run, results, data, condition) for condition in run.conditions}
     baseline, *others = run.conditions
     differences = {other: _differences(run, results, data, scores, other) for other in others}
     decisions = {other: decide(by_dimension[AVG]) for other, by_dimension in differences.items()}
@@ -88,7 +90,10 @@ def _std(values: Iterable[float | None]) -> float | None:
 # --- one condition ---------------------------------------------------------------------------------------------------
 
 
-def _scores(run: RunRecord, results: dict[str, TrialResult], data: OutOfFold, condition: str) -> dict[str, Aggregate]:
+def condition_scores(
+    run: RunRecord, results: dict[str, TrialResult], data: OutOfFold, condition: str
+) -> dict[str, Aggregate]:
+    """By dimension and, last, `avg`."""
     pooled = _pooled(run, data, condition)
     scores = {}
     for dimension in (*run.dimensions, AVG):
@@ -123,11 +128,10 @@ def _pooled(run: RunRecord, data: OutOfFold, condition: str, rows: npt.NDArray[n
 
 
 def _groups(run: RunRecord, data: OutOfFold, condition: str) -> dict[str, Ccc]:
-    """CCC within each gender, speaker, and scripted or improvised dialogues where the scenario's name tells."""
+    """CCC within each gender, scripted and improvised dialogues apart, and each speaker, where the corpus tells."""
     about = data.about
     parts = {f"gender {g}": (about["gender"] == g).to_numpy() for g in sorted(set(about["gender"]) - {""})}
-    for kind, start in (("scripted", "script"), ("improvised", "impro")):
-        parts[kind] = about["scenario"].str.startswith(start).to_numpy()
+    parts |= {kind: (about["improvised"] == value).to_numpy() for kind, value in KINDS}
     parts |= {f"speaker {s}": (about["speaker"] == s).to_numpy() for s in sorted(set(about["speaker"]))}
     return {name: _pooled(run, data, condition, rows) for name, rows in parts.items() if np.count_nonzero(rows) > 1}
 
@@ -138,15 +142,26 @@ def _groups(run: RunRecord, data: OutOfFold, condition: str) -> dict[str, Ccc]:
 def _differences(
     run: RunRecord, results: dict[str, TrialResult], data: OutOfFold, scores: Scores, other: str
 ) -> dict[str, Difference]:
-    about = data.about
-    columns = (about[name].to_numpy() for name in ("fold", "session", "dialogue"))
     baseline = run.conditions[0]
-    paired = Paired(data.predicted[baseline], data.predicted[other], data.truth, *columns)
-    bootstrap = paired_bootstrap(paired)
-    ratio = fmean(r.test_utterances / r.train_utterances for r in results.values())
+    paired = pair(data, data.predicted[baseline], data.predicted[other])
+    return paired_differences(scores[baseline], scores[other], paired, results.values())
+
+
+def pair(data: OutOfFold, baseline: Floats, other: Floats) -> Paired:
+    """Predictions `[S, N, K]` of two conditions for the utterances of `data`."""
+    columns = (data.about[name].to_numpy() for name in ("fold", "session", "dialogue"))
+    return Paired(baseline, other, data.truth, *columns)
+
+
+def paired_differences(
+    baseline: dict[str, Aggregate], other: dict[str, Aggregate], data: Paired, results: Iterable[TrialResult]
+) -> dict[str, Difference]:
+    """Other minus baseline, by dimension and `avg`, of aggregates in the order of `data`'s columns."""
+    bootstrap = paired_bootstrap(data)
+    ratio = fmean(r.test_utterances / r.train_utterances for r in results)
     return {
-        dimension: _difference(scores[baseline][dimension], scores[other][dimension], bootstrap, k, ratio)
-        for k, dimension in enumerate((*run.dimensions, AVG))
+        dimension: _difference(baseline[dimension], other[dimension], bootstrap, k, ratio)
+        for k, dimension in enumerate(baseline)
     }
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 
-from cvrunner.records.results import Score, TrialResult
+from cvrunner.config import Config
+from cvrunner.records.results import FloorRecord, Score, TrialResult
 from cvrunner.reporting.report import Report
 from cvrunner.reporting.tables import NONE, Table, number, scores_table
+from cvrunner.reporting.trust import trust_table
 
 QUANTITIES = {
     "ccc_valence": "CCC-V",
@@ -20,8 +23,9 @@ QUANTITIES = {
 def evidence_tables(report: Report) -> list[Table]:
     """All of them that have something to say."""
     tables = [
-        claims_table(report),
         floor_table(report),
+        trust_table(report),
+        claims_table(report),
         groups_table(report),
         settings_table(report),
         trials_table(report),
@@ -85,14 +89,42 @@ def floor_table(report: Report) -> Table:
         [f"{name}, scenario taken out", *_score_cells(scores, labels)] for name, scores in floor.controlled.items()
     ]
     rows += [["one human rater", *_score_cells(floor.ceiling, labels)]] if floor.ceiling else []
+    rows += [] if report.summary.missing or not floor.ceiling else _ratio_rows(report, floor.ceiling)
     reasons = [f"No floor: {floor.reason}." if floor.reason else ""]
     reasons += [f"No ceiling: {floor.ceiling_reason}." if floor.ceiling_reason else ""]
-    note = (
-        "Mean over folds; pooled over all out-of-fold predictions. No audio: the training mean of the utterance's "
-        "scenario (and of speaker's gender and side), on the same folds; a model below it has not shown that it "
-        "listens. Scenario taken out: prediction and truth less the training mean of their scenario."
-    )
-    return Table("Floor and ceiling", columns, rows, " ".join([note, *filter(None, reasons)]))
+    return Table("Floor and ceiling", columns, rows, " ".join([*_floor_notes(floor), *filter(None, reasons)]))
+
+
+def _floor_notes(floor: FloorRecord) -> list[str]:
+    notes = ["Mean over folds; pooled over all out-of-fold predictions."]
+    if floor.scores:
+        notes.append(
+            "No audio: the training mean of the utterance's scenario (and of speaker's gender and side), on the same "
+            "folds; a model below it has not shown that it listens."
+        )
+    if floor.controlled:
+        notes.append("Scenario taken out: prediction and truth less the training mean of their scenario.")
+    if floor.ceiling:
+        notes.append(
+            "One human rater: each observer against the mean of the others. A model is held against the mean of all, "
+            "which is steadier, so this is a mark and not a bound."
+        )
+    return notes
+
+
+def _ratio_rows(report: Report, ceiling: dict[str, Score]) -> list[list[str]]:
+    """Each condition's CCC as a share of a human rater's."""
+    rows = []
+    for condition, scores in report.summary.scores.items():
+        mean = [_share(scores[d].mean, ceiling[d].mean if d in ceiling else None) for d in report.label]
+        pooled = [_share(scores[d].pooled, ceiling[d].pooled if d in ceiling else None) for d in report.label]
+        rows.append([f"{condition} / one human rater", *mean, *pooled])
+    return rows
+
+
+def _share(score: float | None, of: float | None) -> str:
+    """A ratio with two decimals; a dash where a human rater reaches nothing to compare with."""
+    return NONE if score is None or of is None or of <= 0 else f"{score / of:.2f}"
 
 
 def _plain(cell: str) -> str:
@@ -126,14 +158,22 @@ def groups_table(report: Report) -> Table:
 def settings_table(report: Report) -> Table:
     """The configuration keys in which the conditions differ."""
     conditions = report.run.conditions
-    flat = {c: flatten(report.config.for_condition(c).numerics) for c in conditions if c in report.config.conditions}
-    keys = sorted({key for values in flat.values() for key in values})
-    rows = [
-        [key, *(str(values.get(key, NONE)) for values in flat.values())]
-        for key in keys
-        if len({str(values.get(key)) for values in flat.values()}) > 1
-    ]
+    flat = {c: settings(report.config, c) for c in conditions if c in report.config.conditions}
+    rows = differing(flat)
     return Table("Settings that differ", ["key", *flat], rows, "All other settings are the same for all conditions.")
+
+
+def settings(config: Config, condition: str) -> dict[str, object]:
+    """What a condition's numbers depend on, by key."""
+    chosen = config.for_condition(condition)
+    return flatten(chosen.numerics) | {"model.encoder": chosen.model.encoder, "model.revision": chosen.model.revision}
+
+
+def differing(flat: Mapping[str, Mapping[str, object]]) -> list[list[str]]:
+    """Rows of key and values, by name, for the keys whose values are not all the same."""
+    keys = sorted({key for values in flat.values() for key in values})
+    shown = [[key, *(str(values.get(key, NONE)) for values in flat.values())] for key in keys]
+    return [row for row in shown if len(set(row[1:])) > 1]
 
 
 def flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
@@ -186,10 +226,8 @@ def _result_cells(result: TrialResult) -> list[str]:
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
-    """What was run, in plain words: data, label variant, split, encoder, collapsed predictions, label range."""
+    """What was run: data, labels, split, encoder, each with its digest in full."""
     results = list(report.results.values())
-    collapsed = {n: r.collapsed for n, r in report.results.items() if r.collapsed}
-    outside = max((r.labels_outside_scale for r in results), default=0)
     return [
         ("run", f"{report.run.run} ({report.run.status}, started {report.run.started_at})"),
         ("corpus", report.run.corpus + (" - SYNTHETIC" if report.run.synthetic else "")),
@@ -198,8 +236,6 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("corpus digest", report.run.corpus_digest),
         ("split digest", report.run.split_digest),
         ("encoder", ", ".join(sorted({f"{r.encoder} ({r.encoder_digest})" for r in results})) or NONE),
-        ("labels outside the scale", f"{outside} (kept as they are)" if outside else "none"),
-        ("collapsed predictions", "; ".join(f"{n}: {', '.join(d)}" for n, d in collapsed.items()) or "none"),
         ("precision", ", ".join(sorted({f"{r.precision} on {r.device}" for r in results})) or NONE),
         ("cvrunner", report.run.cvrunner_version),
     ]

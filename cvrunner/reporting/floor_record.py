@@ -1,4 +1,4 @@
-"""The no-audio floor as it is kept in run.json, and the conditions' scores with the scenario taken out."""
+"""The no-audio floor and the human ceiling as run.json keeps them, and scores with the scenario taken out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cvrunner.evaluation.ccc import Ccc, mean_if_all
+from cvrunner.evaluation.ceiling import CeilingScore, human_ceiling
 from cvrunner.evaluation.floor import FloorScore, no_audio_floor, scenario_controlled_ccc
 from cvrunner.records.results import FloorRecord, RunRecord, Score
 from cvrunner.records.run_directory import RunDirectory
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 
 
 def floor_record(folds: Sequence[Fold], dimensions: Sequence[str]) -> FloorRecord:
-    """The no-audio floor on these folds; only a reason where the corpus names no scenarios."""
-    floors = no_audio_floor(folds, dimensions)
+    """Floor and ceiling on these folds; only a reason where the corpus has no scenarios, or no single ratings."""
+    floors, ceiling = no_audio_floor(folds, dimensions), human_ceiling(folds, dimensions)
     reason = next((floor.reason for floor in floors.values() if floor.reason), None)
-    return FloorRecord(scores={} if reason else {name: _scores(f) for name, f in floors.items()}, reason=reason)
+    return FloorRecord(
+        scores={} if reason else {name: _scores(f) for name, f in floors.items()},
+        reason=reason,
+        ceiling={} if ceiling.reason else _scores(ceiling),
+        ceiling_reason=ceiling.reason,
+    )
 
 
 def with_controlled_scores(
@@ -35,8 +41,8 @@ def with_controlled_scores(
     return floor.model_copy(update={"controlled": controlled})
 
 
-def _scores(floor: FloorScore) -> dict[str, Score]:
-    return {name: Score(mean=floor.mean[name], pooled=floor.pooled[name]) for name in floor.mean}
+def _scores(found: FloorScore | CeilingScore) -> dict[str, Score]:
+    return {name: Score(mean=found.mean[name], pooled=found.pooled[name]) for name in found.mean}
 
 
 def _controlled(folds: Sequence[Fold], directory: RunDirectory, run: RunRecord, condition: str) -> dict[str, Score]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cvrunner.errors import ResultsError
 from cvrunner.evaluation.ccc import ccc
+from cvrunner.records.predictions import ABOUT
 from cvrunner.records.results import RunRecord, TrialResult
 from cvrunner.records.run_directory import RunDirectory, trial_name
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-NAMES = ("utterance", "speaker", "gender", "session", "dialogue", "scenario", "condition")
+NAMES = (*ABOUT, "condition")
 # A CSV rounds its numbers; more than this is another trial's file.
 CCC_TOLERANCE = 1e-3
 
@@ -31,7 +32,7 @@ class OutOfFold:
     """Every test utterance of the run once, in the order of the folds and, within one, of the corpus."""
 
     about: pd.DataFrame
-    """`N` rows: utterance, speaker, gender, session, dialogue, scenario, fold."""
+    """`N` rows: utterance, speaker, gender, session, dialogue, scenario, improvised, fold."""
     truth: Floats
     """`[N, K]`, rating scale; NaN where there is no label."""
     predicted: dict[str, Floats]

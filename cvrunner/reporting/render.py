@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from cvrunner.reporting.evidence import evidence_tables, facts
 from cvrunner.reporting.report import Report
@@ -19,13 +20,18 @@ def render_markdown(report: Report) -> str:
 
 
 def render_text(report: Report, width: int = 120) -> str:
-    """The sentence and the comparing tables for a terminal of `width` columns, without colours."""
+    """The comparing tables and the sentence for a terminal of `width` columns, without colours."""
+    return tables_as_text(comparison_tables(report), report.summary.verdict, width)
+
+
+def tables_as_text(tables: Sequence[Table], last: str, width: int) -> str:
+    """Tables without their notes, and a last line that is as long as it is."""
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=max(width, 40), color_system=None, highlight=False)
-    for table in comparison_tables(report):
+    for table in tables:
         _print_table(console, table)
-    console.print(report.summary.verdict, soft_wrap=True, markup=False)
+    console.print(last, soft_wrap=True, markup=False)
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()

@@ -45,14 +45,18 @@ def comparison_tables(report: Report) -> list[Table]:
 
 def scores_table(report: Report) -> Table:
     """Conditions x (mean ± sd and pooled of each dimension)."""
-    labels = report.label
+    return table_of_scores("Test CCC by condition", report.summary.scores, report.label)
+
+
+def table_of_scores(title: str, scores: dict[str, dict[str, Aggregate]], labels: dict[str, str]) -> Table:
+    """Named rows of aggregates; `labels`: what each dimension is called."""
     columns = ["condition", *labels.values(), *(f"{label} pooled" for label in labels.values())]
     rows = []
-    for condition, by_dimension in report.summary.scores.items():
+    for name, by_dimension in scores.items():
         aggregates = [by_dimension[dimension] for dimension in labels]
-        rows.append([condition, *map(_mean_sd, aggregates), *(number(a.pooled) for a in aggregates)])
+        rows.append([name, *map(_mean_sd, aggregates), *(number(a.pooled) for a in aggregates)])
     return Table(
-        "Test CCC by condition",
+        title,
         columns,
         rows,
         "Mean ± standard deviation (n - 1) over folds and seeds; pooled: one CCC over all out-of-fold predictions, "
@@ -66,15 +70,21 @@ def _mean_sd(aggregate: Aggregate) -> str:
 
 def differences_table(report: Report) -> Table:
     """Each condition against the baseline, by dimension."""
+    baseline = report.summary.baseline
+    named = {f"{other} - {baseline}": differences for other, differences in report.summary.differences.items()}
+    return table_of_differences(named, len(report.run.folds), len(report.run.seeds))
+
+
+def table_of_differences(named: dict[str, dict[str, Difference]], folds: int, seeds: int) -> Table:
+    """Differences by name, then dimension."""
     columns = ["difference", "dimension", "mean", "95 % interval", "smallest detectable", "pooled"]
     columns += ["95 % interval, pooled", "corrected t, p", "folds +/-", "sign test, p"]
-    baseline = report.summary.baseline
     rows = [
-        [f"{other} - {baseline}", ccc_label(dimension), *_difference_cells(difference)]
-        for other, by_dimension in report.summary.differences.items()
+        [name, ccc_label(dimension), *_difference_cells(difference)]
+        for name, by_dimension in named.items()
         for dimension, difference in by_dimension.items()
     ]
-    return Table("Paired differences", columns, rows, _difference_note(report))
+    return Table("Paired differences", columns, rows, _difference_note(named, folds, seeds))
 
 
 def _difference_cells(difference: Difference) -> list[str]:
@@ -95,8 +105,8 @@ def _interval(interval: Interval | None) -> str:
     return NONE if interval is None else f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
-def _difference_note(report: Report) -> str:
-    some = [d for by_dimension in report.summary.differences.values() for d in by_dimension.values()]
+def _difference_note(named: dict[str, dict[str, Difference]], folds: int, seeds: int) -> str:
+    some = [d for by_dimension in named.values() for d in by_dimension.values()]
     interval = next((d.interval for d in some if d.interval), None)
     signs = next((d.signs for d in some if d.signs), None)
     test = next((d.corrected_t for d in some if d.corrected_t), None)
@@ -114,25 +124,36 @@ def _difference_note(report: Report) -> str:
             f"Corrected t: Nadeau and Bengio, over {test.folds} folds, test/train ratio {test.test_train_ratio:.2f}."
         )
     if signs:
-        parts.append(f"Sign test: with {len(report.run.folds)} folds its p cannot go below {signs.smallest_p:.4f}.")
-    if len(report.run.seeds) == 1:
+        parts.append(f"Sign test: with {folds} folds its p cannot go below {signs.smallest_p:.4f}.")
+    if seeds == 1:
         parts.append("One seed: the chance of the training itself is not measured.")
-    if len(report.summary.differences) > 1:
-        parts.append("Several conditions: the intervals are not adjusted for their number.")
+    if len(named) > 1:
+        parts.append("Several comparisons: the intervals are not adjusted for their number.")
     return " ".join(parts)
 
 
 def folds_table(report: Report) -> Table:
     """Each fold and seed: all conditions, and the differences from the baseline."""
-    summary, labels = report.summary, report.label
-    columns = ["fold", "seed"]
-    columns += [f"{condition} {label}" for condition in summary.scores for label in labels.values()]
-    columns += [f"{other} - {summary.baseline} {label}" for other in summary.differences for label in labels.values()]
+    summary = report.summary
+    named = {f"{other} - {summary.baseline}": differences for other, differences in summary.differences.items()}
+    return table_of_folds(summary.scores, named, report.run.folds, report.run.seeds, report.label)
+
+
+def table_of_folds(
+    scores: dict[str, dict[str, Aggregate]],
+    differences: dict[str, dict[str, Difference]],
+    folds: list[int],
+    seeds: list[int],
+    labels: dict[str, str],
+    title: str = "Test CCC by fold",
+) -> Table:
+    """A row for each fold and seed, with named scores and differences side by side."""
+    columns = ["fold", "seed", *(f"{name} {label}" for name in (*scores, *differences) for label in labels.values())]
     rows = []
-    for fold in report.run.folds:
-        for seed in report.run.seeds:
-            name = f"fold-{fold}/seed-{seed}"
-            scores = [number(s[d].by_trial[name]) for s in summary.scores.values() for d in labels]
-            deltas = [signed(s[d].by_trial[name]) for s in summary.differences.values() for d in labels]
-            rows.append([str(fold), str(seed), *scores, *deltas])
-    return Table("Test CCC by fold", columns, rows)
+    for fold in folds:
+        for seed in seeds:
+            trial = f"fold-{fold}/seed-{seed}"
+            plain = [number(s[d].by_trial[trial]) for s in scores.values() for d in labels]
+            deltas = [signed(s[d].by_trial[trial]) for s in differences.values() for d in labels]
+            rows.append([str(fold), str(seed), *plain, *deltas])
+    return Table(title, columns, rows)

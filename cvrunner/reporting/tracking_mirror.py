@@ -35,6 +35,8 @@ def sync_run(directory: RunDirectory, uri: str, base_url: str | None = None) -> 
 def mirror_files(directory: RunDirectory, uri: str, summary: Summary | None = None) -> MlflowMirror:
     """Tell a mirror everything that a run's files hold, as the driver would have.
 
+    For when nothing is training any more: what run.json calls RUNNING was left so by a process that died.
+
     Raises what mlflow raises, and ResultsError or ConfigError for files that cannot be read.
     """
     run, mirror = directory.read_run(), MlflowMirror(uri)
@@ -43,8 +45,9 @@ def mirror_files(directory: RunDirectory, uri: str, summary: Summary | None = No
     for name, state in run.trials.items():
         if state.status != "WAITING":
             mirror.trial_started(name)
-            mirror.trial_finished(name, results.get(name), state.status, state.error)
-    mirror.finish(summary or summarise(directory), run.status)
+            status = "STOPPED" if state.status == "RUNNING" else state.status
+            mirror.trial_finished(name, results.get(name), status, state.error)
+    mirror.finish(summary or summarise(directory), "STOPPED" if run.status == "RUNNING" else run.status)
     return mirror
 
 
@@ -129,8 +132,8 @@ class MlflowMirror:
             self._store.close_running(self._experiment, {names.RUN_KEY: self._run.key})
 
     def links(self, base_url: str | None) -> dict[str, str]:
-        """Addresses at `base_url`, or at the server's own where it has one."""
-        base = base_url or (self._uri if self._uri.startswith("http") else None)
+        """Addresses at the server where the store is one, else at `base_url`, where a page over the store would be."""
+        base = self._uri if self._uri.startswith("http") else base_url
         if base is None:
             return {}
         parents = [parent.id for parent in self._parents.values()]

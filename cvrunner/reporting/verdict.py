@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cvrunner.records.results import Aggregate, Decision, Difference, RunRecord
 
 ALPHA = 0.05
@@ -23,16 +25,17 @@ def sentence(
     decisions: dict[str, Decision],
 ) -> str:
     """Every condition against the baseline on CCC-Avg, with interval, detectable difference, folds, seeds and data."""
-    baseline = run.conditions[0]
+    baseline, of = run.conditions[0], design(run.folds, run.seeds, run.synthetic)
     if not differences:
         score = scores[baseline]["avg"].mean
         reached = "has no defined CCC-Avg" if score is None else f"reaches CCC-Avg {score:.4f}"
-        return f"{baseline} {reached} ({_design(run)}); there is no other condition to compare it with."
-    clauses = [_clause(name, baseline, d["avg"], decisions[name]) for name, d in differences.items()]
-    return f"{'; '.join(clauses)}; {_design(run)}."
+        return f"{baseline} {reached} ({of}); there is no other condition to compare it with."
+    clauses = [clause(name, baseline, d["avg"], decisions[name]) for name, d in differences.items()]
+    return f"{'; '.join(clauses)}; {of}."
 
 
-def _clause(name: str, baseline: str, average: Difference, decision: Decision) -> str:
+def clause(name: str, baseline: str, average: Difference, decision: Decision) -> str:
+    """A condition against another on CCC-Avg."""
     if average.mean is None:
         return f"{name} cannot be compared with {baseline}, because the CCC-Avg of a trial is undefined"
     if average.interval is None:
@@ -58,7 +61,7 @@ def _doubt(average: Difference) -> str:
     return f", not confirmed by the corrected t over folds (p = {test.p:.4f})"
 
 
-def _design(run: RunRecord) -> str:
-    folds, seeds = len(run.folds), len(run.seeds)
-    data = ", on synthetic data" if run.synthetic else ""
-    return f"{folds} fold{'s' * (folds > 1)} x {seeds} seed{'s' * (seeds > 1)}{data}"
+def design(folds: Sequence[int], seeds: Sequence[int], synthetic: bool) -> str:
+    """What the numbers are of: `5 folds x 1 seed, on synthetic data`."""
+    data = ", on synthetic data" if synthetic else ""
+    return f"{len(folds)} fold{'s' * (len(folds) > 1)} x {len(seeds)} seed{'s' * (len(seeds) > 1)}{data}"

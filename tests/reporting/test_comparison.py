@@ -146,9 +146,33 @@ def test_claims_are_tested_on_real_data_only(tmp_path, report):
 def test_the_floor_stands_beside_the_conditions(directory):
     scores = {name: Score(mean=0.626, pooled=0.6) for name in ("valence", "arousal", "avg")}
     floor = FloorRecord(scores={"scenario": scores}, controlled={"frozen": scores}, ceiling=scores)
-    rows = [row[0] for row in floor_table(read_report(directory, floor=floor)).rows]
+    report = read_report(directory, floor=floor)
+    rows = {row[0]: row[1:] for row in floor_table(report).rows}
     names = ["no audio: scenario", "frozen", "unfrozen", "frozen, scenario taken out", "one human rater"]
-    assert rows == names
+    assert list(rows) == [*names, "frozen / one human rater", "unfrozen / one human rater"]
+    unfrozen = report.summary.scores["unfrozen"]
+    expected = [unfrozen[d].mean / 0.626 for d in scores] + [unfrozen[d].pooled / 0.6 for d in scores]
+    assert rows["unfrozen / one human rater"] == [f"{share:.2f}" for share in expected]
+
+
+def test_a_human_rater_who_reaches_nothing_has_no_ratio(directory):
+    none = {name: Score(mean=0.0, pooled=None) for name in ("valence", "arousal", "avg")}
+    rows = floor_table(read_report(directory, floor=FloorRecord(ceiling=none))).rows
+    assert rows[-1] == ["unfrozen / one human rater", *["–"] * 6]
+
+
+def test_scripted_and_improvised_are_scored_apart(report):
+    parts = list(report.summary.groups["frozen"])
+    assert parts[:4] == ["gender F", "gender M", "scripted", "improvised"]
+    table = report.predictions().about
+    assert set(table["improvised"]) == {"true", "false"}
+
+
+def test_a_corpus_that_does_not_say_has_no_scripted_part(tmp_path):
+    directory = make_run(tmp_path)
+    for file in directory.path.glob("*/*/*/predictions.csv"):
+        file.write_text(file.read_text().replace(",true,", ",,").replace(",false,", ",,"))
+    assert list(summarise(directory).groups["frozen"])[:3] == ["gender F", "gender M", "speaker 01F"]
 
 
 def test_a_failed_trial_shows_its_attempts_and_its_error(tmp_path):

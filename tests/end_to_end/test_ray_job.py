@@ -1,0 +1,115 @@
+"""A really submitted job on a really started cluster with eight logical GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cvrunner.records.run_directory import RunDirectory
+from tests.end_to_end.programs import REPOSITORY, environment, free_ports, started, tiny_config, wait_until
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.cluster, pytest.mark.timeout(600)]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A head with token authentication, ports and folders of its own; gone afterwards."""
+    folder = tmp_path_factory.mktemp("cluster")
+    # Ray's sockets lie below its temporary folder, and their paths may not be long.
+    temporary = Path(f"/tmp/cvr-{os.getpid()}")
+    port, dashboard, client = free_ports(3)
+    env = {
+        **environment(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef0123456789abcdef",
+        "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_TMPDIR": str(temporary),
+    }
+    head = [
+        RAY, "start", "--head", "--block", "--num-gpus", "8", "--num-cpus", "8", f"--port={port}",
+        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}", f"--temp-dir={temporary}", "--disable-usage-stats",
+    ]  # fmt: skip
+    start_env = {name: value for name, value in env.items() if name != "RAY_ADDRESS"}
+    with started(head, folder, start_env, folder / "head.log"):
+        wait_until(lambda: ray_says(env, "job", "list").returncode == 0, "the cluster", limit_s=120)
+        yield folder, env
+
+
+def ray_says(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [RAY, *arguments], env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def submit(
+    env: dict[str, str], home: Path, *arguments: str | Path, wait: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """`ray job submit --working-dir . -- python -m cvrunner ...` from the repository."""
+    settings = json.dumps({"env_vars": {"CVRUNNER_HOME": str(home)}})
+    options = [] if wait else ["--no-wait"]
+    return ray_says(
+        env, "job", "submit", "--working-dir", ".", "--runtime-env-json", settings, *options, "--",
+        sys.executable, "-m", "cvrunner", *map(str, arguments),
+    )  # fmt: skip
+
+
+def test_a_submitted_job_leaves_its_results_outside_rays_folders(cluster: tuple[Path, dict[str, str]]) -> None:
+    folder, env = cluster
+    config = tiny_config(folder)
+    submitted = submit(env, folder / "home", "all-folds", "--config", config)
+    assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
+    (path,) = (folder / "home" / "results").glob("tiny-*")
+    record = RunDirectory(path).read_run()
+    assert record.status == "COMPLETE"
+    assert len(record.trials) == 10
+    assert (folder / "home" / "results" / "mlflow.db").stat().st_size > 0
+    assert "nothing to train" not in submitted.stdout
+    again = submit(env, folder / "home", "all-folds", "--config", config)
+    assert again.returncode == 0
+    assert "nothing to train" in again.stdout
+
+
+def test_actors_hold_one_gpu_each_and_have_readable_names(cluster: tuple[Path, dict[str, str]]) -> None:
+    folder, env = cluster
+    config = tiny_config(folder, epochs=300)
+    submitted = submit(env, folder / "home", "all-folds", "--config", config, wait=False)
+    assert submitted.returncode == 0, submitted.stderr
+    job = next(word.strip("'") for word in submitted.stdout.split() if word.startswith("'raysubmit_"))
+    rows: list[dict[str, object]] = []
+
+    def alive() -> bool:
+        listed = ray_says(env, "list", "actors", "--detail", "--format", "json", "--filter", "state=ALIVE")
+        rows[:] = json.loads(listed.stdout) if listed.returncode == 0 and listed.stdout.strip() else []
+        return len(rows) == 8
+
+    wait_until(alive, "eight actors", limit_s=200)
+    assert {row["name"] for row in rows} == {f"fold-trainer-{number}" for number in range(1, 9)}
+    assert {row["required_resources"]["GPU"] for row in rows} == {1.0}  # type: ignore[index]
+    run = next(
+        p for p in (folder / "home" / "results").glob("tiny-*") if RunDirectory(p).read_run().status == "RUNNING"
+    )
+    assert {row["ray_namespace"] for row in rows} == {run.name}
+    wait_until(lambda: any(run.rglob("journal.jsonl")), "the first epoch")
+    ray_says(env, "job", "stop", job)
+    end = time.monotonic() + 60
+    while RunDirectory(run).read_run().status == "RUNNING" and time.monotonic() < end:
+        time.sleep(0.5)
+    assert "STOPPED" in ray_says(env, "job", "status", job).stdout + ray_says(env, "job", "status", job).stderr
+
+
+def test_results_inside_rays_folders_are_refused(cluster: tuple[Path, dict[str, str]]) -> None:
+    folder, env = cluster
+    inside = "/tmp/session_2026-01-01_00-00-00_000000_1/results"
+    refused = submit(env, folder / "home", "all-folds", "--set", f"results.root={inside}")
+    assert refused.returncode != 0
+    assert "lies in Ray's temporary folder and would be lost" in refused.stdout
+    assert not Path(inside).exists()
