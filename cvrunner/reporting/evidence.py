@@ -151,7 +151,9 @@ def groups_table(report: Report) -> Table:
         "Parts of the test data",
         columns,
         rows,
-        "Pooled CCC over the utterances of the part, mean over seeds.",
+        "Pooled CCC over the utterances of the part, mean over seeds. A CCC depends on how far the ratings of its part "
+        "spread, so compare conditions within a part, not parts with each other; a single speaker's is of few "
+        "utterances.",
     )
 
 

@@ -64,6 +64,7 @@ def style() -> Iterator[None]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.alpha": 0.25,
         "grid.linewidth": 0.6,
         "legend.frameon": False,

@@ -6,9 +6,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from cvrunner.records.results import Aggregate, Difference
-from cvrunner.reporting.panels import INK, Look, legend_below, looks, row_of_panels
+from cvrunner.reporting.panels import INK, Look, legend_below, looks, row_of_panels, whole_numbers
 from cvrunner.reporting.predictions import Floats, OutOfFold
 from cvrunner.reporting.report import Report, ccc_label
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # An SVG with a shape for each of thousands of points is slow to open; from here on they become one image in it.
 RASTER_FROM_POINTS = 300
+MAX_PANELS_IN_A_ROW = 4
 
 
 def draw(report: Report) -> dict[str, tuple[Figure, str]]:
@@ -72,7 +74,7 @@ def _name_folds(axes: Axes, x: float, values: dict[int, float]) -> None:
     for fold, value in sorted(values.items(), key=lambda item: item[1]):
         height = max(value, height + 0.04 * (high - low))
         if np.isfinite(height):
-            axes.annotate(str(fold), (x, height), xytext=(8, -3), textcoords="offset points", fontsize=7)
+            axes.annotate(str(fold), (x, height), xytext=(9, -3), textcoords="offset points", fontsize=7)
 
 
 def differences(report: Report) -> tuple[Figure, str]:
@@ -142,43 +144,66 @@ def floor_and_ceiling(report: Report) -> tuple[Figure, str]:
 
 def predicted_against_true(report: Report, data: OutOfFold) -> tuple[Figure, str]:
     """All out-of-fold predictions of the first seed, one panel for each condition and dimension."""
-    conditions, dimensions = list(data.predicted), report.run.dimensions
-    figure, panels = row_of_panels(len(conditions) * len(dimensions), share_y=True, height_in=2.6)
+    shown = [(d, k, c) for k, d in enumerate(report.run.dimensions) for c in data.predicted]
+    columns = len(shown) if len(shown) <= MAX_PANELS_IN_A_ROW else len(data.predicted)
+    figure, panels = row_of_panels(len(shown), share_y=True, height_in=2.8, columns=columns)
     low, high = report.config.corpus.scale
-    shown = [(d, k, c) for k, d in enumerate(dimensions) for c in conditions]
-    for axes, (dimension, k, condition) in zip(panels, shown, strict=True):
-        _scatter(axes, data.truth[:, k], data.predicted[condition][0, :, k], looks(conditions)[condition].color)
+    points = np.stack([values[0] for values in data.predicted.values()])
+    # All of them are shown: a linear output may leave the scale, and so may a label.
+    bottom, top = min(low, points.min(), np.nanmin(data.truth)), max(high, points.max(), np.nanmax(data.truth))
+    for i, (axes, (dimension, k, condition)) in enumerate(zip(panels, shown, strict=True)):
+        _scatter(
+            axes, data.truth[:, k], data.predicted[condition][0, :, k], looks(list(data.predicted))[condition].color
+        )
         axes.plot([low, high], [low, high], color=INK, linewidth=1)
-        axes.set(title=f"{dimension}\n{condition}", xlabel="true", aspect="equal")
+        axes.set(title=f"{dimension}\n{condition}", xlabel="true rating")
         axes.set_xlim(low - 0.2, high + 0.2)
-        axes.set_ylim(low - 0.2, high + 0.2)
-    panels[0].set_ylabel(f"predicted (rating scale {low:g} to {high:g})")
+        axes.set_ylim(bottom - 0.2, top + 0.2)
+        if i % columns == 0:
+            axes.set_ylabel(f"predicted rating (scale {low:g} to {high:g})")
+    outside = int(((points < low) | (points > high)).sum())
     seed = f" (seed {report.run.seeds[0]})" if len(report.run.seeds) > 1 else ""
-    return (
-        figure,
-        f"Predicted against true rating of every test utterance{seed}; on the line a prediction is right.",
+    return figure, (
+        f"Predicted against true rating of every test utterance{seed}; on the line a prediction is right. "
+        f"{outside} of {points.size} predictions lie outside the scale; they are scored as they are."
     )
 
 
 def dialogue_over_time(report: Report, data: OutOfFold) -> tuple[Figure, str]:
-    """The longest dialogue of the first fold, turn by turn: true ratings and each condition's predictions."""
+    """The longest dialogue of the first fold: true ratings and each condition's predictions, by turn and as a path."""
     about = data.about[data.about["fold"] == report.run.folds[0]]
     name = str(about["dialogue"].value_counts(sort=False).idxmax())
     rows = about.index[about["dialogue"] == name].to_numpy()
-    figure, panels = row_of_panels(len(report.run.dimensions), height_in=2.8, share_y=True)
+    dimensions = report.run.dimensions
+    plane = {"valence", "arousal"} <= set(dimensions)
+    figure, panels = row_of_panels(len(dimensions) + plane, height_in=2.8)
     turns = np.arange(1, len(rows) + 1)
-    for k, (axes, dimension) in enumerate(zip(panels, report.run.dimensions, strict=True)):
-        axes.plot(turns, data.truth[rows, k], color=INK, linewidth=1.8, label="true")
-        for condition, look in looks(list(data.predicted)).items():
-            values = data.predicted[condition][0, rows, k]
-            axes.plot(turns, values, color=look.color, linestyle=look.line, linewidth=1.2, label=condition)
-        axes.set(title=dimension, xlabel="turn")
-    panels[0].set_ylabel("rating scale")
+    for k, (axes, dimension) in enumerate(zip(panels, dimensions, strict=False)):
+        _paths(axes, data, rows, turns, k)
+        axes.set(title=dimension, xlabel="turn", ylabel="rating")
+        whole_numbers(axes)
+    if plane:
+        _paths(panels[-1], data, rows, dimensions.index("valence"), dimensions.index("arousal"))
+        panels[-1].set(title="path (dot: first turn)", xlabel="valence", ylabel="arousal")
     legend_below(figure, panels[0])
     return figure, (
-        f"Dialogue {name}, the longest of fold {report.run.folds[0]}'s test set: true and predicted ratings by turn. "
-        "Chosen by length, not by fit."
+        f"Dialogue {name}, the longest of fold {report.run.folds[0]}'s test set: true and predicted ratings by turn"
+        f"{', and as a path through the plane of valence and arousal' if plane else ''}. Chosen by length, not by fit."
     )
+
+
+def _paths(axes: Axes, data: OutOfFold, rows: npt.NDArray[np.int64], x: int | npt.NDArray[np.int64], y: int) -> None:
+    """Truth and every condition of one dialogue: dimension `y` over turns `x`, or over dimension `x`."""
+    series = {"true": data.truth} | {condition: values[0] for condition, values in data.predicted.items()}
+    look = looks(list(data.predicted))
+    for name, values in series.items():
+        color, line = (look[name].color, look[name].line) if name in look else (INK, "-")
+        across = values[rows, x] if isinstance(x, int) else x
+        axes.plot(
+            across, values[rows, y], color=color, linestyle=line, linewidth=1.2 if name in look else 1.8, label=name
+        )
+        if isinstance(x, int):
+            axes.plot(across[:1], values[rows[:1], y], "o", color=color, markersize=5)
 
 
 def _scatter(axes: Axes, x: Floats, y: Floats, color: str) -> None:

@@ -72,7 +72,7 @@ def layer_weights(report: Report) -> tuple[Figure, str]:
             axes.axhline(1 / len(layers), color=INK, linewidth=0.8, alpha=0.6)
         axes.set(title=dimension, xlabel="position among the mixed layers (0: the lowest)")
         whole_numbers(axes)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     panels[0].set_ylabel("weight (sums to 1)")
     legend_below(figure, panels[0])
     return (

@@ -32,15 +32,17 @@ def looks(conditions: Sequence[str]) -> dict[str, Look]:
 
 
 def row_of_panels(
-    count: int, height_in: float = 3.0, width_in: float = 8.0, share_y: bool = False
+    count: int, height_in: float = 3.0, width_in: float = 8.0, share_y: bool = False, columns: int | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure as wide as a page with `count` panels side by side."""
+    """A figure as wide as a page with `count` panels side by side, or in rows of `columns` of `height_in` each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    columns = columns or count
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width_in, rows * height_in), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, count, squeeze=False, sharey=share_y)[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat)
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:

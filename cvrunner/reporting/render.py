@@ -45,9 +45,8 @@ def _print_table(console: object, table: Table) -> None:
 
     assert isinstance(console, Console)
     shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for column in table.columns:
-        numeric = bool(table.rows) and table.rows[0][table.columns.index(column)][:1] in "0123456789+-–"
-        shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for index, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if table.is_numeric(index) else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*map(Text, row))
     console.print(shown)

@@ -8,6 +8,7 @@ from cvrunner.records.results import Aggregate, Difference, Interval
 from cvrunner.reporting.report import Report, ccc_label
 
 NONE = "–"
+NUMERIC_STARTS = "0123456789+-" + NONE
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,10 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     note: str = ""
+
+    def is_numeric(self, column: int) -> bool:
+        """Whether every cell of a column begins like a number, or is the dash of an undefined one."""
+        return bool(self.rows) and all(row[column] and row[column][0] in NUMERIC_STARTS for row in self.rows)
 
 
 def number(value: float | None) -> str:

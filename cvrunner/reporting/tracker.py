@@ -14,7 +14,7 @@ from typing import Protocol
 from cvrunner.config import Config
 from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, Summary, TrialResult, TrialStatus
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.reporting.tracking_mirror import MlflowMirror, mirror_files
+from cvrunner.reporting.tracking_mirror import MlflowMirror, first_line, mirror_files
 
 Warn = Callable[[str], None]
 
@@ -120,9 +120,8 @@ class MlflowTracker:
             write()
         except Exception as error:  # whatever it is, training goes on
             self._failed = True
-            reason = (str(error).strip() or "no message").splitlines()[0][:200]
             self._warn(
-                f"MLflow ({self._uri}): {what} could not be written: {type(error).__name__}: {reason}; the run "
+                f"MLflow ({self._uri}): {what} could not be written: {first_line(error)}; the run "
                 "goes on, and `cvrunner sync RUN` writes it from the files"
             )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 
 from cvrunner.config import Config, digest, load_config
+from cvrunner.errors import CvrunnerError, ResultsError
 from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, Summary, TrialResult, TrialStatus
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.reporting import tracking_names as names
@@ -27,9 +28,19 @@ ENDED: dict[str, str] = {
 def sync_run(directory: RunDirectory, uri: str, base_url: str | None = None) -> dict[str, str]:
     """Write a run from its files to the server at `uri`; what is there already stays. Returns its `links`.
 
-    Raises as `mirror_files`.
+    Raises ResultsError, also where the server cannot be written, and ConfigError for files that cannot be read.
     """
-    return mirror_files(directory, uri).links(base_url)
+    try:
+        return mirror_files(directory, uri).links(base_url)
+    except CvrunnerError:
+        raise
+    except Exception as error:  # mlflow raises whatever its database and its HTTP client do
+        raise ResultsError(f"MLflow ({uri}) cannot be written: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an error and the beginning of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
 
 
 def mirror_files(directory: RunDirectory, uri: str, summary: Summary | None = None) -> MlflowMirror:
@@ -151,6 +162,7 @@ class MlflowMirror:
         tags = names.condition_tags(self._run, condition)
         parent = self._named("parent", key, f"{condition} {self._run.run}", **tags)
         self._store.reopen(parent.id)
+        self._store.log_params(parent, names.condition_params(self._config, condition))
         return parent
 
     def _trial(self, name: str) -> StoredRun:

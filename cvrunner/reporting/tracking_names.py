@@ -118,10 +118,14 @@ def delta_steps(summary: Summary) -> Iterator[tuple[int, Metrics]]:
 
 def trial_params(config: Config, condition: str, fold: int, seed: int) -> dict[str, str]:
     """What sets a trial apart, and its model and training settings."""
+    return {"condition": condition, "fold": str(fold), "seed": str(seed)} | condition_params(config, condition)
+
+
+def condition_params(config: Config, condition: str) -> dict[str, str]:
+    """Model and training settings of a condition; not its name, by which the page groups trials."""
     settings = config.for_condition(condition).model_dump(mode="json", include={"model", "train"})
     settings["train"].pop("seeds")
-    values = {"condition": condition, "fold": fold, "seed": seed} | flatten(settings)
-    return {name: str(value)[:500] for name, value in values.items()}
+    return {name: str(value)[:500] for name, value in flatten(settings).items()}
 
 
 def run_tags(run: RunRecord, role: str, key: str) -> dict[str, str]:
@@ -181,8 +185,8 @@ def page_links(base_url: str, experiment_id: str, view_key: str, parents: list[s
     experiments = quote(json.dumps([experiment_id], separators=(",", ":")))
     return {
         "trials grouped by condition": f"{home}?viewStateShareKey={view_key}&compareRunsMode=CHART&{PAGE}",
-        "conditions side by side": f"{base}/compare-runs?runs={runs}&experiments={experiments}",
-        "comparison, figures, predictions": f"{base}/experiments/{experiment_id}/runs/{comparison}",
+        "conditions side by side": f"{base}/compare-runs?runs={runs}&experiments={experiments}&{PAGE}",
+        "comparison, figures, predictions": f"{base}/experiments/{experiment_id}/runs/{comparison}?{PAGE}",
     }
 
 

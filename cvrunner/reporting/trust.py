@@ -22,6 +22,7 @@ def trust_table(report: Report) -> Table:
     if not results:
         return Table("Calibration of trust", [], [])
     rows = [[f"did {condition} train what it should?", _moved(report, condition)] for condition in _conditions(report)]
+    rows += [[f"does {condition} beat the floor?", _floor(report, condition)] for condition in report.summary.scores]
     rows += [
         ["collapsed predictions", _collapsed(report)],
         ["long enough?", _length(results)],
@@ -64,6 +65,19 @@ def _percent(values: Iterable[float]) -> str:
         return "an unrecorded amount"
     low, high = f"{100 * shares[0]:.2g}", f"{100 * shares[-1]:.2g}"
     return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _floor(report: Report, condition: str) -> str:
+    """By dimension: the mean CCC against the best predictor without audio."""
+    floors = report.floor.scores.values() if report.floor else ()
+    found = []
+    for dimension, label in report.label.items():
+        score = report.summary.scores[condition][dimension].mean
+        known = [s[dimension].mean for s in floors if dimension in s]
+        best = max((value for value in known if value is not None), default=None)
+        if score is not None and best is not None:
+            found.append(f"{label} {'yes' if score > best else 'NO'} ({score:.4f}, no audio {best:.4f})")
+    return "; ".join(found) or "there is no floor to compare with"
 
 
 def _collapsed(report: Report) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from cvrunner.records.results import FloorRecord, Score
 from cvrunner.reporting.report import read_report
 from cvrunner.reporting.trust import trust_table
 from tests.runs import make_run
@@ -47,3 +48,22 @@ def test_what_is_wrong_is_named(tmp_path):
 def test_before_the_first_result_there_is_nothing_to_say(tmp_path):
     names = [f"{condition}/fold-1/seed-0" for condition in ("frozen", "unfrozen")]
     assert trust_table(read_report(make_run(tmp_path, folds=1, missing=names))).rows == []
+
+
+def test_a_condition_below_the_floor_is_named(tmp_path):
+    directory = make_run(tmp_path)
+    low, high = Score(mean=0.1, pooled=0.1), Score(mean=0.99, pooled=0.99)
+    floor = FloorRecord(
+        scores={
+            "scenario": {"valence": low, "arousal": low, "avg": low},
+            "scenario+gender+side": {"valence": high, "arousal": low, "avg": low},
+        }
+    )
+    rows = dict(trust_table(read_report(directory, floor=floor)).rows)
+    said = rows["does unfrozen beat the floor?"].split("; ")
+    assert [part.split(" (")[0] for part in said] == ["CCC-V NO", "CCC-A yes", "CCC-Avg yes"]
+    assert said[0].endswith("no audio 0.9900)")
+
+
+def test_without_a_floor_nothing_is_claimed(tmp_path):
+    assert found(make_run(tmp_path))["does frozen beat the floor?"] == "there is no floor to compare with"

@@ -1,0 +1,68 @@
+"""Pictures of a finished run for the documentation: its report, MLflow's charts, MLflow's comparison.
+
+    python jobs/screenshots.py results/demo-1234abcd
+
+The run's MLflow store has to lie beside it, as after `all-folds` or `sync`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from cvrunner.records.run_directory import RunDirectory
+from jobs.browser import browser, chromium_path, links_at, mlflow_page, open_charts, open_comparison
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+OUTPUT = Path(__file__).parent.parent / "docs" / "images"
+DESK = {"width": 1440, "height": 900}
+REPORT = {"width": 1000, "height": 1250}
+LARGEST_BYTES = 300_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    executable = chromium_path()
+    if executable is None:
+        sys.exit("there is no `chromium` on the PATH (Debian: apt-get install chromium)")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    directory = RunDirectory(arguments.run.absolute())
+    with browser(executable) as chromium:
+        picture_of_report(chromium, directory, arguments.output / "report.png")
+        pictures_of_mlflow(chromium, directory, arguments.output)
+    for file in sorted(arguments.output.glob("*.png")):
+        size = file.stat().st_size
+        print(f"{file}  {size / 1000:.0f} kB" + ("  TOO LARGE for the repository" if size > LARGEST_BYTES else ""))
+
+
+def picture_of_report(chromium: Browser, directory: RunDirectory, file: Path) -> None:
+    """The top of the page: the sentence, scores, differences."""
+    page = chromium.new_page(viewport=REPORT)  # type: ignore[arg-type]
+    page.goto(directory.report.as_uri())
+    page.screenshot(path=file)
+    page.close()
+
+
+def pictures_of_mlflow(chromium: Browser, directory: RunDirectory, folder: Path) -> None:
+    """The saved view with its charts, and the parents side by side."""
+    with mlflow_page(f"sqlite:///{directory.path.parent}/mlflow.db") as address:
+        links = links_at(directory.read_run(), address)
+        page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
+        open_charts(page, links)
+        page.screenshot(path=folder / "mlflow-charts.png", animations="disabled")
+        open_comparison(page, links)
+        page.screenshot(path=folder / "mlflow-compare.png", animations="disabled")
+        page.close()
+
+
+if __name__ == "__main__":
+    main()

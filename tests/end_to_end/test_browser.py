@@ -1,0 +1,97 @@
+"""MLflow's page and report.html as a person sees them, in a real browser."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cvrunner.commands import UI_ADDRESS
+from cvrunner.records.results import Summary
+from cvrunner.records.run_directory import RunDirectory
+from cvrunner.reporting.report import read_report
+from cvrunner.reporting.tracking_mirror import sync_run
+from cvrunner.reporting.write import write_report
+from jobs.browser import browser, chromium_path, links_at, mlflow_page, open_charts, open_comparison
+from tests.runs import make_run
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """The system's Chromium. Where CVRUNNER_BROWSER=required, as in CI, there is no skipping."""
+    executable = chromium_path()
+    if executable is None:
+        missing = "there is no `chromium` on the PATH (Debian: apt-get install chromium)"
+        if os.environ.get("CVRUNNER_BROWSER") == "required":
+            pytest.fail(f"CVRUNNER_BROWSER=required, but {missing}")
+        pytest.skip(missing)
+    with browser(executable) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run of made-up numbers with its report, in an MLflow store beside it."""
+    directory = make_run(tmp_path_factory.mktemp("results"))
+    links = sync_run(directory, store(directory), UI_ADDRESS)
+    directory.write_run(directory.read_run().model_copy(update={"links": links}))
+    write_report(directory)
+    return directory
+
+
+def store(directory: RunDirectory) -> str:
+    return f"sqlite:///{directory.path.parent}/mlflow.db"
+
+
+def test_mlflow_shows_two_groups_with_curves_and_both_parents_side_by_side(
+    chromium: Any, directory: RunDirectory
+) -> None:
+    run = directory.read_run()
+    with mlflow_page(store(directory)) as address:
+        links = links_at(run, address)
+        page = chromium.new_page(viewport=DESK)
+        # Valence, arousal and their average, each with a curve of six epochs for each condition.
+        assert open_charts(page, links) == [[6, 6]] * 3
+        for condition in run.conditions:
+            assert page.get_by_text(f"Group: {condition}", exact=True).is_visible()
+            assert page.get_by_text(f"{condition} (mean/validation_ccc_avg)", exact=True).is_visible()
+        text = open_comparison(page, links)
+        page.close()
+    assert "Comparing 2 Runs" in text
+    for condition in run.conditions:
+        assert f"{condition} {run.run}" in text
+    scores = read_report(directory).summary.scores
+    assert all(f"{by_dimension['avg'].mean:.3f}" in text for by_dimension in scores.values())
+    assert "model.freeze_speech_encoder\tTrue\tFalse" in text
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_shows_the_sentence_and_the_figures_and_asks_for_nothing(
+    chromium: Any, directory: RunDirectory, size: dict[str, int], scheme: str
+) -> None:
+    summary = Summary.from_json(directory.summary_file.read_bytes(), "summary.json")
+    asked: list[str] = []
+    said: list[str] = []
+    page = chromium.new_page(viewport=size, color_scheme=scheme)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(directory.report.as_uri())
+    assert page.inner_text("h1") == summary.verdict
+    figures = page.locator("figure svg")
+    assert figures.count() == len(list(Path(directory.figures).glob("*.svg")))
+    for figure in figures.all():
+        box = figure.bounding_box()
+        assert box["width"] > 300
+        assert box["height"] > 100
+    # Wide tables and figures scroll by themselves; the page does not.
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert asked == [directory.report.as_uri()]
+    assert said == []
+    page.close()
