@@ -38,7 +38,7 @@ def training_updates(
 ) -> list[Update]:
     """The updates of one epoch; every utterance is in exactly one.
 
-    By utterance: shuffled, then sorted by length within pools of `length_pool` effective batches, cut, and shuffled
+    By utterance: shuffled, sorted by length within pools of `length_pool` effective batches (1: not), cut, and shuffled
     again. By dialogue: whole dialogues, shuffled, as many as reach the effective batch.
     """
     random = np.random.default_rng([seed, epoch])

@@ -144,7 +144,7 @@ def obstacles(first: RunRecord, second: RunRecord) -> list[str]:
     found = []
     for what, one, other in (
         ("split", first.split_digest, second.split_digest),
-        ("corpus or its labels", first.corpus_digest, second.corpus_digest),
+        ("corpus (audio or labels)", first.corpus_digest, second.corpus_digest),
     ):
         if one != other:
             found.append(f"the {what} differs (digests {one[:12]} and {other[:12]})")

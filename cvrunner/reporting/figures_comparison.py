@@ -181,10 +181,11 @@ def dialogue_over_time(report: Report, data: OutOfFold) -> tuple[Figure, str]:
     for k, (axes, dimension) in enumerate(zip(panels, dimensions, strict=False)):
         _paths(axes, data, rows, turns, k)
         axes.set(title=dimension, xlabel="turn", ylabel="rating")
+        axes.sharey(panels[0])
         whole_numbers(axes)
     if plane:
         _paths(panels[-1], data, rows, dimensions.index("valence"), dimensions.index("arousal"))
-        panels[-1].set(title="path (dot: first turn)", xlabel="valence", ylabel="arousal")
+        panels[-1].set(title="plane (dot: first turn)", xlabel="valence", ylabel="arousal")
     legend_below(figure, panels[0])
     return figure, (
         f"Dialogue {name}, the longest of fold {report.run.folds[0]}'s test set: true and predicted ratings by turn"

@@ -50,6 +50,8 @@ def read_predictions(directory: RunDirectory, condition: str, fold: int, seed: i
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=_blanks())
     except (OSError, ValueError) as error:
         raise ResultsError(f"{path}: cannot be read as a table of predictions: {error}") from None
+    if "improvised" not in table.columns:
+        table["improvised"] = ""  # an older run, which did not write it down
     if missing := [name for name in NAMES if name not in table.columns]:
         raise ResultsError(f"{path}: columns are missing: {', '.join(missing)}")
     return table

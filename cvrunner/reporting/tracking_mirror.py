@@ -144,7 +144,7 @@ class MlflowMirror:
 
     def links(self, base_url: str | None) -> dict[str, str]:
         """Addresses at the server where the store is one, else at `base_url`, where a page over the store would be."""
-        base = self._uri if self._uri.startswith("http") else base_url
+        base = names.served_at(self._uri, base_url)
         if base is None:
             return {}
         parents = [parent.id for parent in self._parents.values()]

@@ -177,6 +177,11 @@ def view_state(run: RunRecord, created_at_ms: int) -> str:
     return json.dumps({"name": name, "createdAt": created_at_ms, "state": json.dumps(state)})
 
 
+def served_at(uri: str, base_url: str | None) -> str | None:
+    """Where the page over a store is: a server has its own, before a database one has to be started."""
+    return uri if uri.startswith(("http://", "https://")) else base_url
+
+
 def page_links(base_url: str, experiment_id: str, view_key: str, parents: list[str], comparison: str) -> dict[str, str]:
     """Addresses in the MLflow page at `base_url`: the saved view, the parents side by side, the comparison."""
     base = f"{base_url.rstrip('/')}/#"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from cvrunner.reporting.figures import draw, save_figures, to_svg
@@ -89,6 +90,31 @@ def test_figures_are_saved_as_png_and_svg(report):
     save_figures(report.directory, figures)
     files = {file.name for file in report.directory.figures.iterdir()}
     assert files == {f"{name}.{kind}" for name in figures for kind in ("png", "svg")}
+
+
+def test_every_prediction_is_in_sight_and_those_off_the_scale_are_counted(tmp_path):
+    report = read_report(make_run(tmp_path, conditions=("frozen", "unfrozen", "top"), gain=0.1))
+    figure, caption = draw(report)["predictions"]
+    data = report.predictions()
+    predicted = np.stack([values[0] for values in data.predicted.values()])
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert low < predicted.min()
+        assert predicted.max() < high
+    assert f"{((predicted < 1) | (predicted > 5)).sum()} of {predicted.size} predictions lie outside" in caption
+    # Six panels side by side would be too narrow to read: a row for each dimension.
+    assert {axes.get_subplotspec().get_gridspec().nrows for axes in figure.axes} == {2}
+
+
+def test_the_dialogue_is_shown_by_turn_and_in_the_plane(report):
+    turns, arousal, plane = draw(report)["dialogue"][0].axes
+    assert turns.get_ylim() == arousal.get_ylim()
+    assert (plane.get_xlabel(), plane.get_ylabel()) == ("valence", "arousal")
+
+
+def test_columns_of_words_stand_left_and_numbers_right(page):
+    assert '<td class="text">CCC-V</td>' in page
+    assert '<th scope="col">CCC-V</th>' in page
 
 
 def test_the_same_run_gives_the_same_figures(report):

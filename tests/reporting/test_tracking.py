@@ -17,6 +17,7 @@ from cvrunner.reporting.html import render_html
 from cvrunner.reporting.report import read_epochs, read_report
 from cvrunner.reporting.tracker import MemoryTracker, MlflowTracker, tracker_for, tracking_uri
 from cvrunner.reporting.tracking_mirror import sync_run
+from cvrunner.reporting.tracking_names import served_at
 from tests.runs import made_up_epoch, make_run
 
 
@@ -130,6 +131,19 @@ def test_links_need_an_address_and_lead_to_the_saved_view(directory, uri):
     experiment = client_of(uri).get_experiment_by_name("cvrunner-utterance")
     assert f"mlflow.sharedViewState.{key}" in experiment.tags
     assert all(link.startswith("http://127.0.0.1:5000/#/") for link in links.values())
+
+
+def test_a_server_has_its_own_page_and_a_database_the_one_that_is_started_for_it():
+    assert served_at("https://tracking.example", "http://127.0.0.1:5000") == "https://tracking.example"
+    assert served_at("sqlite:////tmp/mlflow.db", "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    assert served_at("sqlite:////tmp/mlflow.db", None) is None
+
+
+def test_parents_have_the_settings_but_not_the_name_that_groups_trials(runs):
+    params = {run.data.tags["cvrunner.condition"]: run.data.params for run in runs["parent"]}
+    assert params["frozen"]["model.freeze_speech_encoder"] == "True"
+    assert params["unfrozen"]["model.freeze_speech_encoder"] == "False"
+    assert not {"condition", "fold", "seed"} & params["frozen"].keys()
 
 
 def test_a_run_that_goes_on_is_found_again_and_orphans_are_swept(tmp_path):

@@ -1,0 +1,121 @@
+"""What is on disk is whole or not there, and reads back as it was written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cvrunner import paths
+from cvrunner.errors import ConfigError, ResultsError
+from cvrunner.files import write_atomically, write_folder_atomically
+from cvrunner.records import journal
+from cvrunner.records.results import FeatureProgress, Summary
+from cvrunner.records.run_directory import RunDirectory
+
+
+def test_a_journal_reads_back_in_order_and_by_event(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "journal.jsonl"
+    journal.append(path, "epoch", epoch=1)
+    journal.append(path, "stopped")
+    journal.append(path, "epoch", epoch=2)
+    assert [line["epoch"] for line in journal.read(path, "epoch")] == [1, 2]
+    assert [line["event"] for line in journal.read(path)] == ["epoch", "stopped", "epoch"]
+
+
+@pytest.mark.parametrize("torn", [b'{"event": "epo', b"\xff\xfe garbage\n", b"[1, 2]\n", b"null\n"])
+def test_a_torn_line_is_passed_over_and_does_not_swallow_the_next(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal.append(path, "epoch", epoch=1)
+    with path.open("ab") as file:
+        file.write(torn)
+    journal.append(path, "epoch", epoch=2)
+    assert [line["epoch"] for line in journal.read(path, "epoch")] == [1, 2]
+
+
+def test_no_journal_has_no_lines(tmp_path: Path) -> None:
+    assert list(journal.read(tmp_path / "none.jsonl")) == []
+
+
+def test_a_journal_refuses_numbers_that_json_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        journal.append(tmp_path / "journal.jsonl", "epoch", loss=float("nan"))
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "a").write_text("1")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_folder_atomically(tmp_path / "folder", fill)
+    assert os.listdir(tmp_path) == []
+    write_folder_atomically(tmp_path / "folder", lambda folder: (folder / "a").write_text("1"))
+    assert (tmp_path / "folder" / "a").read_text() == "1"
+
+
+def test_records_come_back_the_same_and_unknown_fields_of_newer_versions_are_passed_over() -> None:
+    record = FeatureProgress(kind="conv", done=1, shards=2)
+    data = {**json.loads(record.to_json()), "added_later": 1}
+    assert FeatureProgress.from_json(json.dumps(data), "here") == record
+
+
+def test_what_is_no_record_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"here: not a Summary: run: Field required"):
+        Summary.from_json("{}", "here")
+    with pytest.raises(ResultsError, match=r"run\.json is missing"):
+        RunDirectory(tmp_path).read_run()
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+def test_a_spoilt_result_counts_as_none(tmp_path: Path, content: str) -> None:
+    trial = RunDirectory(tmp_path).trial("frozen", 1, 0)
+    trial.path.mkdir(parents=True)
+    trial.predictions.write_text("utterance\n")
+    trial.result_file.write_text(content)
+    assert trial.result() is None
+
+
+class TestPlaces:
+    JOB = "/tmp/ray/session_2026-11-24_21-00-00_123456_789/runtime_resources/working_dir_files/_ray_pkg_ab"
+
+    def test_a_ray_session_is_recognised(self) -> None:
+        assert paths.in_ray_session(Path(self.JOB))
+        assert paths.in_ray_session(Path("/tmp/ray/session_latest"))
+        assert not paths.in_ray_session(Path("/data/session_notes/results"))
+
+    def test_a_relative_path_means_the_working_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert paths.lasting("results", "results.root") == tmp_path / "results"
+
+    def test_in_a_job_it_means_a_place_that_lasts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        inside = tmp_path / "session_2026-11-24_21-00-00_123456_789" / "copy"
+        inside.mkdir(parents=True)
+        monkeypatch.chdir(inside)
+        monkeypatch.setenv("CVRUNNER_HOME", str(tmp_path / "home"))
+        assert paths.lasting("results", "results.root") == tmp_path / "home" / "results"
+        (inside / "corpus").mkdir()
+        assert paths.corpus_root("corpus") == inside / "corpus"
+        assert paths.corpus_root("other") == tmp_path / "home" / "other"
+
+    def test_a_place_inside_a_session_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"results\.root: .*would be lost"):
+            paths.lasting(f"{self.JOB}/results", "results.root")
