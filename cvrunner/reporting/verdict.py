@@ -10,12 +10,15 @@ ALPHA = 0.05
 
 
 def decide(average: Difference) -> Decision:
-    """Better or worse where the bootstrap interval of the CCC-Avg difference leaves zero out, else neither."""
-    if average.interval is None:
+    """Better or worse only where both sources of doubt agree, else neither.
+
+    The bootstrap interval of the CCC-Avg difference speaks of other test dialogues, the corrected t over folds of other
+    trainings on other speakers: it has to leave zero out, and t has to be significant where there are folds for it.
+    """
+    if not _leaves_zero_out(average) or _folds_disagree(average):
         return "not distinguishable"
-    if average.interval.low > 0:
-        return "better"
-    return "worse" if average.interval.high < 0 else "not distinguishable"
+    assert average.interval is not None
+    return "better" if average.interval.low > 0 else "worse"
 
 
 def sentence(
@@ -49,16 +52,26 @@ def clause(name: str, baseline: str, average: Difference, decision: Decision) ->
         f"smallest detectable difference {interval.detectable:.4f}"
     )
     if decision == "not distinguishable":
-        return f"{name} is not distinguishable from {baseline}: CCC-Avg differs by {average.mean:+.4f} ({found})"
-    return f"{name} is {decision} than {baseline} by {abs(average.mean):.4f} CCC-Avg ({found}){_doubt(average)}"
+        differs = f"{name} is not distinguishable from {baseline}: CCC-Avg differs by {average.mean:+.4f} ({found})"
+        return differs + (_why_not(average) if _leaves_zero_out(average) else "")
+    return f"{name} is {decision} than {baseline} by {abs(average.mean):.4f} CCC-Avg ({found})"
 
 
-def _doubt(average: Difference) -> str:
-    """The interval speaks of these trained models, the t of training on other speakers; they need not agree."""
-    test = average.corrected_t
-    if test is None or test.p < ALPHA:
-        return ""
-    return f", not confirmed by the corrected t over folds (p = {test.p:.4f})"
+def _leaves_zero_out(average: Difference) -> bool:
+    return average.interval is not None and not average.interval.low <= 0 <= average.interval.high
+
+
+def _folds_disagree(average: Difference) -> bool:
+    return average.corrected_t is not None and average.corrected_t.p >= ALPHA
+
+
+def _why_not(average: Difference) -> str:
+    """The interval alone would say better or worse: of these trained models, not of training again."""
+    assert average.corrected_t is not None
+    return (
+        f"; these trained models do differ, but the folds too much from each other to expect it of another training "
+        f"(corrected t, p = {average.corrected_t.p:.4f}): more seeds would tell"
+    )
 
 
 def design(folds: Sequence[int], seeds: Sequence[int], synthetic: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
     folder = tmp_path_factory.mktemp("cluster")
     # Ray's sockets lie below its temporary folder, and their paths may not be long.
     temporary = Path(f"/tmp/cvr-{os.getpid()}")
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent, agent_grpc, runtime_env, metrics = free_ports(7)
     env = {
         **environment(folder),
         "RAY_AUTH_MODE": "token",
@@ -36,12 +37,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
     head = [
         RAY, "start", "--head", "--block", "--num-gpus", "8", "--num-cpus", "8", f"--port={port}",
         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={client}", f"--temp-dir={temporary}", "--disable-usage-stats",
+        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+        f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={runtime_env}",
+        f"--metrics-export-port={metrics}", f"--temp-dir={temporary}", "--disable-usage-stats",
     ]  # fmt: skip
     start_env = {name: value for name, value in env.items() if name != "RAY_ADDRESS"}
     with started(head, folder, start_env, folder / "head.log"):
-        wait_until(lambda: ray_says(env, "job", "list").returncode == 0, "the cluster", limit_s=120)
+        # The agent that starts jobs comes up after the head answers.
+        wait_until(lambda: ray_says(env, "job", "submit", "--", "true").returncode == 0, "the cluster")
         yield folder, env
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def ray_says(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

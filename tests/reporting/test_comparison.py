@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 import pytest
 
 from cvrunner.errors import ResultsError
-from cvrunner.records.results import FloorRecord, Score, Summary
+from cvrunner.records.results import CorrectedT, Difference, FloorRecord, Interval, Score, Summary
 from cvrunner.reporting.comparison import summarise
 from cvrunner.reporting.evidence import claims_table, floor_table, trials_table
 from cvrunner.reporting.experiment_comparison import update_experiment_comparison
@@ -18,6 +18,7 @@ from cvrunner.reporting.figures import draw
 from cvrunner.reporting.html import render_html
 from cvrunner.reporting.render import render_markdown, render_text
 from cvrunner.reporting.report import read_report
+from cvrunner.reporting.verdict import clause, decide
 from tests.runs import make_run
 
 
@@ -215,3 +216,27 @@ def test_two_processes_can_update_the_table_at_once(tmp_path):
 def _update_often(root):
     for _ in range(20):
         update_experiment_comparison(root)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "expected"),
+    [
+        (0.01, 0.05, 0.01, "better"),
+        (-0.05, -0.01, 0.01, "worse"),
+        (-0.01, 0.05, 0.01, "not distinguishable"),
+        (0.01, 0.05, 0.30, "not distinguishable"),
+        (0.01, 0.05, None, "better"),
+    ],
+)
+def test_a_claim_needs_the_interval_and_the_folds(low, high, p, expected):
+    difference = Difference(
+        mean=(low + high) / 2,
+        std=0.1,
+        by_trial={},
+        pooled=None,
+        interval=Interval(low=low, high=high, standard_error=0.01, detectable=0.03, level=0.95, resamples=2000),
+        corrected_t=None if p is None else CorrectedT(t=1.0, p=p, folds=5, test_train_ratio=1 / 3),
+    )
+    assert decide(difference) == expected
+    said = clause("unfrozen", "frozen", difference, decide(difference))
+    assert ("more seeds would tell" in said) == (p == 0.30)
