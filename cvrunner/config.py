@@ -214,6 +214,8 @@ class ClusterConfig(Section):
     """Most trials at a time; null: as many as fit."""
     max_attempts: Count = 3
     """Tries at one trial before it counts as failed; a configuration error is never tried again."""
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 300.0
+    """Longest training time between two checkpoints within an epoch; there is one after every epoch in any case."""
     cache_dir: str = "~/.cache/cvrunner"
     """Where features are kept, on each node."""
 

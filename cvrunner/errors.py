@@ -10,7 +10,8 @@
     ├── ResultsError              2   the results folder is unusable
     ├── TrialError                1   one trial failed; the others go on
     │   ├── MovementError         1   the encoder moved although frozen, or did not although unfrozen
-    │   └── NonFiniteError        1   loss or gradient is not a number
+    │   ├── NonFiniteError        1   loss or gradient is not a number
+    │   └── MemoryLimitError      1   out of memory with nothing left to make smaller
     ├── IncompleteRunError        1   trials are missing, so there is no comparison
     └── Stopped                 143   SIGTERM, SIGINT or `ray job stop`
 
@@ -92,6 +93,10 @@ class MovementError(TrialError):
 
 class NonFiniteError(TrialError):
     """The loss or a gradient is NaN or infinite."""
+
+
+class MemoryLimitError(TrialError):
+    """Out of memory with one utterance at a time."""
 
 
 class IncompleteRunError(CvrunnerError):

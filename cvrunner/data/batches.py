@@ -29,8 +29,8 @@ class Update:
 def training_updates(
     utterances: Sequence[Utterance],
     *,
+    effective_batch: int,
     batch_size: int,
-    accumulation_steps: int,
     length_pool: int,
     by_dialogue: bool,
     seed: int,
@@ -42,18 +42,17 @@ def training_updates(
     again. By dialogue: whole dialogues, shuffled, as many as reach the effective batch.
     """
     random = np.random.default_rng([seed, epoch])
-    effective = batch_size * accumulation_steps
     if by_dialogue:
-        groups = _pack_dialogues(dialogues(utterances), effective, random)
+        groups = _pack_dialogues(dialogues(utterances), effective_batch, random)
         return [_update(group, batch_size, by_dialogue=True) for group in groups]
     order = random.permutation(len(utterances))
-    pool = effective * length_pool
+    pool = effective_batch * length_pool
     cut: list[list[Utterance]] = []
     for start in range(0, len(order), pool):
         members = [utterances[i] for i in order[start : start + pool]]
         if length_pool > 1:
             members.sort(key=lambda u: (u.samples, u.id))
-        cut += [members[i : i + effective] for i in range(0, len(members), effective)]
+        cut += [members[i : i + effective_batch] for i in range(0, len(members), effective_batch)]
     cut = _without_single(cut)
     return [_update(cut[i], batch_size, by_dialogue=False) for i in random.permutation(len(cut))]
 

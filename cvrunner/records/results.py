@@ -127,6 +127,8 @@ class TrialResult(Record):
     """By group, at the last epoch."""
     layer_weights: dict[str, list[float]]
     """By dimension, at the best epoch."""
+    batch_size: int = 0
+    """Utterances encoded at once in the end: below the configured one after an out-of-memory error. 0: not recorded."""
     labels_outside_scale: int
     split_digest: str
     corpus_digest: str

@@ -30,6 +30,8 @@ class Progress:
     """The state of the training loop, all that a resumed trial needs beside weights and optimizer."""
 
     key: str
+    batch_size: int
+    """Smaller than configured after an out-of-memory error."""
     epoch: int = 1
     """The epoch that training is in, from 1."""
     step: int = 0

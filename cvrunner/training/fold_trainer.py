@@ -6,8 +6,6 @@ The same code runs on a GPU of a Ray cluster and on a laptop's CPU, for the froz
 from __future__ import annotations
 
 import contextlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from cvrunner.config import TrainConfig
 from cvrunner.data.batches import Update, evaluation_update, training_updates
 from cvrunner.data.corpus_checks import labels_outside
 from cvrunner.data.utterance import Utterance
-from cvrunner.errors import NonFiniteError, Stopped, TrialError
+from cvrunner.errors import MemoryLimitError, NonFiniteError, Stopped, TrialError
 from cvrunner.evaluation.ccc import ccc_by_dimension, is_collapsed
 from cvrunner.files import write_atomically
 from cvrunner.model.mamba_ema import MambaEMAModel
@@ -49,6 +47,7 @@ from cvrunner.training.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
+from cvrunner.training.device import choose_precision, device_name, peak_memory_mib, start_memory_count
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, scaled_labels
 from cvrunner.training.trial import Trial
@@ -78,6 +77,7 @@ class FoldTrainer:
         self.train_config: TrainConfig = trial.config.train
         self.dimensions = trial.config.corpus.dimensions
         self.fold = trial.fold
+        self.batch_size = trial.config.train.batch_size
         self.journal = place.directory.journal
         self.checkpoints = Checkpoints(place.directory.checkpoint)
 
@@ -132,7 +132,8 @@ class FoldTrainer:
     def _build(self) -> None:
         config, device = self.model_config, self.place.device
         torch.set_num_threads(self.trial.config.cluster.cpus_per_trial)
-        self.precision = _precision(self.train_config.precision, device)
+        start_memory_count(device)
+        self.precision = choose_precision(self.train_config.precision, device)
         encoder = SpeechEncoder(
             load_wavlm(self.trial.encoder, config.encoder_dropout),
             layers=None if config.layers == "all" else config.layers,
@@ -159,17 +160,18 @@ class FoldTrainer:
         progress, tensors, note = self.checkpoints.load(self.trial.key)
         if progress is None or tensors is None or not self.checkpoints.has_best(progress.best_epoch):
             self.checkpoints.remove()
-            return Progress(key=self.trial.key), note
+            return Progress(key=self.trial.key, batch_size=self.batch_size), note
         self._load_weights(tensors.weights)
         load_optimizer_tensors(self.optimizer, tensors.optimizer)
         for name, average in tensors.averages.items():
             self.averages.averages[name].copy_(average)
+        self.batch_size = min(self.batch_size, progress.batch_size)
         return progress, note
 
     def _started(self, progress: Progress, note: str | None) -> TrialStarted:
         record = TrialStarted(
             parameters=self.schedule.count(),
-            device=_device_name(self.place.device),
+            device=device_name(self.place.device),
             precision=str(self.precision).removeprefix("torch."),
             updates_per_epoch=self.updates_per_epoch,
             resumed_epoch=progress.epoch,
@@ -185,11 +187,18 @@ class FoldTrainer:
         """The rest of the epoch that `progress` is in; changes `progress`."""
         self.model.train()
         began, before = time.monotonic(), progress.epoch_s
-        for update in self._updates(progress.epoch)[progress.step :]:
+        saved, updates = began, self._updates(progress.epoch)
+        while progress.step < len(updates):
             self._stop_if_told(progress)
-            # Dropout comes from (seed, epoch, update) alone, so a resumed epoch repeats nothing and skips nothing.
-            torch.manual_seed(_seed(self.trial.seed, progress.epoch, progress.step + 1))
-            loss, norms = self._step(update, progress)
+            if time.monotonic() - saved > self.trial.config.cluster.checkpoint_every_s:
+                self._save(progress)
+                saved = time.monotonic()
+            try:
+                loss, norms = self._step(updates[progress.step], progress)
+            except torch.OutOfMemoryError as error:
+                self._halve_batch_size(progress, error)
+                updates = self._updates(progress.epoch)
+                continue
             progress.loss_sum += loss
             for group, norm in norms.items():
                 progress.gradient_sums[group] = progress.gradient_sums.get(group, 0.0) + norm
@@ -199,6 +208,8 @@ class FoldTrainer:
 
     def _step(self, update: Update, progress: Progress) -> tuple[float, dict[str, float]]:
         """One optimizer update; returns loss and gradient norms by group."""
+        # Dropout comes from (seed, epoch, update) alone, so a resumed epoch repeats nothing and skips nothing.
+        torch.manual_seed(_seed(self.trial.seed, progress.epoch, progress.step + 1))
         backward = exact_backward if self.train_config.accumulation == "exact" else averaged_backward
         self.optimizer.zero_grad()
         loss = float(backward(self.model, list(self.inputs.batches(update)), self._labels(update), list(update.turns)))
@@ -217,11 +228,29 @@ class FoldTrainer:
         self.averages.update()
         return loss, norms
 
+    def _halve_batch_size(self, progress: Progress, error: Exception) -> None:
+        """Out of memory: the same update again in smaller micro-batches, which exact accumulation makes the same step.
+
+        Raises MemoryLimitError where that is not possible.
+        """
+        if self.batch_size == 1 or self.train_config.accumulation != "exact":
+            raise MemoryLimitError(
+                f"out of memory in epoch {progress.epoch}, update {progress.step + 1}, at train.batch_size "
+                f"{self.batch_size} with train.accumulation {self.train_config.accumulation}: use a GPU with more "
+                "memory, a smaller encoder, or train.accumulation exact"
+            ) from error
+        self.batch_size //= 2
+        progress.batch_size = self.batch_size
+        self.optimizer.zero_grad()
+        if self.place.device.type == "cuda":
+            torch.cuda.empty_cache()
+        journal.append(self.journal, "memory", epoch=progress.epoch, update=progress.step, batch_size=self.batch_size)
+
     def _updates(self, epoch: int) -> list[Update]:
         return training_updates(
             self.fold.train,
-            batch_size=self.train_config.batch_size,
-            accumulation_steps=self.train_config.accumulation_steps,
+            effective_batch=self.train_config.effective_batch,
+            batch_size=self.batch_size,
             length_pool=self.train_config.length_pool,
             by_dialogue=self.model_config.protocol == "dialogue",
             seed=self.trial.seed,
@@ -248,7 +277,7 @@ class FoldTrainer:
     def _predict(self, utterances: Sequence[Utterance]) -> Predictions:
         """Predictions on the rating scale, by dimension, in the order of `utterances`."""
         self.model.eval()
-        update = evaluation_update(utterances, self.train_config.batch_size, self.model_config.protocol == "dialogue")
+        update = evaluation_update(utterances, self.batch_size, self.model_config.protocol == "dialogue")
         batches = list(self.inputs.batches(update))
         z = torch.cat([self.model.encode(batch.features, batch.lengths) for batch in batches])
         order = torch.cat([batch.positions for batch in batches]).argsort()
@@ -291,7 +320,7 @@ class FoldTrainer:
             validation_s=validation_s,
             utterances_per_s=len(self.fold.train) / max(progress.epoch_s, 1e-9),
             padding_share=self.inputs.padding(self._updates(progress.epoch)),
-            peak_memory_mib=_peak_memory_mib(self.place.device),
+            peak_memory_mib=peak_memory_mib(self.place.device),
             groups=groups,
             layer_weights=dict(zip(self.dimensions, self.model.layer_weights(), strict=True)),
             ema_decay=dict(zip(self.dimensions, self.model.ema_decay(), strict=False)),
@@ -350,6 +379,7 @@ class FoldTrainer:
             parameters=self.schedule.count(),
             movement={group: values["movement"] for group, values in epochs[progress.epoch - 1]["groups"].items()},
             layer_weights=epochs[progress.best_epoch]["layer_weights"],
+            batch_size=self.batch_size,
             labels_outside_scale=sum(
                 labels_outside(everyone, d, self.trial.config.corpus.scale) for d in self.dimensions
             ),
@@ -357,9 +387,9 @@ class FoldTrainer:
             corpus_digest=self.trial.corpus_digest,
             encoder=self.trial.encoder.name,
             encoder_digest=self.trial.encoder.digest,
-            device=_device_name(self.place.device),
+            device=device_name(self.place.device),
             precision=str(self.precision).removeprefix("torch."),
-            peak_memory_mib=_peak_memory_mib(self.place.device),
+            peak_memory_mib=peak_memory_mib(self.place.device),
             train_s=progress.train_s,
             total_s=total_s,
             versions={name: version(name) for name in ("torch", "transformers", "numpy")},
@@ -382,21 +412,3 @@ def _seed(seed: int, epoch: int, update: int) -> int:
     """One of torch's seeds for each place of the training loop; epoch 0 is the initial head."""
     state = np.random.SeedSequence([seed, epoch, update]).generate_state(2)
     return int(state[0]) << 31 | int(state[1]) >> 1
-
-
-def _precision(wanted: str, device: torch.device) -> torch.dtype:
-    if wanted == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _peak_memory_mib(device: torch.device) -> float:
-    """Of the GPU's allocator; on a CPU, of this process since it started."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

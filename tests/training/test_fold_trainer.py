@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cvrunner.errors import MovementError, NonFiniteError, Stopped, TrialError
+from cvrunner.errors import MemoryLimitError, MovementError, NonFiniteError, Stopped, TrialError
 from cvrunner.model.speech_encoder import load_wavlm
 from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted
@@ -278,3 +278,68 @@ def test_early_stopping_ends_after_so_many_epochs_without_a_better_one(
     result = train(trial, tmp_path)[-1]
     assert isinstance(result, TrialResult)
     assert (result.best_epoch, result.epochs_run) == (4, 6)
+
+
+class TestOutOfMemory:
+    @staticmethod
+    def limit(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+        """A device that cannot encode more than `largest` utterances at once with their graph."""
+        encode = fold_trainer.MambaEMAModel.encode
+
+        def limited(self: Any, features: Tensor, lengths: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and len(features) > largest:
+                raise torch.OutOfMemoryError("injected")
+            return encode(self, features, lengths)
+
+        monkeypatch.setattr(fold_trainer.MambaEMAModel, "encode", limited)
+
+    def test_it_goes_on_with_smaller_micro_batches_and_the_same_effective_batch(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sections = {
+            "train": {"batch_size": 4, "accumulation_steps": 1},
+            "model": {"dropout": 0.0, "encoder_dropout": 0.0},
+        }
+        trial = pick(tiny_trials(tmp_path, **sections), "unfrozen")
+        whole = train(trial, tmp_path, "whole")
+        self.limit(monkeypatch, 1)
+        small = train(trial, tmp_path, "small")
+        halved = list(journal.read(directory(tmp_path, trial, "small").journal, "memory"))
+        assert [(line["epoch"], line["update"], line["batch_size"]) for line in halved] == [(1, 0, 2), (1, 0, 1)]
+        assert isinstance(small[-1], TrialResult)
+        assert small[-1].batch_size == 1
+        losses = [[e.train_loss for e in events if isinstance(e, EpochRecord)] for events in (whole, small)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+        assert [e.updates for e in small if isinstance(e, EpochRecord)] == [3, 6, 9]
+
+    def test_at_one_utterance_it_gives_up_with_advice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.limit(monkeypatch, 0)
+        with pytest.raises(MemoryLimitError, match=r"at train\.batch_size 1 .*use a GPU with more memory"):
+            train(pick(tiny_trials(tmp_path), "unfrozen"), tmp_path)
+
+    def test_averaged_accumulation_is_not_made_smaller_in_silence(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.limit(monkeypatch, 1)
+        with pytest.raises(MemoryLimitError, match=r"or train\.accumulation exact"):
+            train(pick(tiny_trials(tmp_path, train={"accumulation": "averaged"}), "unfrozen"), tmp_path)
+
+
+def test_checkpoints_are_written_within_an_epoch_too(tmp_path: Path) -> None:
+    """A kill in the middle of an epoch costs what was done since the last of them."""
+    trial = pick(tiny_trials(tmp_path, cluster={"checkpoint_every_s": 0.0}), "unfrozen")
+    train(trial, tmp_path, "whole")
+    one = trainer(trial, tmp_path, "parts")
+    step, steps = one._step, itertools.count(1)
+
+    def dies(*arguments: Any) -> Any:
+        if next(steps) == 6:
+            raise SystemExit
+        return step(*arguments)
+
+    one._step = dies  # type: ignore[method-assign]
+    with pytest.raises(SystemExit):
+        list(one.run())
+    started = next(e for e in train(trial, tmp_path, "parts") if isinstance(e, TrialStarted))
+    assert (started.resumed_epoch, started.resumed_update) == (2, 2)
+    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")

@@ -1,0 +1,34 @@
+"""What depends on the device: precision, its name, its memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The encoder's dtype for `train.precision`."""
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def start_memory_count(device: torch.device) -> None:
+    """An actor trains several trials; each counts its own peak on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Of the GPU's allocator; on a CPU, of this process since it started."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

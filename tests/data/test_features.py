@@ -1,0 +1,101 @@
+"""The feature cache: addressed by content, whole or not there, filled once however many ask for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cvrunner.data.features import Features, FeatureStore, Recipe
+from cvrunner.data.utterance import Utterance
+from tests.corpora import corpus
+
+RECIPE = Recipe("conv", "weights", normalize=False)
+# Two minutes each, so that there are several shards.
+UTTERANCES = [replace(u, samples=120 * 16_000) for u in corpus(sessions=3, turns=2).utterances]
+
+
+def frames(samples: int) -> int:
+    return samples // 160_000
+
+
+def compute(utterances: Sequence[Utterance]) -> Iterator[Features]:
+    for u in utterances:
+        yield np.full((frames(u.samples), 3), int(u.audio_digest[:2], 16), dtype=np.float16)
+
+
+def store(folder: Path, utterances: Sequence[Utterance] = UTTERANCES, recipe: Recipe = RECIPE) -> FeatureStore:
+    return FeatureStore(folder, recipe, utterances, frames)
+
+
+def fill(one: FeatureStore) -> int:
+    return sum(1 for _ in one.fill(compute))
+
+
+def test_each_utterance_reads_back_its_own(tmp_path: Path) -> None:
+    one = store(tmp_path)
+    assert len(one.shards) > 1
+    fill(one)
+    for u in UTTERANCES:
+        (expected,) = compute([u])
+        assert np.array_equal(one.read(u), expected)
+
+
+def test_what_is_there_is_not_computed_again_whatever_the_order_or_the_names(tmp_path: Path) -> None:
+    fill(store(tmp_path))
+    renamed = [replace(u, id=f"other-{u.id}", path=Path("elsewhere")) for u in reversed(UTTERANCES)]
+    assert store(tmp_path, renamed).missing() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder_digest": "x"},
+        {"normalize": True},
+        {"layers": (1,)},
+        {"frame_rate_hz": 25.0},
+        {"precision": "bfloat16"},
+    ],
+)
+def test_another_recipe_has_other_features(tmp_path: Path, changes: dict[str, object]) -> None:
+    fill(store(tmp_path))
+    other = store(tmp_path, recipe=replace(RECIPE, **changes))  # type: ignore[arg-type]
+    assert other.missing() == list(other.shards)
+
+
+def test_identical_audio_is_kept_once(tmp_path: Path) -> None:
+    twice = [*UTTERANCES, replace(UTTERANCES[0], id="again")]
+    assert sum(len(shard.utterances) for shard in store(tmp_path, twice).shards) == len(UTTERANCES)
+
+
+def test_a_shard_whose_computation_breaks_off_is_not_there(tmp_path: Path) -> None:
+    def breaks(utterances: Sequence[Utterance]) -> Iterator[Features]:
+        yield from compute(utterances[:1])
+        raise RuntimeError("killed")
+
+    one = store(tmp_path)
+    with pytest.raises(RuntimeError):
+        list(one.fill(breaks))
+    assert one.missing() == list(one.shards)
+    fill(one)
+    assert one.missing() == []
+
+
+def test_several_at_once_compute_each_shard_once(tmp_path: Path) -> None:
+    computed: list[str] = []
+
+    def slow(utterances: Sequence[Utterance]) -> Iterator[Features]:
+        computed.append(utterances[0].id)
+        threading.Event().wait(0.05)
+        yield from compute(utterances)
+
+    threads = [threading.Thread(target=lambda: list(store(tmp_path).fill(slow))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(computed) == sorted(shard.utterances[0].id for shard in store(tmp_path).shards)

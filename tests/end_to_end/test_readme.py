@@ -1,0 +1,81 @@
+"""Every example in the README runs, and every link in the documents leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cvrunner.data.demo import write_demo_corpus
+from tests.encoders import save_encoder
+from tests.end_to_end.programs import REPOSITORY, cvrunner
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+README = (REPOSITORY / "README.md").read_text()
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(start: str) -> list[str]:
+    return [line for block in blocks("") for line in block.splitlines() if line.startswith(start)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", path.read_text())
+    missing = [link for link in links if not link.startswith("http") and not (path.parent / link).exists()]
+    assert missing == []
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"make ([a-z]+)", README))
+    assert {"demo", "ui", "test", "check"} <= targets
+    for target in targets:
+        tried = subprocess.run(["make", "-n", target], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert tried.returncode == 0, tried.stderr
+
+
+def test_the_commands_for_iemocap_run_on_a_tree_in_its_layout(tmp_path: Path) -> None:
+    """With a small corpus, encoder and number of epochs in place of the real ones."""
+    write_demo_corpus(tmp_path / "IEMOCAP", utterances=60)
+    encoder = save_encoder(tmp_path / "wavlm")
+    shown = commands("python -m cvrunner")
+    assert [shlex.split(line)[3] for line in shown] == ["audit", "all-folds"]
+    small = [f"model.encoder={encoder}", "train.epochs=1", "cluster.cpus_per_trial=1", "tracking.enabled=false"]
+    small += [f"cluster.cache_dir={tmp_path / 'cache'}", "model.width=16", "model.mamba.head_dim=8"]
+    for line in shown:
+        words = shlex.split(line.replace("/data/IEMOCAP_full_release", str(tmp_path / "IEMOCAP")))[3:]
+        words = [str(REPOSITORY / word) if word.startswith("configs/") else word for word in words]
+        finished = cvrunner(*words, *[part for key in small for part in ("--set", key)], folder=tmp_path)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_the_recipe_for_a_safetensors_folder_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_encoder(tmp_path / "hub")
+    (recipe,) = blocks("python")
+    exec(recipe.replace("microsoft/wavlm-large", str(tmp_path / "hub")), {})
+    assert (tmp_path / "wavlm-large" / "model.safetensors").is_file()
+    assert (tmp_path / "wavlm-large" / "preprocessor_config.json").is_file()
+
+
+def test_the_commands_for_a_cluster_are_those_that_the_job_test_submits() -> None:
+    (submit,) = commands("ray job submit")
+    words = shlex.split(submit)
+    assert words[:3] == ["ray", "job", "submit"]
+    assert "--working-dir" in words
+    after = words[words.index("--") + 1 :]
+    assert after[:4] == ["python", "-m", "cvrunner", "all-folds"]
+
+
+def test_the_table_of_commands_names_every_command() -> None:
+    listed = cvrunner("--help", folder=REPOSITORY).stdout
+    names = re.findall(r"^  ([a-z-]+)  ", listed[listed.index("Commands:") :], flags=re.MULTILINE)
+    assert len(names) >= 5
+    assert [name for name in names if f"`{name}" not in README] == []
