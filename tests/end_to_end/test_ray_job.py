@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cvrunner.records.run_directory import RunDirectory
 from tests.end_to_end.programs import REPOSITORY, environment, free_ports, started, tiny_config, wait_until
@@ -59,8 +60,9 @@ def submit(
     env: dict[str, str], home: Path, *arguments: str | Path, wait: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """`ray job submit --working-dir . -- python -m cvrunner ...` from the repository."""
-    # Ray gives a stopped job 3 s unless told otherwise; a busy machine needs more.
-    settings = json.dumps({"env_vars": {"CVRUNNER_HOME": str(home), "RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+    runtime = yaml.safe_load((REPOSITORY / "jobs" / "runtime_env.yaml").read_text())
+    runtime["env_vars"]["CVRUNNER_HOME"] = str(home)
+    settings = json.dumps(runtime)
     options = [] if wait else ["--no-wait"]
     return ray_says(
         env, "job", "submit", "--working-dir", ".", "--runtime-env-json", settings, *options, "--",
