@@ -24,12 +24,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from cvrunner.data.iemocap import SYNTHETIC_MARK
 from cvrunner.data.speech_synthesis import Timbre, Voice, synthesizer
 from cvrunner.data.utterance import SAMPLE_RATE_HZ
 from cvrunner.errors import ConfigError
 from cvrunner.files import write_folder_atomically
 
-MARKER: Final = "SYNTHETIC.json"
 RECIPE: Final = 1
 """Raise it whenever the same seed would give other files."""
 SESSIONS: Final = 5
@@ -292,7 +292,7 @@ def _is_there(root: Path, marker: dict[str, int]) -> bool:
 
 def _read_marker(root: Path) -> dict[str, int] | None:
     try:
-        marker = json.loads((root / MARKER).read_text())
+        marker = json.loads((root / SYNTHETIC_MARK).read_text())
     except (OSError, ValueError):
         return None
     return marker if isinstance(marker, dict) and marker.get("synthetic") is True else None
@@ -308,7 +308,7 @@ def _fill(root: Path, *, marker: dict[str, int], seed: int, utterances: int) -> 
             rng = random.Random(f"{seed}/{dialogue}")
             _write_dialogue(root / f"Session{session}", session, dialogue, _act(rng, scenario, dialogue, turns), rng)
     (root / "README.txt").write_text(_README)
-    (root / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
+    (root / SYNTHETIC_MARK).write_text(json.dumps(marker, indent=2) + "\n")
 
 
 def _shares(total: int, parts: int) -> list[int]:

@@ -36,7 +36,6 @@ def find_encoder(name: str, revision: str | None = None) -> EncoderFiles:
 
     Raises EncoderError: not found, not a WavLM, pickled weights only, or tuned for emotion already.
     """
-    _refuse_tuned(name)
     folder = _folder(name, revision)
     config = _json(folder / "config.json", name)
     if config.get("model_type") != "wavlm":
@@ -63,6 +62,8 @@ def _folder(name: str, revision: str | None) -> Path:
     if name == "demo":
         return DEMO
     local = Path(name).expanduser()
+    # Of a local path only the last part is the model's name: the data may well lie under a folder called iemocap.
+    _refuse_tuned(local.name if local.is_dir() else name)
     if local.is_dir():
         return local.resolve()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -159,7 +160,8 @@ def test_ctrl_c_saves_and_the_exit_code_says_stopped(done: Any, tmp_path: Path) 
     )
     with started(arguments, folder, environment(folder), tmp_path / "log") as process:
         wait_until(lambda: "epoch 1/500" in (tmp_path / "log").read_text(), "the first epoch")
-        process.send_signal(signal.SIGINT)
+        # As a terminal does it: to the whole process group, Ray's processes too.
+        os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) == 143
     (stopped,) = tmp_path.glob("tiny-*")
     assert RunDirectory(stopped).read_run().status == "STOPPED"

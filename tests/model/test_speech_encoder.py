@@ -134,6 +134,11 @@ class TestFiles:
         with pytest.raises(EncoderError, match="heard the test speakers"):
             find_encoder(name)
 
+    def test_of_a_local_folder_the_name_counts_and_not_where_it_lies(self, tmp_path: Path) -> None:
+        assert find_encoder(str(save_encoder(tmp_path / "iemocap" / "wavlm")))
+        with pytest.raises(EncoderError, match="heard the test speakers"):
+            find_encoder(str(save_encoder(tmp_path / "wavlm-iemocap")))
+
     def test_another_architecture_is_refused(self, tmp_path: Path) -> None:
         folder = save_encoder(tmp_path / "wavlm")
         config = folder / "config.json"

@@ -24,7 +24,7 @@ from tests.runs import make_run
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("results"))
+    return make_run(tmp_path_factory.mktemp("results"), gain=0.5)
 
 
 @pytest.fixture(scope="module")
