@@ -43,7 +43,7 @@ def main() -> int:
         "train": {"epochs": 20},
         "results": {"root": str(folder / "results")},
     }
-    config.write_text(yaml.safe_dump({**layers, "conditions": conditions}))
+    config.write_text(yaml.safe_dump({**layers, "conditions": conditions}, sort_keys=False))
     return commands.all_folds(config, [], new=False, quiet=False, console=Console(width=160))
 
 
