@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from cvrunner.orchestration.scheduler import Failure
 from cvrunner.records.run_directory import RunDirectory
 from tests.corpora import manifest_rows, write_manifest
 from tests.encoders import save_encoder
+from tests.runs import make_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -154,3 +157,17 @@ def test_the_resolved_configuration_is_kept_with_the_run(config: Path, monkeypat
     all_folds(config, "train.grad_clip=0.3")
     kept = load_config(run_of(config).config)
     assert kept == load_config(config, ["train.grad_clip=0.3"])
+
+
+def test_a_report_is_made_without_torch_ray_or_mlflow(tmp_path: Path) -> None:
+    directory = make_run(tmp_path)
+    script = (
+        "import io, sys; from pathlib import Path; from rich.console import Console; from cvrunner import commands; "
+        "commands.report(Path(sys.argv[1]), Console(file=io.StringIO())); "
+        "print(sorted({'torch', 'transformers', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", script, str(directory.path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert made.stdout.strip() == "[]"
+    assert directory.report.is_file()
