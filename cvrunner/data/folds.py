@@ -30,6 +30,11 @@ class Fold:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @property
+    def utterances(self) -> tuple[Utterance, ...]:
+        """Those of all three parts."""
+        return (*self.train, *self.validation, *self.test)
+
+    @property
     def train_sessions(self) -> tuple[str, ...]:
         return _sessions(self.train)
 

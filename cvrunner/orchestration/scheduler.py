@@ -127,7 +127,7 @@ def run_trials(
             if not isinstance(event, Failure):
                 for observer in observers:
                     observer.event(trial, event)
-                if event_ends(event):
+                if isinstance(event, TrialResult):
                     running.discard(trial.name)
                 continue
             running.discard(trial.name)
@@ -136,8 +136,3 @@ def run_trials(
                 observer.failed(trial, event, decision)
             if decision is Decision.RETRY:
                 waiting.appendleft(trial)
-
-
-def event_ends(event: Event) -> bool:
-    """Whether this event is an attempt's last."""
-    return isinstance(event, TrialResult)

@@ -136,14 +136,10 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
 
 
 def _write(folder: Path, progress: Progress, tensors: Tensors) -> None:
-    for name, group in asdict_shallow(tensors).items():
+    for name, group in vars(tensors).items():
         save_file(_contiguous(group), folder / f"{name}.safetensors")
     (folder / "state.json").write_text(json.dumps(asdict(progress)))
     (folder / "sha256.json").write_text(json.dumps({p.name: _sha256(p) for p in sorted(folder.iterdir())}))
-
-
-def asdict_shallow(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    return {"weights": tensors.weights, "optimizer": tensors.optimizer, "averages": tensors.averages}
 
 
 def _read(path: Path) -> tuple[Progress, Tensors]:

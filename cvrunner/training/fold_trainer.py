@@ -150,9 +150,13 @@ class FoldTrainer:
         self.optimizer = self.schedule.optimizer()
         self.weights = {n: p for g in self.schedule.groups for n, p in self.schedule.members[g].items()}
         self.averages = WeightsEma(self.weights, self.train_config.weights_ema)
-        everyone = [*self.fold.train, *self.fold.validation, *self.fold.test]
         self.inputs = Inputs(
-            encoder, self.trial.encoder, everyone, self.place.cache_dir, device, self.trial.config.corpus.resample
+            encoder,
+            self.trial.encoder,
+            self.fold.utterances,
+            self.place.cache_dir,
+            device,
+            self.trial.config.corpus.resample,
         )
         self.updates_per_epoch = len(self._updates(epoch=1))
 
@@ -361,7 +365,6 @@ class FoldTrainer:
     def _finish(self, progress: Progress, predictions: Predictions, total_s: float) -> TrialResult:
         """Predictions, weights and result on disk, in this order: a result is there only when all of it is."""
         directory, truth = self.place.directory, self._truth(self.fold.test)
-        everyone = [*self.fold.train, *self.fold.validation, *self.fold.test]
         epochs = {line["epoch"]: line for line in journal.read(self.journal, "epoch")}
         result = TrialResult(
             key=self.trial.key,
@@ -381,7 +384,7 @@ class FoldTrainer:
             layer_weights=epochs[progress.best_epoch]["layer_weights"],
             batch_size=self.batch_size,
             labels_outside_scale=sum(
-                labels_outside(everyone, d, self.trial.config.corpus.scale) for d in self.dimensions
+                labels_outside(self.fold.utterances, d, self.trial.config.corpus.scale) for d in self.dimensions
             ),
             split_digest=self.trial.split_digest,
             corpus_digest=self.trial.corpus_digest,

@@ -12,7 +12,7 @@ from cvrunner.data.folds import Fold
 from cvrunner.model.encoder_files import EncoderFiles
 from cvrunner.records.run_directory import trial_name
 
-CODE_THAT_MATTERS = ("data", "model", "training", "evaluation/ccc.py")
+CODE_THAT_MATTERS = ("data/**/*.py", "model/**/*.py", "training/**/*.py", "evaluation/ccc.py")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,5 @@ class Trial:
 def code_digest() -> str:
     """Hash of the syntax trees of the code that decides numbers; comments and layout do not count."""
     package = Path(__file__).parent.parent
-    files = [f for part in CODE_THAT_MATTERS for f in sorted((package / part).rglob("*.py") or [package / part])]
-    files += [package / part for part in CODE_THAT_MATTERS if part.endswith(".py")]
+    files = [f for pattern in CODE_THAT_MATTERS for f in sorted(package.glob(pattern))]
     return digest({str(f.relative_to(package)): ast.dump(ast.parse(f.read_bytes())) for f in files})

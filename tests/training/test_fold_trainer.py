@@ -43,6 +43,14 @@ def outcome(folder: Path, trial: Trial, name: str) -> tuple[dict[str, Any], byte
     return result, files.predictions.read_bytes(), weights
 
 
+def break_off_after_epoch_2(trial: Trial, folder: Path) -> None:
+    """Train in `folder/parts` and go away between two epochs, without a word."""
+    events = trainer(trial, folder, "parts").run()
+    while not (isinstance(event := next(events), EpochRecord) and event.epoch == 2):
+        pass
+    events.close()
+
+
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_trial_tells_what_it_does_and_leaves_its_records(tmp_path: Path, condition: str) -> None:
     trial = pick(tiny_trials(tmp_path), condition)
@@ -111,10 +119,7 @@ def test_stopped_at_any_update_and_continued_it_is_bit_identical(tmp_path: Path,
 def test_killed_between_epochs_it_goes_on_from_the_last_one(tmp_path: Path) -> None:
     trial = pick(tiny_trials(tmp_path), "unfrozen")
     train(trial, tmp_path, "whole")
-    events = trainer(trial, tmp_path, "parts").run()
-    while not (isinstance(event := next(events), EpochRecord) and event.epoch == 2):
-        pass
-    events.close()
+    break_off_after_epoch_2(trial, tmp_path)
     again = train(trial, tmp_path, "parts")
     assert [e.epoch for e in again if isinstance(e, EpochRecord)] == [3]
     assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
@@ -126,10 +131,7 @@ def test_a_damaged_checkpoint_costs_one_generation_and_is_mentioned(
 ) -> None:
     trial = pick(tiny_trials(tmp_path), "unfrozen")
     train(trial, tmp_path, "whole")
-    events = trainer(trial, tmp_path, "parts").run()
-    while not (isinstance(event := next(events), EpochRecord) and event.epoch == 2):
-        pass
-    events.close()
+    break_off_after_epoch_2(trial, tmp_path)
     newest = sorted(directory(tmp_path, trial, "parts").checkpoint.glob("0*"))[-1]
     damage(newest / "weights.safetensors")
     again = train(trial, tmp_path, "parts")
