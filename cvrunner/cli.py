@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cvrunner.chaos import NONE, Chaos, parse_chaos
 from cvrunner.errors import CvrunnerError
 
 app = typer.Typer(
@@ -25,6 +26,14 @@ ConfigFile = Annotated[
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, such as train.lr=1e-4.")
+]
+ChaosOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chaos",
+        metavar="KIND=PROBABILITY,...",
+        help="Break things on purpose: kill and oom per epoch, tracker per write: kill=0.1,oom=0.05,tracker=0.1.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only problems and the result.")]
 
@@ -49,12 +58,13 @@ def all_folds(
     config: ConfigFile = None,
     set_: Set = None,
     new: Annotated[bool, typer.Option("--new", help="Begin a new run even where this one is there.")] = False,
+    chaos: ChaosOption = None,
     quiet: Quiet = False,
 ) -> None:
     """The main job: every condition, fold and seed on Ray, then the comparison; run again, it repeats nothing."""
     from cvrunner import commands
 
-    _end(commands.all_folds(config, set_ or [], new, quiet, _console()))
+    _end(commands.all_folds(config, set_ or [], new, quiet, _console(), _chaos(chaos)))
 
 
 @app.command("fold")
@@ -64,12 +74,13 @@ def fold(
     gpu: Annotated[int | None, typer.Option("--gpu", help="Index of the GPU to use.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
+    chaos: ChaosOption = None,
     quiet: Quiet = False,
 ) -> None:
     """One fold in this process, without Ray: the same numbers bit for bit."""
     from cvrunner import commands
 
-    _end(commands.one_fold(config, set_ or [], fold, condition, gpu, quiet, _console()))
+    _end(commands.one_fold(config, set_ or [], fold, condition, gpu, quiet, _console(), _chaos(chaos)))
 
 
 @app.command("audit")
@@ -146,6 +157,10 @@ def _console() -> Any:
     console = Console()
     # Where no one is watching, lines are as long as they are.
     return console if console.is_terminal else Console(width=200, soft_wrap=True)
+
+
+def _chaos(text: str | None) -> Chaos:
+    return NONE if text is None else parse_chaos(text)
 
 
 def _end(code: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvrunner import paths
+from cvrunner.chaos import NONE, Chaos
 from cvrunner.config import Config, load_config
 from cvrunner.errors import LeakError, ResultsError, Stopped, UsageError
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from cvrunner.data.folds import Fold
     from cvrunner.data.utterance import Corpus
+    from cvrunner.orchestration.failures import Failure
     from cvrunner.orchestration.run_book import RunBook
     from cvrunner.orchestration.scheduler import Executor, Observer
     from cvrunner.records.run_directory import RunDirectory
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
 
 UI_ADDRESS = "http://127.0.0.1:5000"
 """Where `make ui` serves MLflow when the store is a local database."""
+
+
+RAY_STOP_WAIT_S = 3.0
+"""What Ray leaves a stopped job where its runtime environment says nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +67,27 @@ def prepare(config_path: Path | None, overrides: Sequence[str], refuse_leaks: bo
     return Prepared(path.stem, config, corpus, folds, results_root, cache_dir)
 
 
-def all_folds(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: bool, console: Console) -> int:
+def all_folds(
+    config_path: Path | None,
+    overrides: Sequence[str],
+    new: bool,
+    quiet: bool,
+    console: Console,
+    chaos: Chaos = NONE,
+) -> int:
     """Every condition x fold x seed on Ray; continues an interrupted run, repeats nothing that is done."""
-    with _open_run(prepare(config_path, overrides), new, quiet, console) as run:
+    with _open_run(prepare(config_path, overrides), new, quiet, console, chaos) as run:
         todo = run.todo(run.trials)
         _announce(run, run.trials, todo)
 
         def executor() -> Executor:
             from cvrunner.orchestration.ray_executor import RayExecutor
 
-            return RayExecutor(run.book.record.run, run.prepared.config.cluster, run.prepared.cache_dir, len(todo))
+            record, prepared = run.book.record, run.prepared
+            places = {name: state.node for name, state in record.trials.items() if state.node}
+            return RayExecutor(record.run, prepared.config.cluster, prepared.cache_dir, len(todo), chaos, places)
 
-        stopped = _train(run, todo, executor) if todo else False
-        return _conclude(run, bool(todo), stopped)
+        return _conclude(run, _train(run, todo, executor) if todo else None)
 
 
 def one_fold(
@@ -83,6 +98,7 @@ def one_fold(
     gpu: int | None,
     quiet: bool,
     console: Console,
+    chaos: Chaos = NONE,
 ) -> int:
     """The trials of one fold (of one condition, or of all) in this process, without Ray; same run, same numbers."""
     prepared = prepare(config_path, overrides)
@@ -91,7 +107,7 @@ def one_fold(
         raise UsageError(f"--fold {fold}: there are folds {numbers[0]} to {numbers[-1]}")
     if condition is not None:
         prepared.config.for_condition(condition)
-    with _open_run(prepared, False, quiet, console) as run:
+    with _open_run(prepared, False, quiet, console, chaos) as run:
         chosen = [t for t in run.trials if t.fold.number == fold and condition in (None, t.condition)]
         todo = run.todo(chosen)
         _announce(run, chosen, todo)
@@ -99,11 +115,10 @@ def one_fold(
         def executor() -> Executor:
             from cvrunner.orchestration.inline_executor import InlineExecutor
 
-            return InlineExecutor(prepared.cache_dir, _device(gpu))
+            return InlineExecutor(prepared.cache_dir, _device(gpu), chaos)
 
-        stopped = _train(run, todo, executor) if todo else False
-        _conclude(run, bool(todo), stopped)
-        return 1 if run.todo(chosen) else 0
+        code = _conclude(run, _train(run, todo, executor) if todo else None)
+        return max(code, 1) if run.todo(chosen) else 0
 
 
 def audit(config_path: Path | None, overrides: Sequence[str], console: Console) -> int:
@@ -195,8 +210,18 @@ class Run:
         return [trial for trial in trials if self.book.result(trial) is None]
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How the training of a run ended."""
+
+    stopped: bool
+    """By the user."""
+    aborted: Failure | None
+    """By a failure that every trial would have met."""
+
+
 @contextlib.contextmanager
-def _open_run(prepared: Prepared, new: bool, quiet: bool, console: Console) -> Iterator[Run]:
+def _open_run(prepared: Prepared, new: bool, quiet: bool, console: Console, chaos: Chaos = NONE) -> Iterator[Run]:
     """Find the run of this configuration, corpus and code, or begin one. Raises ResultsError when it is in use."""
     from cvrunner.orchestration.plan import plan_trials
     from cvrunner.orchestration.run_book import RunBook
@@ -217,7 +242,7 @@ def _open_run(prepared: Prepared, new: bool, quiet: bool, console: Console) -> I
         sys.argv,
         new,
     )
-    tracker = tracker_for(prepared.config, prepared.results_root, teller(console))
+    tracker = tracker_for(prepared.config, prepared.results_root, teller(console), chaos)
     with _held(book.directory):
         yield Run(prepared, book, trials, tracker, console, quiet)
 
@@ -250,12 +275,24 @@ def _announce(run: Run, chosen: Sequence[Trial], todo: Sequence[Trial]) -> None:
     done = len(chosen) - len(todo)
     if todo:
         tell(f"{len(chosen)} trials, {done} done, {len(todo)} to train: {', '.join(t.name for t in todo)}")
+        tell(_stop_window())
     else:
         tell(f"all {len(chosen)} trials are done: nothing to train")
 
 
-def _train(run: Run, todo: Sequence[Trial], make_executor: Callable[[], Executor]) -> bool:
-    """Run the trials that have no result; returns whether the user stopped them."""
+def _stop_window() -> str:
+    """What stopping means, and how long there is for it."""
+    if not paths.in_ray_session(Path.cwd()):
+        return "Ctrl-C or SIGTERM saves what is running and ends; the same command continues"
+    window_s = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", RAY_STOP_WAIT_S))
+    return (
+        f"`ray job stop` saves what is running within {window_s:g} s (RAY_JOB_STOP_WAIT_TIME_S of the job's runtime "
+        "environment; `saving takes about` below should be well under it); the same command continues"
+    )
+
+
+def _train(run: Run, todo: Sequence[Trial], make_executor: Callable[[], Executor]) -> Ending:
+    """Run the trials that have no result."""
     from cvrunner.orchestration.scheduler import run_trials
     from cvrunner.reporting.progress import Progress
     from cvrunner.reporting.tracking_observer import TrackingObserver
@@ -269,21 +306,22 @@ def _train(run: Run, todo: Sequence[Trial], make_executor: Callable[[], Executor
             Progress(todo, executor.slots, run.console, run.quiet) as progress,
         ):
             observers: list[Observer] = [run.book, progress, TrackingObserver(run.tracker)]
-            attempts = run.prepared.config.cluster.max_attempts
-            run_trials(todo, run.book.trial_directory, executor, observers, attempts, stop.is_set)
-        return stop.is_set()
+            retries = run.prepared.config.cluster.retries
+            aborted = run_trials(todo, run.book.trial_directory, executor, observers, retries, stop.is_set)
+        return Ending(stop.is_set(), aborted)
     finally:
         executor.close()
 
 
-def _conclude(run: Run, trained: bool, stopped: bool) -> int:
-    """Compare, write, mirror and say it; returns the exit code."""
+def _conclude(run: Run, ending: Ending | None) -> int:
+    """Compare, write, mirror and say it; returns the exit code. `ending`: None where there was nothing to train."""
     from cvrunner.reporting.floor_record import with_controlled_scores
     from cvrunner.reporting.write import write_report
 
     book = run.book
-    status = book.end(stopped) if trained or book.record.status != "COMPLETE" else "COMPLETE"
-    if trained or not book.directory.report.is_file():
+    stopped = ending is not None and ending.stopped
+    status = book.end(stopped) if ending or book.record.status != "COMPLETE" else "COMPLETE"
+    if ending or not book.directory.report.is_file():
         if status == "COMPLETE" and book.record.floor is not None:
             book.note(floor=with_controlled_scores(book.record.floor, run.prepared.folds, book.directory, book.record))
         if links := run.tracker.links(UI_ADDRESS):
@@ -293,6 +331,8 @@ def _conclude(run: Run, trained: bool, stopped: bool) -> int:
     _show(book.directory, run.console)
     if stopped and status != "COMPLETE":
         raise Stopped("stopped; the same command continues")
+    if ending and ending.aborted:
+        raise UsageError(ending.aborted.message)
     return 0 if status == "COMPLETE" else 1
 
 

@@ -26,6 +26,7 @@ Condition = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=40
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Retries = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -205,6 +206,26 @@ class TrainConfig(Section):
         return self.batch_size * self.accumulation_steps
 
 
+class RetriesConfig(Section):
+    """How often a trial is tried again after a failure of a kind, counted since it last finished an epoch. The loss of
+    a node has no limit; what would only repeat itself is never tried again (docs/reliability.md)."""
+
+    lost: Retries = 3
+    """Its process died."""
+    host_memory: Retries = 3
+    """Ended by Ray's memory monitor; from then on fewer trials run at a time."""
+    gpu_memory: Retries = 1
+    """GPU memory ran out outside of an update. Within one, the micro-batch is halved instead."""
+    gpu: Retries = 2
+    """The GPU reported an error; tried again on another one where there is one."""
+    io: Retries = 3
+    """A disk or network error that lasted longer than the waiting for it."""
+    numbers: Retries = 1
+    """Loss or gradient was not a number; back to the last checkpoint."""
+    bug: Retries = 1
+    """Any other exception; the same one twice is never tried again."""
+
+
 class ClusterConfig(Section):
     gpus_per_trial: Annotated[float, Field(gt=0, le=1)] = 1.0
     """GPUs a trial holds; below 1, small trials share one."""
@@ -212,12 +233,14 @@ class ClusterConfig(Section):
     """Cores, and so threads, of a trial. On a CPU part of what makes results bit-identical."""
     max_concurrent: Count | None = None
     """Most trials at a time; null: as many as fit."""
-    max_attempts: Count = 3
-    """Tries at one trial before it counts as failed; a configuration error is never tried again."""
+    retries: RetriesConfig = RetriesConfig()
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 300.0
     """Longest training time between two checkpoints within an epoch; there is one after every epoch in any case."""
     cache_dir: str = "~/.cache/cvrunner"
     """Where features are kept, on each node."""
+    node_dir: str | None = None
+    """For nodes that share no disk: where a trial keeps its files on its node until they are brought to `results.root`
+    at its end. null: in `results.root` itself."""
 
 
 class TrackingConfig(Section):

@@ -11,7 +11,8 @@
     ├── TrialError                1   one trial failed; the others go on
     │   ├── MovementError         1   the encoder moved although frozen, or did not although unfrozen
     │   ├── NonFiniteError        1   loss or gradient is not a number
-    │   └── MemoryLimitError      1   out of memory with nothing left to make smaller
+    │   ├── MemoryLimitError      1   out of memory with nothing left to make smaller
+    │   └── TrialInUseError       1   another process trains the same trial
     ├── IncompleteRunError        1   trials are missing, so there is no comparison
     └── Stopped                 143   SIGTERM, SIGINT or `ray job stop`
 
@@ -97,6 +98,10 @@ class NonFiniteError(TrialError):
 
 class MemoryLimitError(TrialError):
     """Out of memory with one utterance at a time."""
+
+
+class TrialInUseError(TrialError):
+    """Another process trains the same trial; a process that is dying may need a moment to let go."""
 
 
 class IncompleteRunError(CvrunnerError):

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+import tenacity
+
+TRANSIENT = frozenset(
+    {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH}
+    | {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ECONNABORTED, errno.EREMOTEIO}
+)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a disk or network error may pass by itself, as those of network file systems do."""
+    return isinstance(error, OSError) and error.errno in TRANSIENT
+
+
+patiently = tenacity.retry(
+    retry=tenacity.retry_if_exception(is_transient),
+    wait=tenacity.wait_exponential(0.5, max=8),
+    stop=tenacity.stop_after_attempt(6),
+    reraise=True,
+)
+"""Decorator: again after 0.5, 1, 2, 4 and 8 seconds where an error may pass; then it is raised."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -16,6 +38,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     write_file_atomically(path, lambda file: file.write(data))
 
 
+@patiently
 def write_file_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace `path` with what `write` writes: temporary sibling, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,6 +54,7 @@ def write_file_atomically(path: Path, write: Callable[[BinaryIO], object]) -> No
     sync_folder(path.parent)
 
 
+@patiently
 def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     """Make the folder `path` with what `fill` writes into it. If it is there by then, it stays as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +74,12 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Drop what a process that was killed had not finished writing; nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sync_folder(path: Path) -> None:

@@ -15,8 +15,8 @@ from cvrunner import commands
 from cvrunner.config import load_config
 from cvrunner.errors import ClusterError, ResultsError
 from cvrunner.orchestration import ray_executor
+from cvrunner.orchestration.failures import Failure
 from cvrunner.orchestration.inline_executor import InlineExecutor
-from cvrunner.orchestration.scheduler import Failure
 from cvrunner.records.run_directory import RunDirectory
 from tests.corpora import manifest_rows, write_manifest
 from tests.encoders import save_encoder
@@ -48,7 +48,7 @@ class Inline(InlineExecutor):
     broken: tuple[str, ...] = ()
     failure = Failure("trial", "the loss went away")
 
-    def __init__(self, run: str, cluster: Any, cache_dir: Path, wanted: int) -> None:
+    def __init__(self, run: str, cluster: Any, cache_dir: Path, *_: Any) -> None:
         super().__init__(cache_dir)
 
     def poll(self, timeout_s: float) -> list[Any]:

@@ -57,9 +57,9 @@ def test_the_defaults_keep_the_old_meaning_of_freezing() -> None:
 
 
 def test_an_overlay_changes_what_it_names_and_overrides_come_last(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("train: {lr: 0.1, epochs: 7}\ncluster: {max_attempts: 5}\n")
+    (tmp_path / "base.yaml").write_text("train: {lr: 0.1, epochs: 7}\ncluster: {retries: {lost: 5}}\n")
     config = load(tmp_path, "base: base.yaml\ntrain: {lr: 0.2}\n", "train.epochs=9", "model.layers=[1, 2]")
-    assert (config.train.lr, config.train.epochs, config.cluster.max_attempts) == (0.2, 9, 5)
+    assert (config.train.lr, config.train.epochs, config.cluster.retries.lost) == (0.2, 9, 5)
     assert config.model.layers == (1, 2)
 
 

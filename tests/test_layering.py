@@ -11,7 +11,7 @@ import cvrunner
 
 PACKAGE = Path(cvrunner.__file__).parent
 LAYERS = {
-    "config": 0, "errors": 0, "files": 0, "paths": 0,
+    "chaos": 0, "config": 0, "errors": 0, "files": 0, "paths": 0,
     "data": 1, "records": 2, "evaluation": 2, "model": 3, "training": 4, "orchestration": 5, "reporting": 6,
     "commands": 7, "cli": 7, "__main__": 7,
 }  # fmt: skip

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
-from cvrunner.orchestration.scheduler import Failure, classify
+from cvrunner.chaos import NONE, Chaos
+from cvrunner.orchestration.attempt import attempt
+from cvrunner.orchestration.failures import Failure
 from cvrunner.records.results import TrialResult
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.training.fold_trainer import Event, FoldTrainer, Workplace
+from cvrunner.training.device import default_device
+from cvrunner.training.fold_trainer import Event, Workplace
 from cvrunner.training.trial import Trial
 
 
@@ -19,24 +22,22 @@ class InlineExecutor:
 
     slots = 1
 
-    def __init__(self, cache_dir: Path, device: torch.device | None = None) -> None:
+    def __init__(self, cache_dir: Path, device: torch.device | None = None, chaos: Chaos = NONE) -> None:
         self.cache_dir = cache_dir
-        self.device = device or torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-        self.current: tuple[Trial, Iterator[Event]] | None = None
+        self.device = device or default_device()
+        self.chaos = chaos
+        self.current: tuple[Trial, Iterator[Event | Failure]] | None = None
         self.stopping = False
 
     def start(self, trial: Trial, directory: TrialDirectory) -> None:
-        place = Workplace(directory, self.cache_dir, self.device, lambda: self.stopping)
-        self.current = trial, FoldTrainer(trial, place).run()
+        place = Workplace(directory, self.cache_dir, self.device, lambda: self.stopping, self.chaos)
+        self.current = trial, attempt(trial, place)
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
         if self.current is None:
             return []
         trial, events = self.current
-        try:
-            event: Event | Failure = next(events)
-        except Exception as error:
-            event = classify(error)
+        event = next(events)
         if isinstance(event, (Failure, TrialResult)):
             self.current = None
         return [(trial, event)]

@@ -1,23 +1,28 @@
-"""Trials as one-GPU actors on Ray. The only file that imports Ray, but for the sweep.
+"""Trials as one-GPU actors on Ray. With `ray_cluster.py` and the sweep, all that imports Ray.
 
 A pool of actors, one a slot, each taking one trial after the other: an actor costs seconds of imports to start. Events
-come back as a streaming generator, so a trial's epochs are seen as they end. An actor that died is replaced, never
-restarted by Ray, so that what is tried again is decided in one place.
+come back as a streaming generator, so a trial's epochs are seen as they end. An actor whose trial failed is replaced,
+never restarted by Ray, so that what is tried again is decided in one place.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import socket
 import threading
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cvrunner.chaos import NONE, Chaos
 from cvrunner.config import ClusterConfig
 from cvrunner.errors import ClusterError
-from cvrunner.orchestration.scheduler import Failure, classify
-from cvrunner.records.results import TrialResult
+from cvrunner.files import write_atomically
+from cvrunner.orchestration.failures import Failure, classify
+from cvrunner.records.results import Placed, TrialResult, Waiting
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.fold_trainer import Event
 from cvrunner.training.trial import Trial
@@ -26,7 +31,13 @@ from cvrunner.training.trial import Trial
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+LOOK_EVERY_S = 2.0
+"""How often the size of the cluster is looked at."""
+PATIENCE_S = 20.0
+"""How long an attempt may wait for a GPU before it is said what it waits for."""
 
 
 class FoldActor:
@@ -40,16 +51,16 @@ class FoldActor:
     def __repr__(self) -> str:
         return f"{self.label} {self.trial}"
 
-    def run(self, trial: Trial, directory: TrialDirectory, cache_dir: Path) -> Any:
-        """A generator of the trial's events."""
-        import torch
+    def run(self, trial: Trial, directory: TrialDirectory, cache_dir: Path, chaos: Chaos) -> Any:
+        """A generator of the trial's events; the last one is its result or its failure."""
+        yield Placed(host=socket.gethostname(), node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
+        from cvrunner.orchestration.attempt import attempt
+        from cvrunner.training.device import default_device
+        from cvrunner.training.fold_trainer import Workplace
 
-        from cvrunner.training.fold_trainer import FoldTrainer, Workplace
-
-        device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         self.trial = trial.name
         try:
-            yield from FoldTrainer(trial, Workplace(directory, cache_dir, device, self.stopping.is_set)).run()
+            yield from attempt(trial, Workplace(directory, cache_dir, default_device(), self.stopping.is_set, chaos))
         finally:
             self.trial = "idle"
 
@@ -60,46 +71,90 @@ class FoldActor:
         """Ask the running trial to save and end."""
         self.stopping.set()
 
+    @ray.method(concurrency_group="control")
+    def read(self, directory: TrialDirectory) -> dict[str, bytes]:
+        """The files of a finished trial by name, the result last."""
+        return {path.name: path.read_bytes() for path in directory.kept}
+
+
+@dataclass
+class Slot:
+    """An actor and what is known of it."""
+
+    actor: Any
+    node: str | None = None
+    """Ray's id of the node it runs on, once it has said so."""
+
 
 @dataclass
 class Attempt:
     """A trial on an actor."""
 
     trial: Trial
+    directory: TrialDirectory
+    there: TrialDirectory
+    """The same on the actor's node."""
     slot: int
     events: Any
+    since: float = field(default_factory=time.monotonic)
+    quiet: bool = True
+    """Nothing was heard of it and nothing said."""
 
 
 class RayExecutor:
-    """As many slots as the cluster has room for, at most `wanted`.
+    """As many slots as the cluster has room for, at most `wanted`; a cluster may grow and shrink meanwhile.
 
     Joins the cluster of RAY_ADDRESS (set in a Ray job), else starts Ray on this machine: its GPUs, or, where there are
-    none, one logical GPU for each core or share of cores.
+    none, one logical GPU for each core or share of cores. `places`: by trial, the node that may have its checkpoint.
     """
 
-    def __init__(self, run: str, cluster: ClusterConfig, cache_dir: Path, wanted: int) -> None:
+    def __init__(
+        self,
+        run: str,
+        cluster: ClusterConfig,
+        cache_dir: Path,
+        wanted: int,
+        chaos: Chaos = NONE,
+        places: Mapping[str, str] | None = None,
+    ) -> None:
         self.run = run
         self.cluster = cluster
         self.cache_dir = cache_dir
+        self.wanted = min(wanted, cluster.max_concurrent or wanted)
+        self.chaos = chaos
+        self.places = dict(places or {})
+        self.occupied: dict[int, Slot] = {}
+        self.broken: list[Any] = []
+        self.made = 0
+        self.attempts: list[Attempt] = []
         self.started_ray = not ray.is_initialized()
         if self.started_ray:
             _connect(run, cluster)
         try:
-            room = capacity(ray.cluster_resources(), cluster)  # type: ignore[no-untyped-call]
+            self.room = capacity(ray.cluster_resources(), cluster)  # type: ignore[no-untyped-call]
         except ClusterError:
             self.close()
             raise
-        self.slots = min(room, wanted, cluster.max_concurrent or wanted)
-        self.actors: dict[int, Any] = {}
-        self.made = 0
-        self.attempts: list[Attempt] = []
+        self.looked = time.monotonic()
+
+    @property
+    def slots(self) -> int:
+        """At least one: with nothing left, a trial waits until the cluster has a node again."""
+        if time.monotonic() - self.looked > LOOK_EVERY_S:
+            self.looked = time.monotonic()
+            try:
+                self.room = capacity(ray.cluster_resources(), self.cluster)  # type: ignore[no-untyped-call]
+            except ClusterError:
+                self.room = 0
+        return max(1, min(self.room - len(self.broken), self.wanted))
 
     def start(self, trial: Trial, directory: TrialDirectory) -> None:
-        slot = min(set(range(self.slots)) - {attempt.slot for attempt in self.attempts})
-        if slot not in self.actors:
-            self.actors[slot] = self._new_actor()
-        method = self.actors[slot].run.options(name=trial.name, num_returns="streaming")
-        self.attempts.append(Attempt(trial, slot, method.remote(trial, directory, self.cache_dir)))
+        node_dir = self.cluster.node_dir
+        there = directory if node_dir is None else TrialDirectory(Path(node_dir) / self.run / trial.name)
+        index = self._slot(trial)
+        method = self.occupied[index].actor.run.options(name=trial.name, num_returns="streaming")
+        events = method.remote(trial, there, self.cache_dir, self.chaos)
+        self.attempts.append(Attempt(trial, directory, there, index, events))
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
         if not self.attempts:
@@ -111,19 +166,37 @@ class RayExecutor:
             happened.append((attempt.trial, event))
             if isinstance(event, (Failure, TrialResult)):
                 self.attempts.remove(attempt)
-        return happened
+        return happened + [(a.trial, self._waiting(a)) for a in self.attempts if self._waits(a)]
 
     def stop(self) -> None:
         for attempt in self.attempts:
-            self.actors[attempt.slot].stop.remote()
+            self.occupied[attempt.slot].actor.stop.remote()
 
     def close(self) -> None:
-        for actor in getattr(self, "actors", {}).values():
+        for actor in (*self.broken, *(slot.actor for slot in self.occupied.values())):
             ray.kill(actor)
         if self.started_ray:
             ray.shutdown()
 
-    def _new_actor(self) -> Any:
+    # --- actors ------------------------------------------------------------------------------------------------------
+
+    def _slot(self, trial: Trial) -> int:
+        """A free slot with an actor: on the trial's own node where there is one."""
+        busy, node = {attempt.slot for attempt in self.attempts}, self.places.get(trial.name)
+        idle = [index for index in self.occupied if index not in busy]
+        for index in idle:
+            if node in (None, self.occupied[index].node):
+                return index
+        empty = set(range(len(self.occupied) + 1)) - set(self.occupied)
+        if idle and len(self.occupied) >= self.slots:
+            return idle[0]
+        index = min(empty)
+        self.occupied[index] = Slot(self._new_actor(node))
+        return index
+
+    def _new_actor(self, node: str | None) -> Any:
+        if self.broken and self.room <= len(self.broken):
+            ray.kill(self.broken.pop(0))  # no other GPU is left
         self.made += 1
         label = f"fold-trainer-{self.made}"
         options: dict[str, Any] = {
@@ -135,19 +208,68 @@ class RayExecutor:
             "name": label,
             "namespace": self.run,
         }
+        if node is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
         return ray.remote(**options)(FoldActor).remote(label)
 
+    def _give_up(self, index: int, failure: Failure) -> None:
+        """The actor of a failed attempt is not used again."""
+        actor = self.occupied.pop(index).actor
+        if failure.kind == "gpu":
+            self.broken.append(actor)  # alive, it holds its GPU, so that nobody gets it
+        else:
+            ray.kill(actor)
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
     def _next(self, attempt: Attempt) -> Event | Failure:
+        attempt.quiet = False
         try:
-            event: Event = ray.get(next(attempt.events))
-            return event
+            event: Event | Failure = ray.get(next(attempt.events))
+            if isinstance(event, TrialResult):
+                self._bring(attempt, event)
         except RayTaskError as error:
-            return classify(error.cause if isinstance(error.cause, BaseException) else error)
-        except (RayActorError, StopIteration) as error:
-            actor = self.actors.pop(attempt.slot, None)
-            if actor is not None:
-                ray.kill(actor)
-            return Failure("lost", f"its process is gone: {_first_line(error)}")
+            event = classify(error.cause if isinstance(error.cause, BaseException) else error)
+        except (RayError, StopIteration) as error:
+            event = self._lost(attempt, error)
+        if isinstance(event, Placed):
+            self.occupied[attempt.slot].node = self.places[attempt.trial.name] = event.node
+        if isinstance(event, Failure) and event.kind != "stopped":
+            self._give_up(attempt.slot, event)
+        return event
+
+    def _bring(self, attempt: Attempt, result: TrialResult) -> None:
+        """The files of a trial from a node whose disk is not ours; the result last, as everywhere."""
+        if attempt.directory.result(result.key) is None:
+            files: dict[str, bytes] = ray.get(self.occupied[attempt.slot].actor.read.remote(attempt.there))
+            for name, content in files.items():
+                write_atomically(attempt.directory.path / name, content)
+
+    def _lost(self, attempt: Attempt, error: Exception) -> Failure:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, OutOfMemoryError):
+            return Failure("host_memory", f"ended by Ray's memory monitor: {reason}")
+        node = self.occupied[attempt.slot].node
+        gone = node is not None and node not in _nodes_alive()
+        if isinstance(error, NodeDiedError) or getattr(error, "preempted", False) or gone:
+            return Failure("preempted", f"its node is gone: {reason}")
+        return Failure("lost", f"its process is gone: {reason}")
+
+    def _waits(self, attempt: Attempt) -> bool:
+        return attempt.quiet and time.monotonic() - attempt.since > PATIENCE_S
+
+    def _waiting(self, attempt: Attempt) -> Waiting:
+        attempt.quiet = False
+        have, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+        return Waiting(
+            what=f"{self.cluster.gpus_per_trial:g} GPU and {self.cluster.cpus_per_trial} CPU on one node: of the "
+            f"cluster's {have.get('GPU', 0):g} GPU {free.get('GPU', 0):g} are free, of its {have.get('CPU', 0):g} CPU "
+            f"{free.get('CPU', 0):g}"
+        )
+
+
+def _nodes_alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def capacity(resources: dict[str, float], cluster: ClusterConfig) -> int:
@@ -180,7 +302,3 @@ def _connect(run: str, cluster: ClusterConfig) -> None:
         _node_ip_address="127.0.0.1",
         **common,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -14,22 +14,23 @@ import yaml
 import cvrunner
 from cvrunner.config import Config
 from cvrunner.data.folds import Fold, split_table
-from cvrunner.data.utterance import Corpus
+from cvrunner.data.utterance import Corpus, natural_order
 from cvrunner.errors import ResultsError
 from cvrunner.files import write_atomically
+from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.plan import run_key
-from cvrunner.orchestration.scheduler import Decision, Failure
-from cvrunner.records.results import FloorRecord, RunRecord, RunStatus, TrialResult, TrialState
+from cvrunner.records.results import FloorRecord, Placed, RunRecord, RunStatus, TrialResult, TrialState, TrialStatus
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
+from cvrunner.training.checkpoint import Checkpoints
 from cvrunner.training.fold_trainer import Event
 from cvrunner.training.trial import Trial
 
 
 def find_run(root: Path, name: str, key: str) -> RunDirectory | None:
-    """The newest run of this key, `<name>-<key>` or `<name>-<key>-<n>`."""
+    """The newest run of this key, `<name>-<key>` or `<name>-<key>-<n>`: by its number, since clocks can jump."""
     found = [RunDirectory(path.parent) for path in root.glob(f"{name}-{key[:8]}*/run.json")]
     same = [run for run in found if run.read_run().key == key]
-    return max(same, key=lambda run: run.read_run().started_at, default=None)
+    return max(same, key=lambda run: natural_order(run.name), default=None)
 
 
 def new_run(root: Path, name: str, key: str) -> RunDirectory:
@@ -39,6 +40,14 @@ def new_run(root: Path, name: str, key: str) -> RunDirectory:
     while (path := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
         number += 1
     return RunDirectory(path)
+
+
+STATUS: dict[Decision, TrialStatus] = {
+    Decision.RETRY: "WAITING",
+    Decision.FAIL: "FAILED",
+    Decision.ABORT: "FAILED",
+    Decision.STOP: "STOPPED",
+}
 
 
 class RunBook:
@@ -107,7 +116,9 @@ class RunBook:
         """The run is being worked on; states are set by what lies on disk."""
         states = {}
         for name, state in self.record.trials.items():
-            done = self.directory.trial(state.condition, state.fold, state.seed).result(state.key) is not None
+            trial = self.directory.trial(state.condition, state.fold, state.seed)
+            if done := trial.result(state.key) is not None:
+                Checkpoints(trial.checkpoint).remove()  # left by a kill after the result was written
             states[name] = state.model_copy(update={"status": "DONE" if done else "WAITING", "error": None})
         self._write(trials=states, status="RUNNING", finished_at=None)
 
@@ -131,12 +142,15 @@ class RunBook:
         self._set(trial, status="RUNNING", attempts=attempts)
 
     def event(self, trial: Trial, event: Event) -> None:
+        if isinstance(event, Placed):
+            self._set(trial, node=event.node)
         if isinstance(event, TrialResult):
             self._set(trial, status="DONE", error=None)
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
-        status = {Decision.RETRY: "WAITING", Decision.FAIL: "FAILED", Decision.STOP: "STOPPED"}[decision]
-        self._set(trial, status=status, error=failure.message)
+        failures = dict(self.record.trials[trial.name].failures)
+        failures[failure.kind] = failures.get(failure.kind, 0) + 1
+        self._set(trial, status=STATUS[decision], error=failure.message, failures=failures)
         if failure.details:
             write_atomically(self.trial_directory(trial).path / "error.txt", failure.details)
 

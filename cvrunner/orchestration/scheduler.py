@@ -1,65 +1,20 @@
-"""Running the trials: a pure decision about each failure, and a loop that carries it out.
+"""Running the trials: a loop that carries out what `failures.decide` says.
 
-The loop knows executors only by their protocol, so it is the same on Ray, in this process, and in tests.
+It knows executors only by their protocol, so it is the same on Ray, in this process, and in tests.
 """
 
 from __future__ import annotations
 
-import enum
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from cvrunner.errors import CvrunnerError, Stopped, TrialError
-from cvrunner.records.results import TrialResult
+from cvrunner.config import RetriesConfig
+from cvrunner.orchestration.failures import Decision, Failure, decide
+from cvrunner.records.results import EpochRecord, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.fold_trainer import Event
 from cvrunner.training.trial import Trial
-
-FailureKind = Literal["lost", "trial", "user", "bug", "stopped"]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """How an attempt at a trial ended, when not with a result."""
-
-    kind: FailureKind
-    """lost: its process or node went away; trial: training went wrong; user: configuration, corpus or encoder; bug: an
-    exception of ours; stopped: told to, and saved."""
-    message: str
-    details: str = ""
-    """Traceback, where it helps."""
-
-
-class Decision(enum.Enum):
-    """What to do after a failure."""
-
-    RETRY = "retry"
-    FAIL = "fail"
-    STOP = "stop"
-
-
-def decide(failure: Failure, attempts: int, max_attempts: int) -> Decision:
-    """Pure: a lost process is tried again (from its checkpoint); what would only happen again is not."""
-    if failure.kind == "stopped":
-        return Decision.STOP
-    if failure.kind == "lost" and attempts < max_attempts:
-        return Decision.RETRY
-    return Decision.FAIL
-
-
-def classify(error: BaseException) -> Failure:
-    """A Failure from an exception raised by a trial, by its type."""
-    message = str(error) or type(error).__name__
-    if isinstance(error, Stopped):
-        return Failure("stopped", message)
-    if isinstance(error, TrialError):
-        return Failure("trial", message)
-    if isinstance(error, CvrunnerError):
-        return Failure("user", message)
-    return Failure("bug", f"{type(error).__name__}: {message}", "".join(traceback.format_exception(error)))
 
 
 class Executor(Protocol):
@@ -104,19 +59,24 @@ def run_trials(
     directory: Callable[[Trial], TrialDirectory],
     executor: Executor,
     observers: Sequence[Observer],
-    max_attempts: int,
+    retries: RetriesConfig,
     should_stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Run trials in order until each has a result, has failed or was stopped; a failure leaves the others alone."""
+) -> Failure | None:
+    """Run trials in order until each has a result, has failed or was stopped; a failed one leaves the others alone.
+
+    Returns the failure that ended the run for all of them, where there was one.
+    """
     waiting = deque(trials)
     running: set[str] = set()
     attempts: dict[str, int] = {}
-    stopping = False
+    failures: dict[str, list[Failure]] = {}  # of each trial, since it last finished an epoch
+    most = len(trials)
+    stopping, aborted = False, None
     while running or (waiting and not stopping):
-        if should_stop() and not stopping:
+        if not stopping and (aborted or should_stop()):
             stopping = True
             executor.stop()
-        while waiting and not stopping and len(running) < executor.slots:
+        while waiting and not stopping and len(running) < min(executor.slots, most):
             trial = waiting.popleft()
             attempts[trial.name] = attempts.get(trial.name, 0) + 1
             running.add(trial.name)
@@ -129,10 +89,19 @@ def run_trials(
                     observer.event(trial, event)
                 if isinstance(event, TrialResult):
                     running.discard(trial.name)
+                elif isinstance(event, EpochRecord):
+                    failures.pop(trial.name, None)
                 continue
             running.discard(trial.name)
-            decision = decide(event, attempts[trial.name], max_attempts)
+            earlier = failures.setdefault(trial.name, [])
+            decision = decide(event, earlier, retries)
+            earlier.append(event)
             for observer in observers:
                 observer.failed(trial, event, decision)
             if decision is Decision.RETRY:
                 waiting.appendleft(trial)
+            if decision is Decision.ABORT:
+                aborted = aborted or event
+            if event.kind == "host_memory":
+                most = max(1, len(running))
+    return aborted

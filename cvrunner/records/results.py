@@ -93,8 +93,28 @@ class TrialStarted(Record):
     """The epoch that training goes on in; 1 at the very start."""
     resumed_update: int
     """Updates of that epoch already done."""
+    checkpoint_s: float
+    """About how long saving takes, and so stopping."""
+    checkpoint_mib: float
+    """Size of a checkpoint."""
     note: str | None = None
     """What was wrong with a newer checkpoint, where there was one."""
+
+
+class Placed(Record):
+    """An attempt has a process."""
+
+    host: str
+    node: str
+    """Ray's id of the node."""
+    pid: int
+
+
+class Waiting(Record):
+    """A trial cannot go on yet."""
+
+    what: str
+    """What it waits for."""
 
 
 class FeatureProgress(Record):
@@ -142,6 +162,8 @@ class TrialResult(Record):
     total_s: float
     """This attempt, start to end."""
     versions: dict[str, str]
+    predictions_sha256: str = ""
+    """Of predictions.csv; empty: not recorded."""
 
 
 class Score(Record):
@@ -176,6 +198,10 @@ class TrialState(Record):
     seed: int
     status: TrialStatus = "WAITING"
     attempts: int = 0
+    failures: dict[str, int] = {}
+    """Of all attempts, by kind (docs/reliability.md)."""
+    node: str | None = None
+    """Ray's id of the node it was last on."""
     error: str | None = None
 
 

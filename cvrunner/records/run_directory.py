@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +51,19 @@ class TrialDirectory:
     def result_file(self) -> Path:
         return self.path / "result.json"
 
+    @property
+    def kept(self) -> tuple[Path, ...]:
+        """What a finished trial leaves, the result last: while it is missing, nothing is finished."""
+        return self.journal, self.predictions, self.weights, self.result_file
+
     def result(self, key: str | None = None) -> TrialResult | None:
-        """The result, or None where there is none, or none of this trial key. A spoilt file counts as none."""
-        if not self.result_file.is_file() or not self.predictions.is_file():
-            return None
+        """The result, or None where there is none, or none of this trial key. Spoilt files count as none."""
         try:
             result = TrialResult.from_json(self.result_file.read_bytes(), str(self.result_file))
-        except ResultsError:
+            predictions = hashlib.sha256(self.predictions.read_bytes()).hexdigest()
+        except (ResultsError, OSError):
+            return None
+        if result.predictions_sha256 not in ("", predictions):
             return None
         return result if key in (None, result.key) else None
 

@@ -7,14 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cvrunner.orchestration.scheduler import Decision, Failure
-from cvrunner.records.results import Ccc, EpochRecord, FeatureProgress, TrialResult, TrialStarted
+from cvrunner.orchestration.failures import Decision, Failure
+from cvrunner.records.results import Ccc, EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
 from cvrunner.reporting.report import ccc_label
 from cvrunner.training.fold_trainer import Event
 from cvrunner.training.trial import Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+FATE = {
+    Decision.RETRY: ("waiting", "; tried again from its checkpoint"),
+    Decision.FAIL: ("failed", "; given up"),
+    Decision.ABORT: ("failed", "; the run ends, since every trial would meet the same"),
+    Decision.STOP: ("stopped", ""),
+}
 
 
 @dataclass
@@ -62,7 +70,10 @@ class Progress:
 
     def event(self, trial: Trial, event: Event) -> None:
         row = self.rows[trial.name]
-        if isinstance(event, FeatureProgress):
+        if isinstance(event, Waiting):
+            row.state = "waiting"
+            self._say(f"{trial.name}  waits for {event.what}", important=True)
+        elif isinstance(event, FeatureProgress):
             row.state = f"{event.kind} {event.done}/{event.shards}"
             self._say(f"{trial.name}  {event.kind}: {event.done} of {event.shards} shards in the cache")
         elif isinstance(event, TrialStarted):
@@ -85,10 +96,9 @@ class Progress:
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         row = self.rows[trial.name]
-        row.state = {Decision.RETRY: "waiting", Decision.FAIL: "failed", Decision.STOP: "stopped"}[decision]
+        row.state, then = FATE[decision]
         row.epoch_s = []
-        then = {Decision.RETRY: "; tried again from its checkpoint", Decision.FAIL: "; given up", Decision.STOP: ""}
-        self._say(f"{trial.name}  {failure.kind}: {failure.message}{then[decision]}", important=True)
+        self._say(f"{trial.name}  {failure.kind.replace('_', ' ')}: {failure.message}{then}", important=True)
 
     def outlook(self) -> str:
         """`12 of 80 epochs, ETA 3 min`."""
@@ -150,7 +160,8 @@ def _started(event: TrialStarted) -> str:
     )
     return (
         f"on {event.device} in {event.precision}: {event.parameters.total:,} parameters ({groups}), "
-        f"{event.parameters.trainable:,} trained, {event.updates_per_epoch} updates an epoch{resumed}"
+        f"{event.parameters.trainable:,} trained, {event.updates_per_epoch} updates an epoch, saving takes about "
+        f"{event.checkpoint_s:.1f} s ({event.checkpoint_mib:,.0f} MiB){resumed}"
     )
 
 

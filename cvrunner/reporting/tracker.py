@@ -6,17 +6,25 @@ The driver alone writes. What was missed is written from the files at the end of
 from __future__ import annotations
 
 import logging
+import queue
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cvrunner.chaos import NONE, Chaos
 from cvrunner.config import Config
 from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, Summary, TrialResult, TrialStatus
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.reporting.tracking_mirror import MlflowMirror, first_line, mirror_files
 
 Warn = Callable[[str], None]
+QUIET_S = 60.0
+"""How long a server that failed is left alone."""
+FINISH_S, STOP_S = 120.0, 10.0
+"""How long the end of a run waits for a slow server, when it is complete and when it was stopped."""
 
 
 class Tracker(Protocol):
@@ -71,23 +79,26 @@ class MemoryTracker:
 
 
 class MlflowTracker:
-    """Mirrors a run to MLflow. After a failure it keeps quiet until `finish`, which tries again from the files.
+    """Mirrors a run to MLflow. After a failure it keeps quiet for a while, then catches up from the files.
 
     A server that is away then costs a run seconds, not seconds for every epoch of every trial.
     """
 
-    def __init__(self, uri: str, warn: Warn | None = None) -> None:
+    def __init__(self, uri: str, warn: Warn | None = None, breaks: Callable[[], bool] = lambda: False) -> None:
         self._uri = uri
         self._warn = warn or logging.getLogger("cvrunner").warning
+        self._breaks = breaks
         self._mirror = MlflowMirror(uri)
-        self._directory: RunDirectory | None = None
-        self._failed = False
+        self._run: tuple[RunRecord, Config, RunDirectory] | None = None
+        self._training: set[str] = set()
+        self._failed_at: float | None = None
 
     def start(self, run: RunRecord, config: Config, directory: RunDirectory) -> None:
-        self._directory = directory
+        self._run = run, config, directory
         self._try("start", lambda: self._mirror.start(run, config, directory))
 
     def trial_started(self, name: str) -> None:
+        self._training.add(name)
         self._try(name, lambda: self._mirror.trial_started(name))
 
     def epoch(self, name: str, record: EpochRecord) -> None:
@@ -96,11 +107,12 @@ class MlflowTracker:
     def trial_finished(
         self, name: str, result: TrialResult | None, status: TrialStatus, error: str | None = None
     ) -> None:
+        self._training.discard(name)
         self._try(name, lambda: self._mirror.trial_finished(name, result, status, error))
 
     def finish(self, summary: Summary, status: RunStatus) -> None:
-        if self._failed and self._directory:
-            directory, self._failed = self._directory, False
+        if self._failed_at is not None and self._run:
+            directory, self._failed_at = self._run[2], None
             self._try("finish", lambda: self._mirror_again(directory, summary))
         else:
             self._try("finish", lambda: self._mirror.finish(summary, status))
@@ -113,22 +125,89 @@ class MlflowTracker:
     def _mirror_again(self, directory: RunDirectory, summary: Summary) -> None:
         self._mirror = mirror_files(directory, self._uri, summary)
 
+    def _catch_up(self) -> None:
+        """Begin anew with what the files say by now."""
+        assert self._run is not None
+        self._mirror = MlflowMirror(self._uri)
+        self._mirror.start(*self._run)
+        for name in self._training:
+            self._mirror.trial_started(name)
+
     def _try(self, what: str, write: Callable[[], object]) -> None:
-        if self._failed:
+        """Write; what was missed meanwhile is in the files, and is written first."""
+        if self._failed_at is not None and (self._run is None or time.monotonic() - self._failed_at < QUIET_S):
             return
         try:
+            if self._breaks():
+                raise ConnectionError("broken by --chaos")
+            if self._failed_at is not None:
+                self._catch_up()
+                self._failed_at = None
             write()
         except Exception as error:  # whatever it is, training goes on
-            self._failed = True
-            self._warn(
-                f"MLflow ({self._uri}): {what} could not be written: {first_line(error)}; the run "
-                "goes on, and `cvrunner sync RUN` writes it from the files"
-            )
+            if self._failed_at is None:
+                self._warn(
+                    f"MLflow ({self._uri}): {what} could not be written: {first_line(error)}; the run goes on, what is "
+                    "missing is written later, and `cvrunner sync RUN` writes it from the files"
+                )
+            self._failed_at = time.monotonic()
 
 
-def tracker_for(config: Config, results_root: Path, warn: Warn | None = None) -> Tracker:
+class BackgroundTracker:
+    """Passes everything on to another tracker, in order and on a thread of its own, so that no server holds training
+    up, however slow it is."""
+
+    def __init__(self, tracker: Tracker, warn: Warn | None = None) -> None:
+        self._tracker = tracker
+        self._warn = warn or logging.getLogger("cvrunner").warning
+        self._calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="tracking", daemon=True).start()
+
+    def start(self, run: RunRecord, config: Config, directory: RunDirectory) -> None:
+        self._calls.put(lambda: self._tracker.start(run, config, directory))
+
+    def trial_started(self, name: str) -> None:
+        self._calls.put(lambda: self._tracker.trial_started(name))
+
+    def epoch(self, name: str, record: EpochRecord) -> None:
+        self._calls.put(lambda: self._tracker.epoch(name, record))
+
+    def trial_finished(
+        self, name: str, result: TrialResult | None, status: TrialStatus, error: str | None = None
+    ) -> None:
+        self._calls.put(lambda: self._tracker.trial_finished(name, result, status, error))
+
+    def finish(self, summary: Summary, status: RunStatus) -> None:
+        """Waits until all is written, but not for ever."""
+        limit_s = FINISH_S if status == "COMPLETE" else STOP_S
+        self._calls.put(lambda: self._tracker.finish(summary, status))
+        if not self._wait(limit_s):
+            self._warn(f"MLflow took longer than {limit_s:g} s; `cvrunner sync RUN` writes what is missing")
+
+    def links(self, base_url: str | None = None) -> dict[str, str]:
+        """None where the tracker is too slow to tell."""
+        found: dict[str, str] = {}
+        self._calls.put(lambda: found.update(self._tracker.links(base_url)))
+        self._wait(STOP_S)
+        return found.copy()
+
+    def _wait(self, limit_s: float) -> bool:
+        """Until everything said so far is written; False where that takes longer than `limit_s`."""
+        done = threading.Event()
+        self._calls.put(done.set)
+        return done.wait(limit_s)
+
+    def _work(self) -> None:
+        while True:
+            self._calls.get()()
+
+
+def tracker_for(config: Config, results_root: Path, warn: Warn | None = None, chaos: Chaos = NONE) -> Tracker:
     """The tracker that `tracking` in the configuration asks for."""
-    return MlflowTracker(tracking_uri(config, results_root), warn) if config.tracking.enabled else MemoryTracker()
+    if not config.tracking.enabled:
+        return MemoryTracker()
+    uri = tracking_uri(config, results_root)
+    return BackgroundTracker(MlflowTracker(uri, warn, chaos.breaks_tracker), warn)
 
 
 def tracking_uri(config: Config, results_root: Path) -> str:

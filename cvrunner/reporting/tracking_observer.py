@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cvrunner.orchestration.scheduler import Decision, Failure
+from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.records.results import EpochRecord, TrialResult, TrialStatus
 from cvrunner.reporting.tracker import Tracker
 from cvrunner.training.fold_trainer import Event

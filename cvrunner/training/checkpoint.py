@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from cvrunner.files import write_atomically, write_folder_atomically
+from cvrunner.files import patiently, write_atomically, write_folder_atomically
 
 GENERATIONS = 2
 
@@ -49,6 +49,8 @@ class Progress:
     best_epoch: int = 0
     best_ccc: float = -2.0
     """Validation CCC-Avg at the best epoch; no CCC is as low as the start value."""
+    best_sha256: str = ""
+    """Of the file with the weights of the best epoch."""
 
     def next_epoch(self) -> Progress:
         """The state at the start of the next epoch."""
@@ -83,6 +85,7 @@ class Checkpoints:
         for path in reversed(self._generations()):
             try:
                 progress, tensors = _read(path)
+                self._check_best(progress)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 note = f"checkpoint {path.name} is damaged ({error}), going back to the one before it"
                 continue
@@ -90,15 +93,20 @@ class Checkpoints:
                 return progress, tensors, note
         return None, None, note
 
-    def save_best(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
-        """Write the weights of a new best epoch; to be followed by `save` with the state that points at them."""
+    def save_best(self, epoch: int, weights: Mapping[str, Tensor]) -> str:
+        """Write the weights of a new best epoch; returns their SHA-256, for the state to be saved next."""
         write_atomically(self._best(epoch), save(_contiguous(weights)))
+        return _sha256(self._best(epoch))
 
-    def load_best(self, epoch: int) -> dict[str, Tensor]:
-        return load_file(self._best(epoch))
+    def load_best(self, progress: Progress) -> dict[str, Tensor]:
+        """The weights of the best epoch. Raises ValueError where they are not what was saved."""
+        self._check_best(progress)
+        return load_file(self._best(progress.best_epoch))
 
-    def has_best(self, epoch: int) -> bool:
-        return epoch == 0 or self._best(epoch).is_file()
+    def _check_best(self, progress: Progress) -> None:
+        best = self._best(progress.best_epoch)
+        if progress.best_epoch and _sha256(best) != progress.best_sha256:
+            raise ValueError(f"{best.name} does not match its hash")
 
     def remove(self) -> None:
         """Drop everything, once the trial has its result."""
@@ -142,6 +150,7 @@ def _write(folder: Path, progress: Progress, tensors: Tensors) -> None:
     (folder / "sha256.json").write_text(json.dumps({p.name: _sha256(p) for p in sorted(folder.iterdir())}))
 
 
+@patiently
 def _read(path: Path) -> tuple[Progress, Tensors]:
     expected: dict[str, str] = json.loads((path / "sha256.json").read_text())
     for name, value in expected.items():

@@ -26,9 +26,20 @@ def start_memory_count(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def free_memory(device: torch.device) -> None:
+    """Give back what the allocator keeps, after memory ran out."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def peak_memory_mib(device: torch.device) -> float:
     """Of the GPU's allocator; on a CPU, of this process since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def default_device() -> torch.device:
+    """The GPU that this process was given, which it sees as the first; else the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

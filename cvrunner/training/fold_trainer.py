@@ -5,38 +5,36 @@ The same code runs on a GPU of a Ray cluster and on a laptop's CPU, for the froz
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import save
 from torch import Tensor
 
+from cvrunner import chaos
 from cvrunner.config import TrainConfig
 from cvrunner.data.batches import Update, evaluation_update, training_updates
-from cvrunner.data.corpus_checks import labels_outside
 from cvrunner.data.utterance import Utterance
-from cvrunner.errors import MemoryLimitError, NonFiniteError, Stopped, TrialError
-from cvrunner.evaluation.ccc import ccc_by_dimension, is_collapsed
-from cvrunner.files import write_atomically
+from cvrunner.errors import MemoryLimitError, NonFiniteError, Stopped, TrialInUseError
+from cvrunner.evaluation.ccc import ccc_by_dimension
+from cvrunner.files import remove_leftovers
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.model.speech_encoder import SpeechEncoder, load_wavlm
 from cvrunner.records import journal
-from cvrunner.records.predictions import write_predictions
 from cvrunner.records.results import (
     Ccc,
     EpochRecord,
     FeatureProgress,
     GroupRecord,
+    Placed,
     TrialResult,
     TrialStarted,
+    Waiting,
 )
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.accumulation import averaged_backward, exact_backward
@@ -47,14 +45,23 @@ from cvrunner.training.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
-from cvrunner.training.device import choose_precision, device_name, peak_memory_mib, start_memory_count
+from cvrunner.training.device import (
+    choose_precision,
+    device_name,
+    free_memory,
+    peak_memory_mib,
+    start_memory_count,
+)
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, scaled_labels
+from cvrunner.training.outcome import write_outcome
 from cvrunner.training.trial import Trial
 from cvrunner.training.weights_ema import WeightsEma
 
-Event = FeatureProgress | TrialStarted | EpochRecord | TrialResult
+Event = Placed | Waiting | FeatureProgress | TrialStarted | EpochRecord | TrialResult
 Predictions = dict[str, npt.NDArray[np.float64]]
+LOCK_S = 120.0
+"""How long a process that trained this trial before, perhaps on a node that died, has to let go of it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class Workplace:
     cache_dir: Path
     device: torch.device
     should_stop: Callable[[], bool] = lambda: False
+    chaos: chaos.Chaos = chaos.NONE
 
 
 class FoldTrainer:
@@ -87,10 +95,15 @@ class FoldTrainer:
         Raises Stopped when told to stop, after saving; MovementError and NonFiniteError when training goes wrong.
         """
         if (result := self.place.directory.result(self.trial.key)) is not None:
+            self.checkpoints.remove()
             yield result
             return
-        with self._alone():
+        lock = FileLock(self.place.directory.path / ".lock")
+        yield from self._take(lock)
+        try:
             yield from self._run()
+        finally:
+            lock.release()
 
     def _run(self) -> Iterator[Event]:
         began = time.monotonic()
@@ -98,8 +111,8 @@ class FoldTrainer:
         # Build: the same weights whatever came before, then what a checkpoint knows.
         self._build()
         yield from self.inputs.fill_cache()
-        progress, note = self._resume()
-        yield self._started(progress, note)
+        progress, started = self._resume()
+        yield started
 
         # Train: one epoch after the other, each validated, judged, recorded and saved.
         while progress.epoch <= self.train_config.epochs and not self._stops_early(progress):
@@ -112,20 +125,22 @@ class FoldTrainer:
             yield record
 
         # Test: once, with the weights that validation has chosen.
-        self._load_best(progress.best_epoch)
+        self._load_weights(self.checkpoints.load_best(progress))
         predictions = self._predict(self.fold.test)
         yield self._finish(progress, predictions, time.monotonic() - began)
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Raises TrialError while another process trains this trial; a process that dies lets go."""
-        path = self.place.directory.path
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(path / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise TrialError(f"{path} is being trained by another process") from None
+    def _take(self, lock: FileLock) -> Iterator[Event]:
+        """Raises TrialInUseError while another process trains this trial; a process that dies lets go."""
+        self.place.directory.path.mkdir(parents=True, exist_ok=True)
+        for patience_s in (0.0, LOCK_S):
+            try:
+                lock.acquire(timeout=patience_s)
+                remove_leftovers(self.place.directory.path)
+                return
+            except Timeout:
+                if patience_s == 0:
+                    yield Waiting(what=f"another process, which trains this trial, for {LOCK_S:g} s at most")
+        raise TrialInUseError(f"{self.place.directory.path} is being trained by another process")
 
     # --- building and resuming ----------------------------------------------------------------------------------------
 
@@ -160,19 +175,26 @@ class FoldTrainer:
         )
         self.updates_per_epoch = len(self._updates(epoch=1))
 
-    def _resume(self) -> tuple[Progress, str | None]:
+    def _resume(self) -> tuple[Progress, TrialStarted]:
+        """Where to go on; a fresh trial saves at once, which shows that the disk takes what hours of training need."""
+        began = time.monotonic()
         progress, tensors, note = self.checkpoints.load(self.trial.key)
-        if progress is None or tensors is None or not self.checkpoints.has_best(progress.best_epoch):
+        if progress is None or tensors is None:
             self.checkpoints.remove()
-            return Progress(key=self.trial.key, batch_size=self.batch_size), note
-        self._load_weights(tensors.weights)
-        load_optimizer_tensors(self.optimizer, tensors.optimizer)
-        for name, average in tensors.averages.items():
-            self.averages.averages[name].copy_(average)
-        self.batch_size = min(self.batch_size, progress.batch_size)
-        return progress, note
+            progress = Progress(key=self.trial.key, batch_size=self.batch_size)
+            self._save(progress)
+            grows_by = 3.0 if not self.averages.averages else 2.0  # the optimizer's moments are still to come
+        else:
+            self._load_weights(tensors.weights)
+            load_optimizer_tensors(self.optimizer, tensors.optimizer)
+            for name, average in tensors.averages.items():
+                self.averages.averages[name].copy_(average)
+            self.batch_size = min(self.batch_size, progress.batch_size)
+            grows_by = 1.0
+        return progress, self._started(progress, note, (time.monotonic() - began) * grows_by)
 
-    def _started(self, progress: Progress, note: str | None) -> TrialStarted:
+    def _started(self, progress: Progress, note: str | None, checkpoint_s: float) -> TrialStarted:
+        copies = 4 if self.averages.averages else 3
         record = TrialStarted(
             parameters=self.schedule.count(),
             device=device_name(self.place.device),
@@ -180,6 +202,8 @@ class FoldTrainer:
             updates_per_epoch=self.updates_per_epoch,
             resumed_epoch=progress.epoch,
             resumed_update=progress.step,
+            checkpoint_s=checkpoint_s,
+            checkpoint_mib=copies * sum(p.nbytes for p in self.weights.values()) / 2**20,
             note=note,
         )
         journal.append(self.journal, "started", key=self.trial.key, **record.model_dump())
@@ -192,12 +216,15 @@ class FoldTrainer:
         self.model.train()
         began, before = time.monotonic(), progress.epoch_s
         saved, updates = began, self._updates(progress.epoch)
+        harms = self.place.chaos.harms(len(updates))
+        self.padding_share = self.inputs.padding(updates)
         while progress.step < len(updates):
             self._stop_if_told(progress)
             if time.monotonic() - saved > self.trial.config.cluster.checkpoint_every_s:
                 self._save(progress)
                 saved = time.monotonic()
             try:
+                self._suffer(harms.pop(progress.step, None))
                 loss, norms = self._step(updates[progress.step], progress)
             except torch.OutOfMemoryError as error:
                 self._halve_batch_size(progress, error)
@@ -220,6 +247,7 @@ class FoldTrainer:
         norms = {group: float(norm) for group, norm in self.schedule.gradient_norms().items()}
         total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
         if not np.isfinite(loss) or not np.isfinite(total):
+            journal.append(self.journal, "not_finite", epoch=progress.epoch, update=progress.step, loss=str(loss))
             raise NonFiniteError(
                 f"epoch {progress.epoch}, update {progress.step + 1}: loss {loss}, gradient norm {total}; utterances "
                 f"{', '.join(u.id for u in update.utterances[:8])}. Try a lower train.encoder_lr (5e-6) or a lower "
@@ -237,7 +265,7 @@ class FoldTrainer:
 
         Raises MemoryLimitError where that is not possible.
         """
-        if self.batch_size == 1 or self.train_config.accumulation != "exact":
+        if not self._can_halve:
             raise MemoryLimitError(
                 f"out of memory in epoch {progress.epoch}, update {progress.step + 1}, at train.batch_size "
                 f"{self.batch_size} with train.accumulation {self.train_config.accumulation}: use a GPU with more "
@@ -246,9 +274,19 @@ class FoldTrainer:
         self.batch_size //= 2
         progress.batch_size = self.batch_size
         self.optimizer.zero_grad()
-        if self.place.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(self.place.device)
         journal.append(self.journal, "memory", epoch=progress.epoch, update=progress.step, batch_size=self.batch_size)
+
+    @property
+    def _can_halve(self) -> bool:
+        return self.batch_size > 1 and self.train_config.accumulation == "exact"
+
+    def _suffer(self, harm: chaos.Harm | None) -> None:
+        """What --chaos has in store for an update."""
+        if harm == "kill":
+            chaos.die()
+        if harm == "oom" and self._can_halve:
+            raise torch.OutOfMemoryError("injected by --chaos")
 
     def _updates(self, epoch: int) -> list[Update]:
         return training_updates(
@@ -277,11 +315,22 @@ class FoldTrainer:
             predicted = self._predict(self.fold.validation)
         return ccc_by_dimension(predicted, self._truth(self.fold.validation))
 
-    @torch.no_grad()
     def _predict(self, utterances: Sequence[Utterance]) -> Predictions:
         """Predictions on the rating scale, by dimension, in the order of `utterances`."""
+        batch_size = self.batch_size
+        while True:
+            try:
+                return self._predict_by(batch_size, utterances)
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+            free_memory(self.place.device)
+
+    @torch.no_grad()
+    def _predict_by(self, batch_size: int, utterances: Sequence[Utterance]) -> Predictions:
         self.model.eval()
-        update = evaluation_update(utterances, self.batch_size, self.model_config.protocol == "dialogue")
+        update = evaluation_update(utterances, batch_size, self.model_config.protocol == "dialogue")
         batches = list(self.inputs.batches(update))
         z = torch.cat([self.model.encode(batch.features, batch.lengths) for batch in batches])
         order = torch.cat([batch.positions for batch in batches]).argsort()
@@ -323,7 +372,7 @@ class FoldTrainer:
             train_s=progress.epoch_s,
             validation_s=validation_s,
             utterances_per_s=len(self.fold.train) / max(progress.epoch_s, 1e-9),
-            padding_share=self.inputs.padding(self._updates(progress.epoch)),
+            padding_share=self.padding_share,
             peak_memory_mib=peak_memory_mib(self.place.device),
             groups=groups,
             layer_weights=dict(zip(self.dimensions, self.model.layer_weights(), strict=True)),
@@ -339,9 +388,11 @@ class FoldTrainer:
             following.best_epoch = record.epoch
             following.best_ccc = -1.5 if average is None else average
             with self.averages.applied():
-                self.checkpoints.save_best(record.epoch, self.weights)
-        self._save(following)
+                following.best_sha256 = self.checkpoints.save_best(record.epoch, self.weights)
+        # The line first: an epoch that a checkpoint calls done has its line. A kill in between repeats the epoch, and
+        # of two lines of one epoch, which are the same, the last one counts.
         journal.append(self.journal, "epoch", **record.model_dump())
+        self._save(following)
         return following
 
     def _save(self, progress: Progress) -> None:
@@ -354,59 +405,25 @@ class FoldTrainer:
 
     # --- testing and finishing ----------------------------------------------------------------------------------------
 
-    def _load_best(self, epoch: int) -> None:
-        self._load_weights(self.checkpoints.load_best(epoch))
-
     @torch.no_grad()
     def _load_weights(self, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.weights.items():
             parameter.copy_(weights[name])
 
     def _finish(self, progress: Progress, predictions: Predictions, total_s: float) -> TrialResult:
-        """Predictions, weights and result on disk, in this order: a result is there only when all of it is."""
-        directory, truth = self.place.directory, self._truth(self.fold.test)
-        epochs = {line["epoch"]: line for line in journal.read(self.journal, "epoch")}
-        result = TrialResult(
-            key=self.trial.key,
-            condition=self.trial.condition,
-            fold=self.fold.number,
-            seed=self.trial.seed,
-            best_epoch=progress.best_epoch,
-            epochs_run=progress.epoch - 1,
-            validation_ccc=epochs[progress.best_epoch]["validation_ccc"],
-            test_ccc=ccc_by_dimension(predictions, truth),
-            collapsed=[d for d in self.dimensions if is_collapsed(predictions[d])],
-            train_utterances=len(self.fold.train),
-            validation_utterances=len(self.fold.validation),
-            test_utterances=len(self.fold.test),
+        result = write_outcome(
+            self.place.directory,
+            self.trial,
+            progress,
+            self._truth(self.fold.test),
+            predictions,
+            self.weights,
             parameters=self.schedule.count(),
-            movement={group: values["movement"] for group, values in epochs[progress.epoch - 1]["groups"].items()},
-            layer_weights=epochs[progress.best_epoch]["layer_weights"],
-            batch_size=self.batch_size,
-            labels_outside_scale=sum(
-                labels_outside(self.fold.utterances, d, self.trial.config.corpus.scale) for d in self.dimensions
-            ),
-            split_digest=self.trial.split_digest,
-            corpus_digest=self.trial.corpus_digest,
-            encoder=self.trial.encoder.name,
-            encoder_digest=self.trial.encoder.digest,
             device=device_name(self.place.device),
             precision=str(self.precision).removeprefix("torch."),
             peak_memory_mib=peak_memory_mib(self.place.device),
-            train_s=progress.train_s,
             total_s=total_s,
-            versions={name: version(name) for name in ("torch", "transformers", "numpy")},
         )
-        write_predictions(
-            directory.predictions,
-            self.fold.test,
-            (self.trial.condition, self.fold.number, self.trial.seed),
-            truth,
-            predictions,
-        )
-        write_atomically(directory.weights, save({n: p.detach().contiguous() for n, p in self.weights.items()}))
-        write_atomically(directory.result_file, result.to_json())
-        journal.append(self.journal, "result", test_ccc=result.test_ccc, best_epoch=result.best_epoch)
         self.checkpoints.remove()
         return result
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config import ClusterConfig
+from cvrunner.config import ClusterConfig, RetriesConfig
 from cvrunner.errors import ClusterError
+from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.inline_executor import InlineExecutor
-from cvrunner.orchestration.scheduler import Decision, Failure, run_trials
+from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
@@ -45,7 +46,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def run_all(folder: Path, name: str, executor: Any, trials: list[Any]) -> Notes:
     notes = Notes()
-    run_trials(trials, lambda t: TrialDirectory(folder / name / t.name), executor, [notes], 3)
+    run_trials(trials, lambda t: TrialDirectory(folder / name / t.name), executor, [notes], RetriesConfig())
     executor.close()
     return notes
 
@@ -74,7 +75,7 @@ def test_each_actor_holds_one_gpu_has_a_readable_name_and_takes_several_trials(t
                 seen.update({a["name"]: a["namespace"] for a in actors})
 
     notes = Look()
-    run_trials(trials, lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [notes], 3)
+    run_trials(trials, lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [notes], RetriesConfig())
     executor.close()
     assert seen == {"fold-trainer-1": "names", "fold-trainer-2": "names"}
     assert sum(kind == "TrialResult" for _, kind in notes.events) == len(trials) == 6
@@ -92,7 +93,7 @@ def test_a_killed_actor_costs_the_epoch_it_was_in(tmp_path: Path, local_ray: Any
                 os.kill(pid, signal.SIGKILL)
 
     notes = Kill()
-    run_trials([trial], lambda t: TrialDirectory(tmp_path / "killed" / t.name), executor, [notes], 3)
+    run_trials([trial], lambda t: TrialDirectory(tmp_path / "killed" / t.name), executor, [notes], RetriesConfig())
     executor.close()
     run_all(tmp_path, "whole", InlineExecutor(tmp_path / "cache"), [trial])
     assert outcome(tmp_path, trial, "killed") == outcome(tmp_path, trial, "whole")
@@ -110,7 +111,7 @@ def test_told_to_stop_trials_save_and_end(tmp_path: Path, local_ray: Any) -> Non
         lambda t: TrialDirectory(tmp_path / "run" / t.name),
         executor,
         [notes],
-        3,
+        RetriesConfig(),
         should_stop=lambda: any(kind == "EpochRecord" for _, kind in notes.events),
     )
     executor.close()
@@ -131,7 +132,7 @@ def test_an_error_in_a_trial_comes_back_as_what_it_is(tmp_path: Path, local_ray:
             super().failed(trial, failure, decision)
             failures.append(failure)
 
-    run_trials([trial], lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [Keep()], 3)
+    run_trials([trial], lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [Keep()], RetriesConfig())
     executor.close()
     assert [f.kind for f in failures] == ["user"]
     assert failures[0].message.startswith("model.encoder")
@@ -165,7 +166,7 @@ def test_results_are_typed_records_on_the_way_back(tmp_path: Path, local_ray: An
         def event(self, trial: Any, event: Any) -> None:
             last.append(event)
 
-    run_trials([trial], lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [Keep()], 3)
+    run_trials([trial], lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [Keep()], RetriesConfig())
     executor.close()
     assert isinstance(last[-1], TrialResult)
     assert last[-1] == TrialDirectory(tmp_path / "run" / trial.name).result(trial.key)

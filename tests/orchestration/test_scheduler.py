@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
-from cvrunner.errors import ConfigError, CorpusError, LeakError, MovementError, Stopped
+from cvrunner.config import RetriesConfig
+from cvrunner.errors import CorpusError, LeakError, Stopped
+from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.plan import run_key
-from cvrunner.orchestration.scheduler import Decision, Failure, classify, decide, run_trials
-from cvrunner.records.results import FeatureProgress, TrialResult
+from cvrunner.orchestration.scheduler import run_trials
+from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
 from tests.trials import tiny_trials
 
 LOST = Failure("lost", "its process is gone")
 RESULT = TrialResult.model_construct()
+EPOCH = EpochRecord.model_construct()
 
 
 class Script:
@@ -53,6 +56,7 @@ class Notes:
         self.attempts: list[tuple[str, int]] = []
         self.events: list[tuple[str, str]] = []
         self.failures: list[tuple[str, str, Decision]] = []
+        self.aborted: Failure | None = None
 
     def attempt(self, trial: Any, number: int) -> None:
         self.attempts.append((trial.name, number))
@@ -69,9 +73,16 @@ class Named:
         self.name = name
 
 
-def play(script: Script, *names: str, **settings: Any) -> Notes:
-    notes = Notes()
-    run_trials([Named(n) for n in names], lambda t: TrialDirectory(Path(t.name)), script, [notes], 3, **settings)  # type: ignore[misc]
+def play(script: Script, *names: str, lost: int = 2, **settings: Any) -> Notes:
+    notes, trials = Notes(), [Named(n) for n in names]
+    notes.aborted = run_trials(
+        trials,  # type: ignore[arg-type]
+        lambda t: TrialDirectory(Path(t.name)),
+        script,
+        [notes],
+        RetriesConfig(lost=lost),
+        **settings,
+    )
     return notes
 
 
@@ -103,36 +114,34 @@ def test_told_to_stop_it_starts_nothing_more_and_waits_for_what_runs() -> None:
     assert notes.failures == [("a", "stopped", Decision.STOP)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "attempts", "expected"),
-    [
-        ("lost", 1, Decision.RETRY),
-        ("lost", 2, Decision.RETRY),
-        ("lost", 3, Decision.FAIL),
-        ("trial", 1, Decision.FAIL),
-        ("user", 1, Decision.FAIL),
-        ("bug", 1, Decision.FAIL),
-        ("stopped", 1, Decision.STOP),
-    ],
-)
-def test_the_decision_table(kind: Any, attempts: int, expected: Decision) -> None:
-    assert decide(Failure(kind, ""), attempts, max_attempts=3) is expected
+def test_failures_count_since_the_trial_last_finished_an_epoch() -> None:
+    endings = [LOST, LOST, EPOCH, LOST, LOST, EPOCH, LOST, LOST, LOST]
+    notes = play(Script(1, a=endings), "a")
+    assert [d for _, _, d in notes.failures] == [Decision.RETRY] * 6 + [Decision.FAIL]
 
 
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (MovementError("x"), "trial"),
-        (ConfigError("x"), "user"),
-        (CorpusError("x", ["y"]), "user"),
-        (Stopped("x"), "stopped"),
-        (KeyError("x"), "bug"),
-    ],
-)
-def test_failures_are_told_apart_by_type(error: Exception, kind: str) -> None:
-    failure = classify(error)
-    assert failure.kind == kind
-    assert (kind == "bug") == bool(failure.details)
+def test_the_loss_of_a_node_is_never_the_end() -> None:
+    notes = play(Script(1, a=[Failure("preempted", "its node is gone")] * 50 + [RESULT]), "a")
+    assert notes.attempts[-1] == ("a", 51)
+    assert ("a", "TrialResult") in notes.events
+
+
+def test_a_wrong_configuration_ends_the_run_and_lets_the_others_save() -> None:
+    progress = FeatureProgress(kind="conv", done=0, shards=1)
+    wrong = Failure("user", "model.encoder x: is a 'bert'")
+    notes = play(Script(2, a=[wrong], b=[progress] * 9), "a", "b", "c")
+    assert notes.failures == [("a", "user", Decision.ABORT), ("b", "stopped", Decision.STOP)]
+    assert notes.aborted == wrong
+    assert "c" not in dict(notes.attempts)
+
+
+def test_where_the_hosts_memory_ran_out_fewer_trials_run_at_a_time() -> None:
+    script = Script(3, a=[Failure("host_memory", "memory monitor"), RESULT])
+    seen: list[int] = []
+    start = script.start
+    script.start = lambda t, d: (start(t, d), seen.append(len(script.running)))  # type: ignore[assignment, func-returns-value]
+    play(script, "a", "b", "c", "d", "e")
+    assert seen == [1, 2, 3, 2, 2, 2] or max(seen[3:]) == 2
 
 
 @pytest.mark.parametrize("error", [CorpusError("here", ["a", "b"]), LeakError("here", ["a"]), Stopped("x")])

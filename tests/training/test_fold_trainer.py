@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cvrunner.errors import MemoryLimitError, MovementError, NonFiniteError, Stopped, TrialError
+from cvrunner.errors import MemoryLimitError, MovementError, NonFiniteError, Stopped, TrialInUseError
 from cvrunner.model.speech_encoder import load_wavlm
 from cvrunner.records import journal
-from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted
+from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training import fold_trainer
 from cvrunner.training.trial import Trial
@@ -125,21 +125,50 @@ def test_killed_between_epochs_it_goes_on_from_the_last_one(tmp_path: Path) -> N
     assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.unlink()])
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "state.json", "sha256.json"])
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.unlink(), flip_a_bit])
 def test_a_damaged_checkpoint_costs_one_generation_and_is_mentioned(
-    tmp_path: Path, damage: Callable[[Path], object]
+    tmp_path: Path, damage: Callable[[Path], object], file: str
 ) -> None:
     trial = pick(tiny_trials(tmp_path), "unfrozen")
     train(trial, tmp_path, "whole")
     break_off_after_epoch_2(trial, tmp_path)
     newest = sorted(directory(tmp_path, trial, "parts").checkpoint.glob("0*"))[-1]
-    damage(newest / "weights.safetensors")
+    damage(newest / file)
     again = train(trial, tmp_path, "parts")
     started = next(e for e in again if isinstance(e, TrialStarted))
     assert started.resumed_epoch == 2
     assert started.note is not None
     assert f"checkpoint {newest.name} is damaged" in started.note
     assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+
+
+def test_damaged_weights_of_the_best_epoch_are_never_tested(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "unfrozen")
+    train(trial, tmp_path, "whole")
+    break_off_after_epoch_2(trial, tmp_path)
+    for best in directory(tmp_path, trial, "parts").checkpoint.glob("best-*"):
+        flip_a_bit(best)
+    started = next(e for e in train(trial, tmp_path, "parts") if isinstance(e, TrialStarted))
+    assert started.note is not None
+    assert "does not match its hash" in started.note
+    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+
+
+def test_a_start_tells_what_saving_takes(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "unfrozen")
+    events = trainer(trial, tmp_path).run()
+    started = next(e for e in events if isinstance(e, TrialStarted))
+    assert started.checkpoint_mib * 2**20 == pytest.approx(3 * 4 * started.parameters.trainable)
+    assert started.checkpoint_s > 0
+    assert [p.name for p in directory(tmp_path, trial).checkpoint.iterdir()] == ["0001-000000"]
+    events.close()
 
 
 def test_a_finished_trial_is_not_trained_again_and_a_changed_one_is(tmp_path: Path) -> None:
@@ -241,14 +270,26 @@ def test_a_loss_that_is_not_a_number_stops_before_the_update(tmp_path: Path, mon
     assert all(torch.equal(before[n], p) for n, p in one.weights.items())
 
 
-def test_two_processes_do_not_train_one_trial(tmp_path: Path) -> None:
+def test_two_processes_do_not_train_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_trainer, "LOCK_S", 0.1)
     trial = pick(tiny_trials(tmp_path), "frozen")
     first = trainer(trial, tmp_path).run()
     next(first)
-    with pytest.raises(TrialError, match="is being trained by another process"):
-        next(trainer(trial, tmp_path).run())
+    second = trainer(trial, tmp_path).run()
+    assert "another process" in next(second).what
+    with pytest.raises(TrialInUseError, match="is being trained by another process"):
+        next(second)
     first.close()
     train(trial, tmp_path)
+
+
+def test_a_second_process_goes_on_once_the_first_one_lets_go(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "frozen")
+    first, second = trainer(trial, tmp_path).run(), trainer(trial, tmp_path).run()
+    next(first)
+    assert isinstance(next(second), Waiting)
+    first.close()
+    assert isinstance(list(second)[-1], TrialResult)
 
 
 @pytest.mark.parametrize(

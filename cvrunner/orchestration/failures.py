@@ -1,0 +1,112 @@
+"""How an attempt at a trial can end badly, and what follows: kinds told apart by type, and one pure decision."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from cvrunner.config import RetriesConfig
+from cvrunner.errors import CvrunnerError, MemoryLimitError, NonFiniteError, Stopped, TrialError, TrialInUseError
+from cvrunner.files import is_transient
+
+FailureKind = Literal[
+    "preempted", "lost", "host_memory", "gpu_memory", "gpu", "io", "numbers", "bug", "trial", "user", "stopped"
+]
+KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an attempt at a trial ended, when not with a result."""
+
+    kind: FailureKind
+    """preempted: its node went away; lost: its process died; host_memory: ended by Ray's memory monitor; gpu_memory:
+    no GPU memory outside of an update; gpu: an error of the device; io: a disk or network error that may pass; numbers:
+    loss or gradient not finite; bug: an exception of ours; trial: training went wrong in a way that would only repeat
+    itself; user: configuration, corpus or encoder; stopped: told to, and saved."""
+    message: str
+    details: str = ""
+    """Traceback, where it helps."""
+    place: str = ""
+    """File and line that raised it, innermost last: two failures of the same place are the same bug."""
+
+
+class Decision(enum.Enum):
+    """What to do after a failure."""
+
+    RETRY = "retry"
+    FAIL = "fail"
+    """This trial; the others go on."""
+    STOP = "stop"
+    ABORT = "abort"
+    """All trials: every other one would meet the same."""
+
+
+def decide(failure: Failure, earlier: Sequence[Failure], retries: RetriesConfig) -> Decision:
+    """Pure. `earlier`: the trial's failures before this one since it last finished an epoch.
+
+    | kind | decision |
+    |---|---|
+    | stopped | stop |
+    | user | abort |
+    | trial | fail |
+    | preempted | retry, without limit |
+    | bug | fail where the same place failed before, else as below |
+    | all others | retry as often as `cluster.retries` says for the kind, then fail |
+    """
+    match failure.kind:
+        case "stopped":
+            return Decision.STOP
+        case "user":
+            return Decision.ABORT
+        case "trial":
+            return Decision.FAIL
+        case "preempted":
+            return Decision.RETRY
+        case "bug" if any(other.place == failure.place for other in earlier):
+            return Decision.FAIL
+        case kind:
+            allowed: int = getattr(retries, kind)
+            used = sum(other.kind == kind for other in earlier)
+            return Decision.RETRY if used < allowed else Decision.FAIL
+
+
+def classify(error: BaseException) -> Failure:
+    """A Failure from an exception raised by a trial, by its type."""
+    kind = _kind(error)
+    message = str(error) or type(error).__name__
+    if isinstance(error, CvrunnerError):
+        return Failure(kind, message)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = " > ".join(f"{frame.filename}:{frame.lineno}" for frame in frames) + f" {type(error).__name__}"
+    return Failure(kind, f"{type(error).__name__}: {message}", "".join(traceback.format_exception(error)), place)
+
+
+def _kind(error: BaseException) -> FailureKind:
+    by_type: tuple[tuple[type[BaseException], FailureKind], ...] = (
+        (Stopped, "stopped"),
+        (NonFiniteError, "numbers"),
+        (MemoryLimitError, "trial"),
+        (TrialInUseError, "io"),
+        (TrialError, "trial"),
+        (CvrunnerError, "user"),
+        (torch.OutOfMemoryError, "gpu_memory"),
+        (torch.AcceleratorError, "gpu"),
+        (MemoryError, "host_memory"),
+    )
+    for type_, kind in by_type:
+        if isinstance(error, type_):
+            return kind
+    if isinstance(error, OSError):
+        # What will not pass by waiting, such as a full disk or a folder of somebody else, is for the user to mend.
+        return "io" if is_transient(error) else "trial" if error.errno in PERMANENT else "bug"
+    return "bug"
+
+
+PERMANENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG})

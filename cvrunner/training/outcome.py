@@ -1,0 +1,83 @@
+"""What a finished trial leaves on disk: predictions, weights and, once all of it is there, the result."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.torch import save
+from torch import Tensor
+
+from cvrunner.data.corpus_checks import labels_outside
+from cvrunner.evaluation.ccc import ccc_by_dimension, is_collapsed
+from cvrunner.files import write_atomically
+from cvrunner.records import journal
+from cvrunner.records.predictions import write_predictions
+from cvrunner.records.results import ParameterCount, TrialResult
+from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.training.checkpoint import Progress
+from cvrunner.training.trial import Trial
+
+Predictions = Mapping[str, npt.NDArray[np.float64]]
+
+
+def write_outcome(
+    directory: TrialDirectory,
+    trial: Trial,
+    progress: Progress,
+    truth: Predictions,
+    predictions: Predictions,
+    weights: Mapping[str, Tensor],
+    *,
+    parameters: ParameterCount,
+    device: str,
+    precision: str,
+    peak_memory_mib: float,
+    total_s: float,
+) -> TrialResult:
+    """Write the outcome of the test set, `truth` and `predictions` by dimension on the rating scale.
+
+    In this order: predictions, weights, result. A result is there only when all of it is.
+    """
+    fold, config = trial.fold, trial.config.corpus
+    epochs = {line["epoch"]: line for line in journal.read(directory.journal, "epoch")}
+    best, last = epochs[progress.best_epoch], epochs[progress.epoch - 1]
+    trial_id = (trial.condition, fold.number, trial.seed)
+    write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
+    write_atomically(directory.weights, save({n: p.detach().contiguous() for n, p in weights.items()}))
+    result = TrialResult(
+        key=trial.key,
+        condition=trial.condition,
+        fold=fold.number,
+        seed=trial.seed,
+        best_epoch=progress.best_epoch,
+        epochs_run=progress.epoch - 1,
+        validation_ccc=best["validation_ccc"],
+        test_ccc=ccc_by_dimension(predictions, truth),
+        collapsed=[d for d in config.dimensions if is_collapsed(predictions[d])],
+        train_utterances=len(fold.train),
+        validation_utterances=len(fold.validation),
+        test_utterances=len(fold.test),
+        parameters=parameters,
+        movement={group: values["movement"] for group, values in last["groups"].items()},
+        layer_weights=best["layer_weights"],
+        batch_size=progress.batch_size,
+        labels_outside_scale=sum(labels_outside(fold.utterances, d, config.scale) for d in config.dimensions),
+        split_digest=trial.split_digest,
+        corpus_digest=trial.corpus_digest,
+        encoder=trial.encoder.name,
+        encoder_digest=trial.encoder.digest,
+        device=device,
+        precision=precision,
+        peak_memory_mib=peak_memory_mib,
+        train_s=progress.train_s,
+        total_s=total_s,
+        versions={name: version(name) for name in ("torch", "transformers", "numpy")},
+        predictions_sha256=hashlib.sha256(directory.predictions.read_bytes()).hexdigest(),
+    )
+    write_atomically(directory.result_file, result.to_json())
+    journal.append(directory.journal, "result", test_ccc=result.test_ccc, best_epoch=result.best_epoch)
+    return result

@@ -1,0 +1,113 @@
+"""Kinds of failures by type, and what follows from each: the table of docs/reliability.md, without a cluster."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cvrunner.config import RetriesConfig
+from cvrunner.errors import (
+    ConfigError,
+    CorpusError,
+    EncoderError,
+    MemoryLimitError,
+    MovementError,
+    NonFiniteError,
+    Stopped,
+    TrialInUseError,
+)
+from cvrunner.orchestration.failures import KINDS, Decision, Failure, classify, decide
+
+RETRIES = RetriesConfig(lost=3, host_memory=2, gpu_memory=1, gpu=2, io=3, numbers=1, bug=2)
+LIMITED = tuple(RetriesConfig.model_fields)
+TABLE = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
+
+
+@pytest.mark.parametrize("kind", LIMITED)
+def test_a_kind_is_tried_again_as_often_as_the_configuration_says(kind: Any) -> None:
+    allowed: int = getattr(RETRIES, kind)
+    failures = [Failure(kind, "", place=str(i)) for i in range(allowed + 1)]
+    decisions = [decide(failure, failures[:i], RETRIES) for i, failure in enumerate(failures)]
+    assert decisions == [Decision.RETRY] * allowed + [Decision.FAIL]
+
+
+@pytest.mark.parametrize("kind", LIMITED)
+def test_a_limit_of_none_means_at_once(kind: Any) -> None:
+    assert decide(Failure(kind, ""), [], RetriesConfig(**{kind: 0})) is Decision.FAIL
+
+
+def test_kinds_do_not_use_up_each_others_tries() -> None:
+    earlier = [Failure("lost", "")] * 3 + [Failure("io", "")] * 3
+    assert decide(Failure("gpu", ""), earlier, RETRIES) is Decision.RETRY
+
+
+def test_the_same_bug_twice_is_the_end_and_another_one_is_not() -> None:
+    first, other = Failure("bug", "KeyError", place="a.py:1"), Failure("bug", "KeyError", place="b.py:2")
+    assert decide(first, [], RETRIES) is Decision.RETRY
+    assert decide(first, [first], RETRIES) is Decision.FAIL
+    assert decide(other, [first], RETRIES) is Decision.RETRY
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("stopped", Decision.STOP),
+        ("user", Decision.ABORT),
+        ("trial", Decision.FAIL),
+        ("preempted", Decision.RETRY),
+    ],
+)
+def test_kinds_without_a_limit(kind: Any, expected: Decision) -> None:
+    assert decide(Failure(kind, ""), [Failure(kind, "")] * 100, RETRIES) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Stopped("x"), "stopped"),
+        (ConfigError("x"), "user"),
+        (CorpusError("x", ["y"]), "user"),
+        (EncoderError("x"), "user"),
+        (MovementError("x"), "trial"),
+        (MemoryLimitError("x"), "trial"),
+        (NonFiniteError("x"), "numbers"),
+        (TrialInUseError("x"), "io"),
+        (torch.OutOfMemoryError("x"), "gpu_memory"),
+        (torch.AcceleratorError("x", 719), "gpu"),
+        (MemoryError(), "host_memory"),
+        (OSError(errno.ESTALE, "x"), "io"),
+        (OSError(errno.EIO, "x"), "io"),
+        (OSError(errno.ENOSPC, "x"), "trial"),
+        (PermissionError(errno.EACCES, "x"), "trial"),
+        (FileNotFoundError(errno.ENOENT, "x"), "bug"),
+        (KeyError("x"), "bug"),
+        (RuntimeError("CUDA out of memory, said by somebody else"), "bug"),
+    ],
+)
+def test_failures_are_told_apart_by_type(error: Exception, kind: str) -> None:
+    assert classify(error).kind == kind
+
+
+def test_a_bug_brings_its_traceback_and_its_place() -> None:
+    def fails(key: str) -> None:
+        {}[key]
+
+    failures = []
+    for key in ("one", "another"):
+        try:
+            fails(key)
+        except KeyError as error:
+            failures.append(classify(error))
+    first, second = failures
+    assert "in fails" in first.details
+    assert first.message != second.message
+    assert first.place == second.place
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_documentation_has_a_row_for_each_kind(kind: str) -> None:
+    assert f"| `{kind}` |" in TABLE.read_text()
