@@ -1,6 +1,7 @@
 """The command line: parses, calls a command, and turns errors into one sentence and an exit code.
 
-0 ok; 1 a trial failed or the run is incomplete; 2 usage, configuration or corpus error; 143 stopped.
+0 ok; 1 a trial failed, the run is incomplete or `doctor` found a problem; 2 usage, configuration or corpus error; 143
+stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import typer
 
 from cvrunner.chaos import NONE, Chaos, parse_chaos
 from cvrunner.errors import CvrunnerError
+from cvrunner.files import PERMANENT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -127,6 +129,18 @@ def sync(
     _end(commands.sync(run, uri, _console()))
 
 
+@app.command("doctor")
+def doctor(
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Versions, Ray, tokens, ports, GPUs, stores, disk: what is wrong and what to type. Exit code 1 with problems."""
+    from cvrunner import commands
+
+    _end(commands.doctor(config, set_ or [], as_json, _console()))
+
+
 @app.command("demo-data")
 def demo_data(
     root: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("demo-corpus"),
@@ -149,6 +163,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if "--debug" in arguments or error.errno not in PERMANENT:
+            raise
+        typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}; nothing is lost, go on later", err=True)
+        sys.exit(1)
 
 
 def _console() -> Any:

@@ -51,20 +51,35 @@ class Prepared:
     cache_dir: Path
 
 
-def prepare(config_path: Path | None, overrides: Sequence[str], refuse_leaks: bool = True) -> Prepared:
-    """Read everything and check everything, before anything is trained. Raises ConfigError, CorpusError, LeakError."""
+def prepare(config_path: Path | None, overrides: Sequence[str], for_training: bool = True) -> Prepared:
+    """Read everything and check everything, before anything is trained; what is cheap to check comes first.
+
+    Raises ConfigError, CorpusError and, where it is for training, EncoderError and LeakError.
+    """
     path = config_path or paths.default_config()
     config = load_config(path, overrides)
     results_root = paths.lasting(config.results.root, "results.root")
     cache_dir = paths.lasting(config.cluster.cache_dir, "cluster.cache_dir")
     from cvrunner.data.corpus import load_corpus
-    from cvrunner.data.folds import check_leaks, make_folds
+    from cvrunner.data.folds import check_labels, check_leaks, make_folds
 
+    if for_training:
+        _check_encoders(config)
     corpus = load_corpus(config.corpus, paths.corpus_root(config.corpus.root))
     folds = make_folds(corpus, config.folds.scheme)
-    if refuse_leaks:
+    if for_training:
         check_leaks(folds)
+    check_labels(corpus, folds, config.corpus.dimensions)
     return Prepared(path.stem, config, corpus, folds, results_root, cache_dir)
+
+
+def _check_encoders(config: Config) -> None:
+    """Raise EncoderError for an encoder that a condition cannot use."""
+    from cvrunner.model.encoder_files import check_encoder
+
+    for name in config.conditions:
+        model = config.for_condition(name).model
+        check_encoder(model.encoder, model.revision, () if model.layers == "all" else model.layers)
 
 
 def all_folds(
@@ -101,12 +116,15 @@ def one_fold(
     chaos: Chaos = NONE,
 ) -> int:
     """The trials of one fold (of one condition, or of all) in this process, without Ray; same run, same numbers."""
-    prepared = prepare(config_path, overrides)
-    numbers = [f.number for f in prepared.folds]
-    if fold not in numbers:
-        raise UsageError(f"--fold {fold}: there are folds {numbers[0]} to {numbers[-1]}")
+    config = load_config(config_path or paths.default_config(), overrides)
     if condition is not None:
-        prepared.config.for_condition(condition)
+        config.for_condition(condition)
+    device = _device(gpu)
+    from cvrunner.data.corpus import fold_count
+
+    _check_fold(fold, fold_count(config, paths.corpus_root(config.corpus.root)))
+    prepared = prepare(config_path, overrides)
+    _check_fold(fold, len(prepared.folds))
     with _open_run(prepared, False, quiet, console, chaos) as run:
         chosen = [t for t in run.trials if t.fold.number == fold and condition in (None, t.condition)]
         todo = run.todo(chosen)
@@ -115,15 +133,22 @@ def one_fold(
         def executor() -> Executor:
             from cvrunner.orchestration.inline_executor import InlineExecutor
 
-            return InlineExecutor(prepared.cache_dir, _device(gpu), chaos)
+            return InlineExecutor(prepared.cache_dir, device, chaos)
 
         code = _conclude(run, _train(run, todo, executor) if todo else None)
         return max(code, 1) if run.todo(chosen) else 0
 
 
+def _check_fold(fold: int, count: int | None) -> None:
+    """Raise UsageError for a fold that there is not among `count` (None: not known yet)."""
+    if fold < 1 or (count is not None and fold > count):
+        there = "folds are numbered from 1" if count is None else f"there are folds 1 to {count}"
+        raise UsageError(f"--fold {fold}: {there}")
+
+
 def audit(config_path: Path | None, overrides: Sequence[str], console: Console) -> int:
     """Corpus, labels, folds, leaks, no-audio floor; trains nothing. Exit code 2 when folds leak."""
-    prepared = prepare(config_path, overrides, refuse_leaks=False)
+    prepared = prepare(config_path, overrides, for_training=False)
     from cvrunner.evaluation.audit import audit, render
 
     found = audit(prepared.corpus, prepared.folds, prepared.config)
@@ -171,6 +196,18 @@ def sync(run: Path, uri: str | None, console: Console) -> int:
             sync_run(directory, store)
     console.print(f"{record.run} is in {store}", *_link_lines(links), sep="\n", markup=False, soft_wrap=True)
     return 0
+
+
+def doctor(config_path: Path | None, overrides: Sequence[str], as_json: bool, console: Console) -> int:
+    """What is wrong with this machine for this configuration, and what to type. Exit code 1 with problems."""
+    config = load_config(config_path or paths.default_config(), overrides)
+    from cvrunner.orchestration.doctor import diagnose
+    from cvrunner.orchestration.doctor.collect import collect_facts
+
+    findings = diagnose.diagnose(collect_facts(config))
+    text = diagnose.as_json(findings) if as_json else diagnose.as_text(findings)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return diagnose.exit_code(findings)
 
 
 def demo_data(root: Path, seed: int, utterances: int, console: Console) -> int:

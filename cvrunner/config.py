@@ -10,8 +10,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -337,22 +339,28 @@ def digest(value: object) -> str:
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
+MOST_VALUES = 10_000
+DEEPEST = 20
+"""Limits of what a file may hold, far above what there are keys for."""
+SECTION = "must be a section with keys"
+
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration in `path`, with its bases below it and `a.b=v` overrides on top.
 
     Raises ConfigError, which begins with the file or the key and names the nearest valid key.
     """
-    data = _read_with_bases(path, ())
-    for override in overrides:
+    data, where = _read_with_bases(path, ())
+    given = list(overrides)
+    for override in given:
         data = merge(data, parse_override(override))
-    return validate(data, str(path))
+    return validate(data, where, given)
 
 
 def parse_override(text: str) -> dict[str, Any]:
     """`train.lr=1e-4` as a nested mapping; the value is YAML."""
     key, separator, value = text.partition("=")
-    if not separator or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", key):
+    if not separator or not re.fullmatch(rf"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){{,{DEEPEST}}}", key):
         raise ConfigError(f"--set {text}: must look like section.key=value")
     nested: Any = _parse_yaml(value, f"--set {text}")
     for part in reversed(key.split(".")):
@@ -369,12 +377,15 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def validate(data: Mapping[str, Any], where: str) -> Config:
-    """A checked Config, its conditions checked too. Raises ConfigError with all problems, one a line."""
+def validate(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+    """A checked Config, its conditions checked too. Raises ConfigError with all problems, one a line.
+
+    `where` the data comes from and which `overrides` are in it: for messages.
+    """
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentences(error, where))) from None
+        raise ConfigError("\n".join(_sentences(error, where, overrides))) from None
     if len(config.conditions) > 1:
         for name in config.conditions:
             config.for_condition(name)
@@ -391,34 +402,56 @@ def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return keys
 
 
-def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in above:
-        raise ConfigError(f"{path}: base files go in a circle: {' -> '.join(p.name for p in above)}")
+def _read_with_bases(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], str]:
+    """What a file says over its base, and both names for messages."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    data = _parse_yaml(text, str(path))
+        real = Path(os.path.realpath(path))
+    except ValueError as error:
+        raise ConfigError(f"{str(path)!r}: no file is called so: {error}") from None
+    if real in above:
+        circle = " -> ".join(p.name for p in (*above[above.index(real) :], real))
+        raise ConfigError(f"{path}: base files go in a circle: {circle}; take one `base` out")
+    data = _parse_yaml(_read_text(path, above), str(path))
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold sections with keys, not {type(data).__name__}")
     base = data.pop("base", None)
     if base is None:
-        return data
+        return data, str(path)
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base must be a file name, not {base!r}")
-    below = _read_with_bases(path.parent / base, (*above, path.resolve()))
+        raise ConfigError(f"{path}: base must be a file name, not {_short(base)}")
+    below, named = _read_with_bases(path.parent / base, (*above, real))
     if "conditions" in data:
         below.pop("conditions", None)
-    return merge(below, data)
+    return merge(below, data), f"{path} over {named}"
+
+
+def _read_text(path: Path, above: tuple[Path, ...]) -> str:
+    needed = f" (the base of {above[-1].name})" if above else ""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}, line {line}); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}{needed}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with `1e-4` as a number (YAML 1.1 wants `1.0e-4`) and a key at most once."""
+    """YAML with `1e-4` as a number (YAML 1.1 wants `1.0e-4`), a key at most once, and a line for every mistake."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception:  # of many kinds, where a value does not fit the tag written before it
+            rule = f"{_short(node.value)} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, rule, node.start_mark) from None
 
 
+for unknown in ("binary", "omap", "pairs", "set"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{unknown}", yaml.SafeLoader.construct_undefined)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
@@ -443,25 +476,66 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        data = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise ConfigError(f"{where}: nested far too deep") from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{where}{place}: {getattr(error, 'problem', None) or error}") from None
+    _refuse_endless(data, where)
+    return data
 
 
-def _sentences(error: ValidationError, where: str) -> list[str]:
+def _refuse_endless(data: Any, where: str) -> None:
+    """Raise ConfigError where aliases make a value hold itself or multiply, or nesting is deeper than any key's."""
+    values = [(data, 0)]
+    for _ in range(MOST_VALUES):
+        if not values:
+            return
+        value, depth = values.pop()
+        if depth > DEEPEST:
+            raise ConfigError(f"{where}: nested more than {DEEPEST} levels deep, or an alias (*) that holds itself")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | set) else ()
+        values += [(one, depth + 1) for one in inner]
+    raise ConfigError(f"{where}: more than {MOST_VALUES} values, or aliases (*) that multiply; write less")
+
+
+def _sentences(error: ValidationError, where: str, overrides: Sequence[str]) -> list[str]:
     lines = []
     for item in error.errors():
-        # Pydantic adds the tag of the union member to the place; only what the user wrote is shown.
-        key = ".".join(str(part) for part in item["loc"] if re.fullmatch(r"[A-Za-z0-9_-]+", str(part)))
+        key = _key(item["loc"], item["type"] == "extra_forbidden")
         if item["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key in {where}{_nearest(key)}")
+            lines.append(f"{key}: unknown key in {_origin(key, where, overrides)}{_nearest(key)}")
         else:
-            rule = item["msg"].removeprefix("Value error, ")
-            got = "" if item["type"] == "value_error" or not key else f", not {item['input']!r}"
-            lines.append(f"{key + ': ' if key else ''}{rule[0].lower() + rule[1:]}{got} ({where})")
+            rule = SECTION if item["type"] in ("model_type", "dict_type") else item["msg"].removeprefix("Value error, ")
+            got = "" if item["type"] == "value_error" or not key else f", not {_short(item['input'])}"
+            rule = f"{key + ': ' if key else ''}{rule[0].lower()}{rule[1:]}"
+            lines.append(f"{rule}{got} ({_origin(key, where, overrides)})")
     return lines
+
+
+def _origin(key: str, where: str, overrides: Sequence[str]) -> str:
+    """The last override of a key, of its section or inside of it, where there is one; else the file."""
+    for override in reversed(overrides):
+        set_key = override.partition("=")[0]
+        if f"{key}.".startswith(f"{set_key}.") or f"{set_key}.".startswith(f"{key}."):
+            return f"--set {override}"
+    return where
+
+
+def _key(place: Sequence[int | str], unknown: bool) -> str:
+    """The dotted key. Pydantic adds the tags of union members to it; only what the user wrote is shown."""
+    parts = [str(part) for part in place]
+    plain = [part for part in parts if re.fullmatch(r"[A-Za-z0-9_-]+", part)]
+    # An unknown key is the user's in any case.
+    return ".".join([*plain, _short(parts[-1])] if unknown and parts[-1] not in plain else plain)
+
+
+def _short(value: object) -> str:
+    """A value as a message shows it."""
+    text = reprlib.repr(value) if isinstance(value, dict | list) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _nearest(key: str) -> str:

@@ -17,6 +17,9 @@ TRANSIENT = frozenset(
     | {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ECONNABORTED, errno.EREMOTEIO}
 )
 
+PERMANENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG})
+"""What does not pass by waiting, such as a full disk or a folder of somebody else, and is the user's to mend."""
+
 
 def is_transient(error: BaseException) -> bool:
     """Whether a disk or network error may pass by itself, as those of network file systems do."""

@@ -14,6 +14,9 @@ from cvrunner.errors import ConfigError
 
 RAY_SESSION = re.compile(r"/session_(latest|\d{4}-\d\d-\d\d_[\d-]+_\d+_?\d*)(/|$)")
 
+NO_PATH = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")
+"""What the system's names of files cannot hold; the surrogates left out stand for bytes that are not UTF-8."""
+
 
 def in_ray_session(path: Path) -> bool:
     """Whether a path lies in the temporary folder of a Ray session."""
@@ -27,18 +30,31 @@ def base_folder() -> Path:
     return Path.cwd()
 
 
+def expanded(path: str, key: str) -> Path:
+    """`~` written out. Raises ConfigError naming `key` for what no path can be."""
+    if unfit := NO_PATH.search(path):
+        raise ConfigError(f"{key}: {path!r} holds the character {unfit[0]!r}, which no path can")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{key}: {path}: there is no such user; write the folder out instead of ~") from None
+
+
 def lasting(path: str, key: str) -> Path:
     """An absolute path for something that must outlive a job. Raises ConfigError naming `key` where it would not."""
-    absolute = (base_folder() / Path(path).expanduser()).absolute()
+    absolute = (base_folder() / expanded(path, key)).absolute()
     if in_ray_session(absolute):
         raise ConfigError(f"{key}: {absolute} lies in Ray's temporary folder and would be lost; give another place")
+    if os.path.exists(absolute) and not os.path.isdir(absolute):
+        raise ConfigError(f"{key}: {absolute} is a file, must be a folder")
     return absolute
 
 
 def corpus_root(path: str) -> Path:
     """The corpus: uploaded with the job where it is there, else like all other paths."""
-    here = Path(path).expanduser().absolute()
-    return here if here.exists() else base_folder() / Path(path).expanduser()
+    given = expanded(path, "corpus.root")
+    # Not Path.exists, which raises where a name is too long or a folder closed.
+    return given.absolute() if os.path.exists(given) else base_folder() / given
 
 
 def default_config() -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,7 +139,7 @@ def manifest_rows(folder: Path, sessions: int = 3, turns: int = 2) -> list[Row]:
                     "dialogue": f"d{session}",
                     "turn": turn,
                     "valence": 1.5 + turn,
-                    "arousal": 2.5,
+                    "arousal": 2.5 + (session + turn + 1) % 2,
                 }
             )
     return rows
@@ -173,3 +175,12 @@ def read_noise_corpus(folder: Path, like: Corpus) -> Corpus:
         samples = read_audio(path)
         utterances.append(replace(u, path=path, samples=len(samples), audio_digest=audio_digest(samples)))
     return replace(like, utterances=tuple(utterances))
+
+
+def sparse_wav(path: Path, duration_s: float, rate_hz: int = 16_000) -> None:
+    """A long silent WAV file that takes no room on disk."""
+    size = round(duration_s * rate_hz) * 2
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate_hz, rate_hz * 2, 2, 16)
+    head = struct.pack("<4sI4s", b"RIFF", size + 36, b"WAVE") + form + struct.pack("<4sI", b"data", size)
+    path.write_bytes(head)
+    os.truncate(path, len(head) + size)

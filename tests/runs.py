@@ -82,6 +82,15 @@ def make_run(
     return directory
 
 
+def numbers(directory: RunDirectory) -> dict[str, tuple[object, bytes]]:
+    """What must be bit-identical of a run: by trial, its result but for times and memory, and its predictions."""
+    found: dict[str, tuple[object, bytes]] = {}
+    for name, result in directory.results(directory.read_run()).items():
+        values = result.model_dump(exclude={"key", "train_s", "total_s", "peak_memory_mib"})
+        found[name] = values, (directory.path / name / "predictions.csv").read_bytes()
+    return found
+
+
 def made_up_config(conditions: Sequence[str], seeds: Sequence[int], epochs: int) -> Config:
     return validate(
         {
@@ -237,5 +246,6 @@ def _state(condition: str, fold: int, seed: int, failed: bool) -> TrialState:
         seed=seed,
         status="FAILED" if failed else "DONE",
         attempts=2 if failed else 1,
+        failures={"lost": 2} if failed else {},
         error="NonFiniteError: made up" if failed else None,
     )

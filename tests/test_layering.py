@@ -16,7 +16,7 @@ LAYERS = {
     "commands": 7, "cli": 7, "__main__": 7,
 }  # fmt: skip
 ONLY_IN = {
-    "ray": {"orchestration/ray_executor.py", "orchestration/sweep.py"},
+    "ray": {"orchestration/ray_executor.py", "orchestration/ray_cluster.py", "orchestration/sweep.py"},
     "mlflow": {"reporting/tracking.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

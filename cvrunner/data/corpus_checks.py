@@ -203,8 +203,6 @@ def _read_all(entries: Sequence[Entry], resample: bool, findings: Findings) -> d
 
 def _read(path: Path, resample: bool) -> tuple[int, str] | AudioError:
     """Length and digest; the waveform itself is let go at once."""
-    if not path.is_file():
-        return AudioError("is missing: there is no such audio file")
     try:
         samples = read_audio(path, resample)
     except AudioError as error:

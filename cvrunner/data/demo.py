@@ -259,10 +259,13 @@ def write_demo_corpus(root: Path, *, seed: int = 0, utterances: int = 320) -> No
     if utterances < SMALLEST:
         raise ConfigError(f"corpus.demo.utterances: {utterances}, must be {SMALLEST} or more")
     marker = {"recipe": RECIPE, "seed": seed, "synthetic": True, "utterances": utterances}
-    if not _is_there(root, marker):
-        synthesizer()
-        write_folder_atomically(root, partial(_fill, marker=marker, seed=seed, utterances=utterances))
-        _is_there(root, marker)
+    try:
+        if not _is_there(root, marker):
+            synthesizer()
+            write_folder_atomically(root, partial(_fill, marker=marker, seed=seed, utterances=utterances))
+            _is_there(root, marker)
+    except OSError as error:
+        raise ConfigError(f"corpus.root: {root}: the demo corpus cannot be written: {error.strerror}") from None
 
 
 def is_demo_corpus(root: Path) -> bool:

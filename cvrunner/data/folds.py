@@ -93,6 +93,23 @@ def find_leaks(folds: Iterable[Fold]) -> list[str]:
     return [leak for fold in folds for one, other in combinations(PARTS, 2) for leak in _shared(fold, one, other)]
 
 
+def check_labels(corpus: Corpus, folds: Iterable[Fold], dimensions: Sequence[str]) -> None:
+    """Raise CorpusError where all labels of a part are equal: nothing is learnt from them, and their CCC means nothing.
+
+    A part of one utterance is the smallest of these.
+    """
+    problems = [
+        f"fold {fold.number}: {part} ({', '.join(_sessions(some))}): every {dimension} is {values.pop():g} "
+        f"({len(some)} utterance{'s' if len(some) > 1 else ''}); labels must differ, or there is no CCC"
+        for fold in folds
+        for part, some in fold.parts.items()
+        for dimension in dimensions
+        if len(values := {value for u in some if (value := u.label(dimension)) is not None}) == 1
+    ]
+    if problems:
+        raise CorpusError(corpus.name, problems)
+
+
 def check_leaks(folds: Iterable[Fold]) -> None:
     """Raise LeakError with every leak, if there is one."""
     if leaks := find_leaks(folds):

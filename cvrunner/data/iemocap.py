@@ -11,6 +11,7 @@ the session number is the side that wore motion capture, and is the other speake
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ def load_iemocap(
     """
     findings = Findings()
     entries: list[Entry] = []
-    for folder in _session_folders(root):
+    for folder in session_folders(root):
         entries += _read_session(root, folder, labels, findings)
     rules = Rules(dimensions, scale, resample, outside_scale="warning", one_session_each=True)
     utterances = utterances_of(entries, rules, findings)
@@ -71,7 +72,8 @@ def side(dialogue: str) -> str | None:
     return dialogue[5] if _DIALOGUE.fullmatch(dialogue) else None
 
 
-def _session_folders(root: Path) -> list[Path]:
+def session_folders(root: Path) -> list[Path]:
+    """`Session1` and its siblings, by number. Raises CorpusError where there are none."""
     folders = [path for path in root.glob("Session*") if re.fullmatch(r"Session\d+", path.name) and path.is_dir()]
     if not folders:
         inside = sorted(path.parent.name for path in root.glob("*/Session1"))
@@ -106,8 +108,7 @@ def _visible(paths: Iterable[Path]) -> list[Path]:
 def _read_turns(path: Path, name: str, findings: Findings) -> list[_Turn]:
     turns: list[_Turn] = []
     current: _Turn | None = None
-    # Raters' comments may be in any encoding; what is read here is ASCII.
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1):
+    for number, line in enumerate(_read_text(path, name, findings).split("\n"), start=1):
         where = f"{name} line {number}"
         if line.startswith("["):
             current = _parse_header(line, where, findings)
@@ -115,6 +116,20 @@ def _read_turns(path: Path, name: str, findings: Findings) -> list[_Turn]:
         elif line.startswith("A-") and current:
             _parse_rating(line, where, current, findings)
     return turns
+
+
+def _read_text(path: Path, name: str, findings: Findings) -> str:
+    """The text of a label file; where it cannot be read, nothing and a problem."""
+    # Reading a pipe would wait for ever.
+    if not os.path.isfile(path):
+        findings.problem(name, "must be a label file, but is a folder, a pipe, a device or a broken link")
+        return ""
+    try:
+        # Raters' comments may be in any encoding; what is read here is ASCII.
+        return path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        findings.problem(name, f"cannot be read: {error.strerror}")
+        return ""
 
 
 def _parse_header(line: str, where: str, findings: Findings) -> _Turn | None:

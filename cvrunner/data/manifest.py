@@ -12,6 +12,7 @@ import difflib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ from cvrunner.errors import CorpusError
 REQUIRED = ("path", "utterance", "speaker", "session", "dialogue", "turn", "valence", "arousal")
 OPTIONAL = ("dominance", "gender", "scenario", "split")
 PARTS = ("train", "validation", "test")
+NAMES = ("utterance", "speaker", "session", "dialogue", "scenario")
+LONGEST_NAME = 200
+SHOWN = 60
+"""Characters of a wrong cell that a message shows."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _GENDERS = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 
@@ -57,19 +63,35 @@ def load_manifest(path: Path, scale: tuple[float, float], dimensions: Sequence[s
 
 
 def _read_rows(path: Path, findings: Findings) -> list[_Row]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CorpusError(str(path), [f"is not UTF-8 text (byte {error.start})"]) from None
-    except OSError as error:
-        raise CorpusError(str(path), [f"corpus.root cannot be read as a manifest: {error.strerror}"]) from None
+    text = _read_text(path)
     if path.suffix.lower() in (".jsonl", ".ndjson") or text.lstrip().startswith("{"):
         rows = _read_json_lines(text, path.name, findings)
+    elif text.lstrip().startswith("["):
+        raise CorpusError(str(path), ["is a JSON list; must have one JSON object a line (JSONL), or be CSV"])
     else:
         rows = _read_csv(text, path.name, findings)
     if not rows and not findings.problems:
-        raise CorpusError(str(path), ["has no rows"])
+        raise CorpusError(str(path), ["has no rows; each utterance is one, below a line with the names of columns"])
     return rows
+
+
+def _read_text(path: Path) -> str:
+    # Reading a pipe would wait for ever.
+    if not os.path.isfile(path):
+        rule = "corpus.root cannot be read as a manifest: it is no file but a folder, a pipe or a device"
+        raise CorpusError(str(path), [rule])
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        rule = f"is not UTF-8 text (byte {error.start}, line {line}); save it as UTF-8"
+        raise CorpusError(str(path), [rule]) from None
+    except OSError as error:
+        raise CorpusError(str(path), [f"corpus.root cannot be read as a manifest: {error.strerror}"]) from None
+    if "\0" in text:
+        line = text.partition("\0")[0].count("\n") + 1
+        raise CorpusError(str(path), [f"holds a NUL character (line {line}); save it as UTF-8 text"])
+    return text
 
 
 def _read_csv(text: str, name: str, findings: Findings) -> list[_Row]:
@@ -104,6 +126,8 @@ def _read_json_lines(text: str, name: str, findings: Findings) -> list[_Row]:
             if not isinstance(data, dict):
                 raise ValueError("must be an object")
             rows.append(_Row(where, {_column(key): _cell(key, value) for key, value in data.items()}))
+        except json.JSONDecodeError as error:
+            findings.problem(where, f"is not a JSON row: {error.msg} at character {error.colno}")
         except (ValueError, RecursionError) as error:
             findings.problem(where, f"is not a JSON row: {error}")
     return rows
@@ -131,9 +155,17 @@ def _check_columns(columns: Iterable[str], name: str, findings: Findings) -> Non
             absent.remove(match[0])
         else:
             findings.count("columns that cvrunner does not know, ignored", repr(column))
+    if given and set(REQUIRED) <= set(absent):
+        between = "in CSV the first line has them, with commas or semicolons between"
+        findings.problem(name, f"has none of the columns {', '.join(REQUIRED)} ({between}), but {_listed(given)}")
+        return
     for column in absent:
         if column in REQUIRED and given:
             findings.problem(name, f"column {column!r} is missing; required are {', '.join(REQUIRED)}")
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(repr(column[:SHOWN]) for column in columns[: len(REQUIRED)])
 
 
 # --- one row --------------------------------------------------------------------------------------
@@ -143,6 +175,7 @@ def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entr
     """The entry of a row; None when a cell is wrong, after telling of every wrong one."""
     cells = row.cells
     wrong = [f"{column} is empty" for column in REQUIRED[:6] if not cells.get(column)]
+    wrong += [rule for column in (*NAMES, "path") if (rule := _name_rule(column, cells.get(column, "")))]
     audio = _audio_path(folder, cells.get("path", ""), wrong)
     turn = _number("turn", cells, wrong)
     labels = {dimension: _number(dimension, cells, wrong) for dimension in DIMENSIONS}
@@ -151,7 +184,8 @@ def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entr
     if has_split and not cells.get("split"):
         wrong.append(f"split is empty, must be one of {', '.join(PARTS)}")
     for rule in wrong:
-        findings.problem(f"{row.where}: {cells.get('utterance') or '?'}", rule)
+        name = cells.get("utterance", "")
+        findings.problem(f"{row.where}: {'?' if not name or _name_rule('utterance', name) else name}", rule)
     if wrong or turn is None:
         return None
     return Entry(
@@ -170,6 +204,15 @@ def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entr
     )
 
 
+def _name_rule(column: str, text: str) -> str | None:
+    """What is wrong with a name; None where nothing is."""
+    if _CONTROL.search(text):
+        return f"{column} {text[:SHOWN]!r} holds a line end or another control character"
+    if column in NAMES and len(text) > LONGEST_NAME:
+        return f"{column} {text[:SHOWN]!r}... has {len(text)} characters, must have at most {LONGEST_NAME}"
+    return None
+
+
 def _audio_path(folder: Path, text: str, wrong: list[str]) -> Path:
     if not os.path.isabs(text) and os.path.normpath(text).split(os.sep)[0] == os.pardir:
         wrong.append(f"path {text!r} leaves the manifest's folder; use a path inside it, or an absolute one")
@@ -183,7 +226,7 @@ def _number(column: str, cells: dict[str, str], wrong: list[str]) -> float | Non
     try:
         value = float(text)
     except ValueError:
-        wrong.append(f"{column} {text!r} is not a number" + (" (write 2.5, not 2,5)" if "," in text else ""))
+        wrong.append(f"{column} {text[:SHOWN]!r} is not a number" + (" (write 2.5, not 2,5)" if "," in text else ""))
         return None
     if column == "turn" and value - value != 0:
         wrong.append(f"turn {text!r} is not a finite number")
@@ -193,7 +236,7 @@ def _number(column: str, cells: dict[str, str], wrong: list[str]) -> float | Non
 def _choice(column: str, cells: dict[str, str], choices: dict[str, str], shown: str, wrong: list[str]) -> str | None:
     text = cells.get(column, "")
     if text and text.lower() not in choices:
-        wrong.append(f"{column} {text!r} must be one of {shown}")
+        wrong.append(f"{column} {text[:SHOWN]!r} must be one of {shown}")
     return choices.get(text.lower())
 
 

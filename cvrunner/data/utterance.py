@@ -6,15 +6,19 @@ Audio is 16 kHz mono throughout; `T` stands for samples.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
 SAMPLE_RATE_HZ = 16_000
+LONGEST_S = 600.0
+"""Longer audio is refused unread: the longest turn of IEMOCAP has 34 s, and memory grows with the square of it."""
 DIMENSIONS = ("valence", "arousal", "dominance")
 
 
@@ -108,19 +112,11 @@ class AudioError(Exception):
 def read_audio(path: Path, resample: bool = False) -> npt.NDArray[np.float32]:
     """The samples of a 16 kHz mono WAV or FLAC file, `[T]` in -1..1; with `resample`, of any rate and channels.
 
-    Raises AudioError for a file that cannot be read, is empty, silent, not finite, or not 16 kHz mono.
+    Raises AudioError for a file that is missing, cannot be read, is cut off, too long, empty, silent, not finite, or
+    not 16 kHz mono.
     """
-    try:
-        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
-        raise AudioError(f"cannot be read as audio: {str(error).strip()}") from None
-    channels = samples.shape[1]
-    if (rate_hz, channels) != (SAMPLE_RATE_HZ, 1) and not resample:
-        raise AudioError(
-            f"{rate_hz} Hz with {channels} channel{'s' if channels > 1 else ''}, must be 16000 Hz mono: convert with "
-            "`sox IN -r 16000 -c 1 OUT`, or set corpus.resample: true"
-        )
-    mono = samples.mean(axis=1) if channels > 1 else samples[:, 0]
+    samples, rate_hz = _decoded(path, resample)
+    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
     if not len(mono):
         raise AudioError("holds no audio")
     if not np.isfinite(mono).all():
@@ -132,6 +128,60 @@ def read_audio(path: Path, resample: bool = False) -> npt.NDArray[np.float32]:
     if not np.any(np.abs(mono) > 1e-5):
         raise AudioError("is silent (no sample above 1e-5)")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _decoded(path: Path, resample: bool) -> tuple[npt.NDArray[np.float32], int]:
+    """All channels `[T, channels]` of a file and its rate; what its header tells is checked before the rest is read."""
+    # Opening a pipe would wait for ever.
+    if not os.path.isfile(path):
+        raise AudioError(_why_no_file(path))
+    try:
+        with path.open("rb", buffering=0) as file:
+            _refuse_cut_off(file)
+            with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+                _check_header(sound.samplerate, sound.channels, sound.frames, resample)
+                samples = sound.read(dtype="float32", always_2d=True)
+                frames = sound.frames
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.strip(" .")
+        raise AudioError(f"cannot be read as audio: {reason}; must be a WAV or FLAC file") from None
+    except (soundfile.SoundFileError, ValueError) as error:
+        raise AudioError(f"cannot be read as audio: {error}; must be a WAV or FLAC file") from None
+    except OSError as error:
+        raise AudioError(f"cannot be read: {error.strerror}") from None
+    if len(samples) < frames:
+        raise AudioError(f"is cut off: {len(samples)} of {frames} samples are there; copy it again")
+    return samples, sound.samplerate
+
+
+def _why_no_file(path: Path) -> str:
+    if os.path.exists(path):
+        return "is no file but a folder, a pipe or a device"
+    if os.path.islink(path):
+        return "is a symbolic link that leads nowhere"
+    return "is missing: there is no such audio file"
+
+
+def _refuse_cut_off(file: BinaryIO) -> None:
+    """Raise AudioError where a WAV file is shorter than its header says; libsndfile reads what is there in silence."""
+    head = file.read(8)
+    file.seek(0)
+    promised, there = int.from_bytes(head[4:], "little") + 8, os.fstat(file.fileno()).st_size
+    # Programs that write to a pipe put a number near 2 or 4 GiB; some count the 8 bytes before it, or a padding byte.
+    if head.startswith(b"RIFF") and there + 16 < promised < 0x7FFF0000:
+        raise AudioError(f"is cut off: {there} of {promised} bytes are there; copy it again")
+
+
+def _check_header(rate_hz: int, channels: int, frames: int, resample: bool) -> None:
+    if (rate_hz, channels) != (SAMPLE_RATE_HZ, 1) and not resample:
+        raise AudioError(
+            f"{rate_hz} Hz with {channels} channel{'s' if channels > 1 else ''}, must be 16000 Hz mono: convert with "
+            "`sox IN -r 16000 -c 1 OUT`, or set corpus.resample: true"
+        )
+    if frames > LONGEST_S * rate_hz:
+        raise AudioError(
+            f"is {frames / rate_hz:.0f} s long, must be at most {LONGEST_S:g} s: cut it into one file an utterance"
+        )
 
 
 def audio_digest(samples: npt.NDArray[np.float32]) -> str:

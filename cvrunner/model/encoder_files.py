@@ -1,6 +1,7 @@
 """Where an encoder's files are and whether they may be used; without torch, so that it costs nothing to ask.
 
-A folder holds `config.json`, `preprocessor_config.json` and `model.safetensors` (or its shards).
+A folder holds `config.json`, `preprocessor_config.json` and `model.safetensors` (or its shards). Nothing else in it is
+ever opened: a pickled `pytorch_model.bin` could run code.
 """
 
 from __future__ import annotations
@@ -8,13 +9,18 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cvrunner import paths
 from cvrunner.errors import EncoderError
 
 DEMO = Path(__file__).parent.parent / "demo_encoder"
+HUB_TIMEOUT_S = 10.0
 TUNED_ON_EMOTION = ("*iemocap*", "superb/*-er", "3loi/*", "audeering/*", "*speech-emotion*", "*emotion-recognition*")
 
 
@@ -34,47 +40,106 @@ class EncoderFiles:
 def find_encoder(name: str, revision: str | None = None) -> EncoderFiles:
     """The encoder called `demo`, in a local folder, or on the hub (downloaded once, safetensors and JSON only).
 
-    Raises EncoderError: not found, not a WavLM, pickled weights only, or tuned for emotion already.
+    Raises EncoderError: not found, not a WavLM, pickled, broken or other weights only, or tuned for emotion already.
     """
-    folder = _folder(name, revision)
-    config = _json(folder / "config.json", name)
-    if config.get("model_type") != "wavlm":
-        raise EncoderError(f"model.encoder {name}: is a {config.get('model_type')!r}, must be a wavlm")
-    _refuse_tuned(str(config.get("_name_or_path", "")))
-    if any("SequenceClassification" in str(a) for a in config.get("architectures") or ()):
-        raise EncoderError(f"model.encoder {name}: is a classifier, already tuned; use the model it was made from")
-    preprocessing = _json(folder / "preprocessor_config.json", name)
-    if rate_hz := preprocessing.get("sampling_rate", 16000) != 16000:
-        raise EncoderError(f"model.encoder {name}: wants audio of {rate_hz} Hz, must be 16000")
-    return EncoderFiles(name, folder, _digest(folder, name), bool(preprocessing.get("do_normalize", True)))
+    folder = _local(name) or _from_hub(name, revision, ("*.json", "*.safetensors"))
+    config, preprocessing = _checked_settings(folder, name)
+    weights = _weights(folder, name)
+    _check_weights(weights, config, name)
+    digest = _digest((folder / "config.json", folder / "preprocessor_config.json", *weights))
+    return EncoderFiles(name, folder, digest, bool(preprocessing.get("do_normalize", True)))
 
 
-def _refuse_tuned(name: str) -> None:
-    for pattern in TUNED_ON_EMOTION:
-        if fnmatch.fnmatch(name.lower(), pattern):
-            raise EncoderError(
-                f"model.encoder {name}: matches {pattern}: encoders tuned on emotion data have heard the test "
-                "speakers, so every fold would be invalid; use a self-supervised WavLM"
-            )
+def check_encoder(name: str, revision: str | None, layers: Sequence[int]) -> None:
+    """As `find_encoder`, but of a hub encoder only what can be said without its weights: seconds, not gigabytes.
+
+    `layers`: hidden states that it must have.
+    """
+    local = _local(name)
+    config, _ = _checked_settings(local or _from_hub(name, revision, ("*.json",)), name)
+    if local:
+        find_encoder(name)
+    if max(layers, default=0) > config["num_hidden_layers"]:
+        there = f"the encoder {name} has hidden states 0..{config['num_hidden_layers']}"
+        raise EncoderError(f"model.layers {max(layers)}: {there}")
 
 
-def _folder(name: str, revision: str | None) -> Path:
+# --- where ------------------------------------------------------------------------------------------------------------
+
+
+def _local(name: str) -> Path | None:
+    """The folder of a local encoder; None for a name on the hub. Raises EncoderError for the folder that is not there
+    and for names of encoders tuned for emotion."""
     if name == "demo":
         return DEMO
-    local = Path(name).expanduser()
+    local = paths.expanded(name, "model.encoder")
+    is_there = os.path.isdir(local)
     # Of a local path only the last part is the model's name: the data may well lie under a folder called iemocap.
-    _refuse_tuned(local.name if local.is_dir() else name)
-    if local.is_dir():
+    _refuse_tuned(local.name if is_there else name, name)
+    if is_there:
         return local.resolve()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise EncoderError(f"model.encoder {name}: no such folder")
+    return None
+
+
+def _refuse_tuned(model: str, name: str) -> None:
+    for pattern in TUNED_ON_EMOTION:
+        if fnmatch.fnmatch(model.lower(), pattern):
+            made_from = "" if name.endswith(model) else f"config.json says that it is {model}, which "
+            raise EncoderError(
+                f"model.encoder {name}: {made_from}matches {pattern}: encoders tuned on emotion data have heard the "
+                "test speakers, so every fold would be invalid; use a self-supervised WavLM"
+            )
+
+
+def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The folder of a hub encoder in the local cache; what lacks of it is downloaded if the hub answers."""
     from huggingface_hub import snapshot_download
 
+    trouble = _hub_trouble(name, revision)
+    offline = trouble is not None
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=offline))
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise EncoderError(f"model.encoder {name}: no such folder, and the hub does not give it: {reason}") from None
+        reason = str(trouble or error).strip().partition("\n")[0]
+        raise EncoderError(
+            f"model.encoder {name}: no such folder, and the hub does not give it: {reason} (check the name and the "
+            "network, or give a local folder)"
+        ) from None
+
+
+def _hub_trouble(name: str, revision: str | None) -> Exception | None:
+    """Why the hub cannot be asked for an encoder. `snapshot_download` would ask it the same without a time limit."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
+    except Exception as error:
+        return error
+    return None
+
+
+# --- what -------------------------------------------------------------------------------------------------------------
+
+
+def _checked_settings(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`config.json` and `preprocessor_config.json`. Raises EncoderError where they are not those of a WavLM."""
+    config = _json(folder / "config.json", name)
+    if config.get("model_type") != "wavlm":
+        kind = repr(config["model_type"]) if "model_type" in config else "model of unknown type"
+        raise EncoderError(f"model.encoder {name}: is a {kind}, must be a wavlm (model_type in config.json)")
+    _refuse_tuned(str(config.get("_name_or_path", "")), name)
+    if "SequenceClassification" in str(config.get("architectures")):
+        raise EncoderError(f"model.encoder {name}: is a classifier, already tuned; use the model it was made from")
+    for key, default in (("num_hidden_layers", 12), ("hidden_size", 768)):
+        value = config.setdefault(key, default)
+        if not isinstance(value, int) or value < 1:
+            raise EncoderError(f"model.encoder {name}: {key} is {value!r} in config.json, must be a whole number")
+    preprocessing = _json(folder / "preprocessor_config.json", name)
+    if (rate_hz := preprocessing.get("sampling_rate", 16000)) != 16000:
+        raise EncoderError(f"model.encoder {name}: wants audio of {rate_hz} Hz, must be 16000")
+    return config, preprocessing
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
@@ -82,23 +147,59 @@ def _json(path: Path, name: str) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise EncoderError(f"model.encoder {name}: {path.name} is missing in {path.parent}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EncoderError(f"model.encoder {name}: {path} cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise EncoderError(f"model.encoder {name}: {path} must hold a JSON object")
     return data
 
 
-def _digest(folder: Path, name: str) -> str:
-    weights = sorted(folder.glob("model*.safetensors"))
+def _weights(folder: Path, name: str) -> list[Path]:
+    weights = sorted(path for path in folder.glob("model*.safetensors") if path.is_file())
     if not weights:
         raise EncoderError(
             f"model.encoder {name}: no model.safetensors in {folder} (pickled weights are not loaded); make one with "
             "WavLMModel.from_pretrained(...).save_pretrained(FOLDER) where you trust the source"
         )
+    return weights
+
+
+def _check_weights(weights: Sequence[Path], config: dict[str, Any], name: str) -> None:
+    """Raise EncoderError where the headers of the files are broken or lack one known weight of a layer."""
+    shapes = {key.removeprefix("wavlm."): shape for path in weights for key, shape in _shapes(path, name).items()}
+    wanted = [config["hidden_size"]] * 2
+    other = f"{weights[0].name} is not of the model that config.json describes"
+    for layer in range(config["num_hidden_layers"]):
+        key = f"encoder.layers.{layer}.attention.q_proj.weight"
+        shape = shapes.get(key)
+        if shape is None:
+            raise EncoderError(f"model.encoder {name}: weights are missing in its files, first {key}; {other}")
+        if shape != wanted:
+            raise EncoderError(f"model.encoder {name}: {key} has shape {shape}, must be {wanted}; {other}")
+
+
+def _shapes(path: Path, name: str) -> dict[str, list[int]]:
+    """The shapes of all weights of a file, from its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise EncoderError(f"model.encoder {name}: {path} cannot be read, copy it again: {error}") from None
+
+
+def _digest(files: Sequence[Path]) -> str:
     total = hashlib.sha256()
-    for path in (folder / "config.json", folder / "preprocessor_config.json", *weights):
+    for path in files:
         total.update(path.name.encode())
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        status = path.stat()
+        total.update(_file_digest(path, status.st_size, status.st_mtime_ns))
     return total.hexdigest()
+
+
+@cache
+def _file_digest(path: Path, size: int, mtime_ns: int) -> bytes:
+    """SHA-256 of a file, read once as long as it stays as it is: every condition asks for it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import errno
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 
 from cvrunner.config import RetriesConfig
 from cvrunner.errors import CvrunnerError, MemoryLimitError, NonFiniteError, Stopped, TrialError, TrialInUseError
-from cvrunner.files import is_transient
+from cvrunner.files import PERMANENT, is_transient
 
 FailureKind = Literal[
     "preempted", "lost", "host_memory", "gpu_memory", "gpu", "io", "numbers", "bug", "trial", "user", "stopped"
@@ -104,9 +103,5 @@ def _kind(error: BaseException) -> FailureKind:
         if isinstance(error, type_):
             return kind
     if isinstance(error, OSError):
-        # What will not pass by waiting, such as a full disk or a folder of somebody else, is for the user to mend.
         return "io" if is_transient(error) else "trial" if error.errno in PERMANENT else "bug"
     return "bug"
-
-
-PERMANENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG})

@@ -29,6 +29,9 @@ from cvrunner.training.trial import Trial
 
 # Ray folds lines that differ only in numbers; those are the ones a user wants.
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+if "RAY_ADDRESS" not in os.environ:
+    # A Ray of our own on one machine: without this its ports listen to the whole network, whatever address it is given.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
@@ -36,6 +39,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LOOK_EVERY_S = 2.0
 """How often the size of the cluster is looked at."""
+ANSWER_S = 5.0
+"""How long a node has to accept a connection."""
 PATIENCE_S = 20.0
 """How long an attempt may wait for a GPU before it is said what it waits for."""
 
@@ -96,9 +101,13 @@ class Attempt:
     """The same on the actor's node."""
     slot: int
     events: Any
+    nodes: list[str]
+    """Alive when it began."""
     since: float = field(default_factory=time.monotonic)
-    quiet: bool = True
-    """Nothing was heard of it and nothing said."""
+    placed: bool = False
+    """Its actor has a process."""
+    said: bool = False
+    """What it waits for."""
 
 
 class RayExecutor:
@@ -154,7 +163,7 @@ class RayExecutor:
         index = self._slot(trial)
         method = self.occupied[index].actor.run.options(name=trial.name, num_returns="streaming")
         events = method.remote(trial, there, self.cache_dir, self.chaos)
-        self.attempts.append(Attempt(trial, directory, there, index, events))
+        self.attempts.append(Attempt(trial, directory, there, index, events, list(_alive())))
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
         if not self.attempts:
@@ -166,6 +175,7 @@ class RayExecutor:
             happened.append((attempt.trial, event))
             if isinstance(event, (Failure, TrialResult)):
                 self.attempts.remove(attempt)
+        self._free_idle()
         return happened + [(a.trial, self._waiting(a)) for a in self.attempts if self._waits(a)]
 
     def stop(self) -> None:
@@ -193,6 +203,13 @@ class RayExecutor:
         index = min(empty)
         self.occupied[index] = Slot(self._new_actor(node))
         return index
+
+    def _free_idle(self) -> None:
+        """An actor without a trial must not hold the GPU that another one waits for."""
+        busy = {attempt.slot for attempt in self.attempts}
+        if any(not a.placed and time.monotonic() - a.since > LOOK_EVERY_S for a in self.attempts):
+            for index in set(self.occupied) - busy:
+                ray.kill(self.occupied.pop(index).actor)
 
     def _new_actor(self, node: str | None) -> Any:
         if self.broken and self.room <= len(self.broken):
@@ -223,7 +240,7 @@ class RayExecutor:
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _next(self, attempt: Attempt) -> Event | Failure:
-        attempt.quiet = False
+        attempt.placed = True
         try:
             event: Event | Failure = ray.get(next(attempt.events))
             if isinstance(event, TrialResult):
@@ -249,17 +266,19 @@ class RayExecutor:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if isinstance(error, OutOfMemoryError):
             return Failure("host_memory", f"ended by Ray's memory monitor: {reason}")
-        node = self.occupied[attempt.slot].node
-        gone = node is not None and node not in _nodes_alive()
+        # An actor that never had a process was to have it on any of the nodes that were there.
+        node, alive = self.occupied[attempt.slot].node, _alive()
+        gone = any(n not in alive or not _answers(alive[n]) for n in ([node] if node else attempt.nodes))
         if isinstance(error, NodeDiedError) or getattr(error, "preempted", False) or gone:
+            self.places.pop(attempt.trial.name, None)
             return Failure("preempted", f"its node is gone: {reason}")
         return Failure("lost", f"its process is gone: {reason}")
 
     def _waits(self, attempt: Attempt) -> bool:
-        return attempt.quiet and time.monotonic() - attempt.since > PATIENCE_S
+        return not attempt.placed and not attempt.said and time.monotonic() - attempt.since > PATIENCE_S
 
     def _waiting(self, attempt: Attempt) -> Waiting:
-        attempt.quiet = False
+        attempt.said = True
         have, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
         return Waiting(
             what=f"{self.cluster.gpus_per_trial:g} GPU and {self.cluster.cpus_per_trial} CPU on one node: of the "
@@ -268,8 +287,17 @@ class RayExecutor:
         )
 
 
-def _nodes_alive() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+def _alive() -> dict[str, dict[str, Any]]:
+    """What Ray knows of each node that it takes to be there, by id."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def capacity(resources: dict[str, float], cluster: ClusterConfig) -> int:

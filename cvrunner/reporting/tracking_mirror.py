@@ -38,8 +38,10 @@ def sync_run(directory: RunDirectory, uri: str, base_url: str | None = None) -> 
         raise ResultsError(f"MLflow ({uri}) cannot be written: {first_line(error)}") from error
 
 
-def first_line(error: Exception) -> str:
-    """The kind of an error and the beginning of what it says."""
+def first_line(error: BaseException) -> str:
+    """The kind of the error that was at the bottom of it, and the beginning of what it says."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
 
 

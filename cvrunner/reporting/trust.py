@@ -27,6 +27,7 @@ def trust_table(report: Report) -> Table:
         ["collapsed predictions", _collapsed(report)],
         ["long enough?", _length(results)],
         ["attempts beyond the first", _attempts(report)],
+        ["out of memory", _memory(report)],
         ["labels", f"{report.config.corpus.labels}: {LABELS[report.config.corpus.labels]}"],
         ["labels outside the scale", _outside(report, results)],
         ["encoder weights", _same("weights", {f"{r.encoder}, SHA-256 {_short(r.encoder_digest)}" for r in results})],
@@ -97,8 +98,26 @@ def _length(results: list[TrialResult]) -> str:
 
 
 def _attempts(report: Report) -> str:
-    again = {name: s.attempts - 1 for name, s in report.run.trials.items() if s.attempts > 1}
-    return ", ".join(f"{name}: {count}" for name, count in again.items()) or "none"
+    again = [
+        f"{name}: {state.attempts - 1}{_kinds(state.failures)}"
+        for name, state in report.run.trials.items()
+        if state.attempts > 1
+    ]
+    return ", ".join(again) or "none"
+
+
+def _kinds(failures: dict[str, int]) -> str:
+    listed = ", ".join(f"{kind} {count}" for kind, count in failures.items())
+    return f" ({listed})" if listed else ""
+
+
+def _memory(report: Report) -> str:
+    wanted = {c: report.config.for_condition(c).train.batch_size for c in report.run.conditions}
+    smaller = {n: r.batch_size for n, r in report.results.items() if 0 < r.batch_size < wanted[r.condition]}
+    if not smaller:
+        return "never: every trial kept its batch_size"
+    listed = ", ".join(f"{name}: {size}" for name, size in smaller.items())
+    return f"batch_size was halved, at the same effective batch, to ({listed})"
 
 
 def _outside(report: Report, results: list[TrialResult]) -> str:

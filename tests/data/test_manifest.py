@@ -166,7 +166,7 @@ BAD_CELLS = [
     ({"path": "../other.wav"}, "s2t0: path '../other.wav' leaves the manifest's folder"),
     ({"path": "audio/../../other.wav"}, "s2t0: path 'audio/../../other.wav' leaves the manifest's folder"),
     ({"path": "audio/none.wav"}, "s2t0: {folder}/audio/none.wav: is missing: there is no such audio file"),
-    ({"path": "audio"}, "s2t0: {folder}/audio: is missing: there is no such audio file"),
+    ({"path": "audio"}, "s2t0: {folder}/audio: is no file but a folder"),
     ({"utterance": "s1t1"}, "s1t1: this utterance stands already at corpus.csv line 3"),
     ({"gender": "woman"}, "s2t0: gender 'woman' must be one of F, M, female or male"),
     (
@@ -239,7 +239,7 @@ def test_all_problems_of_all_kinds_come_at_once(tmp_path: Path) -> None:
     [
         ("a.csv", b"", "has no rows"),
         ("a.csv", b"path,utterance,speaker,session,dialogue,turn,valence,arousal\n", "has no rows"),
-        ("a.csv", "path\xe9\n".encode("latin-1"), "is not UTF-8 text (byte 4)"),
+        ("a.csv", "path\xe9\n".encode("latin-1"), "is not UTF-8 text (byte 4, line 1)"),
         ("a.csv", b"path,utterance\na\n", "a.csv line 2: has 1 cells, must have 2 as the first line"),
         ("a.csv", b"path,Path\na,b\n", "a.csv line 1: column 'path' stands twice"),
         ("a.csv", b'path,utterance\n"a,b\n', "a.csv line 2: is not CSV: unexpected end of data"),

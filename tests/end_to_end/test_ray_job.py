@@ -31,6 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
     env = {
         **environment(folder),
         "RAY_AUTH_MODE": "token",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # to this machine alone, also where Ray is told an address
         "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef0123456789abcdef",
         "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_TMPDIR": str(temporary),

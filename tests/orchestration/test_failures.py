@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,12 @@ from cvrunner.errors import (
     Stopped,
     TrialInUseError,
 )
+from cvrunner.orchestration.attempt import attempt
 from cvrunner.orchestration.failures import KINDS, Decision, Failure, classify, decide
+from cvrunner.records.results import TrialStarted
+from cvrunner.training.fold_trainer import Workplace
+from tests.training.test_fold_trainer import directory, outcome
+from tests.trials import pick, tiny_trials, train
 
 RETRIES = RetriesConfig(lost=3, host_memory=2, gpu_memory=1, gpu=2, io=3, numbers=1, bug=2)
 LIMITED = tuple(RetriesConfig.model_fields)
@@ -90,6 +97,30 @@ def test_kinds_without_a_limit(kind: Any, expected: Decision) -> None:
 )
 def test_failures_are_told_apart_by_type(error: Exception, kind: str) -> None:
     assert classify(error).kind == kind
+
+
+def test_a_full_disk_fails_the_trial_and_what_was_saved_before_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = pick(tiny_trials(tmp_path), "unfrozen")
+    train(trial, tmp_path, "whole")
+    place = Workplace(directory(tmp_path, trial, "full"), tmp_path / "cache", torch.device("cpu"))
+    calls, fsync = itertools.count(), os.fsync
+
+    def full(descriptor: int) -> None:
+        if next(calls) > 30:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        *_, last = attempt(trial, place)
+    assert isinstance(last, Failure)
+    assert (last.kind, decide(last, [], RETRIES)) == ("trial", Decision.FAIL)
+    assert "No space left on device" in last.message
+    again = list(attempt(trial, place))
+    assert next(e for e in again if isinstance(e, TrialStarted)).resumed_epoch > 1
+    assert outcome(tmp_path, trial, "full") == outcome(tmp_path, trial, "whole")
 
 
 def test_a_bug_brings_its_traceback_and_its_place() -> None:

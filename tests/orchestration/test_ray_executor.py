@@ -89,7 +89,7 @@ def test_a_killed_actor_costs_the_epoch_it_was_in(tmp_path: Path, local_ray: Any
         def event(self, trial: Any, event: Any) -> None:
             super().event(trial, event)
             if isinstance(event, EpochRecord) and event.epoch == 2 and not self.failures:
-                pid = ray.get(executor.actors[0].__ray_call__.remote(lambda self: os.getpid()))
+                pid = ray.get(executor.occupied[0].actor.__ray_call__.remote(lambda self: os.getpid()))
                 os.kill(pid, signal.SIGKILL)
 
     notes = Kill()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tenacity
 
 from cvrunner import paths
 from cvrunner.errors import ConfigError, ResultsError
-from cvrunner.files import write_atomically, write_folder_atomically
+from cvrunner.files import remove_leftovers, write_atomically, write_folder_atomically
 from cvrunner.records import journal
 from cvrunner.records.results import FeatureProgress, Summary
 from cvrunner.records.run_directory import RunDirectory
+from tests.runs import make_run
 
 
 def test_a_journal_reads_back_in_order_and_by_event(tmp_path: Path) -> None:
@@ -92,6 +97,44 @@ def test_a_spoilt_result_counts_as_none(tmp_path: Path, content: str) -> None:
     trial.predictions.write_text("utterance\n")
     trial.result_file.write_text(content)
     assert trial.result() is None
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: text.replace("1", "2"), lambda text: ""])
+def test_a_result_whose_predictions_were_altered_counts_as_none(tmp_path: Path, damage: Callable[[str], str]) -> None:
+    trial = make_run(tmp_path).trial("frozen", 1, 0)
+    result, predictions = trial.result(), trial.predictions.read_text()
+    assert result is not None
+    digest = hashlib.sha256(predictions.encode()).hexdigest()
+    trial.result_file.write_text(result.model_copy(update={"predictions_sha256": digest}).to_json())
+    assert trial.result() is not None
+    trial.predictions.write_text(damage(predictions))
+    assert trial.result() is None
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".model.safetensors.0a1b2c3d.tmp").write_text("half")
+    (tmp_path / ".0002-000000.0a1b2c3d.tmp").mkdir()
+    (tmp_path / "result.json").write_text("{}")
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_an_error_that_may_pass_is_waited_for_and_one_that_will_not_is_raised_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EIO, "Input/output error")]
+    waited: list[float] = []
+    fsync = os.fsync
+    monkeypatch.setattr(tenacity.nap.time, "sleep", waited.append)
+    monkeypatch.setattr(os, "fsync", lambda d: fsync(d) if not errors else (_ for _ in ()).throw(errors.pop()))
+    write_atomically(tmp_path / "file", "content")
+    assert (tmp_path / "file").read_text() == "content"
+    assert len(waited) == 2
+    errors = [OSError(errno.EIO, "Input/output error") for _ in range(99)]
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomically(tmp_path / "file", "other")
+    assert sum(waited[2:]) == 0.5 + 1 + 2 + 4 + 8
+    assert (tmp_path / "file").read_text() == "content"
 
 
 class TestPlaces:

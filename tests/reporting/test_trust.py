@@ -26,6 +26,7 @@ def test_a_sound_run_says_so_question_by_question(tmp_path):
     assert unfrozen == "yes: encoder moved by 1 % by the last epoch in 5 of 5 trials; head moved by 30 %"
     assert rows["collapsed predictions"].startswith("none")
     assert rows["attempts beyond the first"] == "none"
+    assert rows["out of memory"] == "never: every trial kept its batch_size"
     assert rows["labels"].startswith("header: the rating printed beside")
     assert rows["labels outside the scale"] == "none outside 1 to 5"
     assert rows["encoder weights"] == "made-up-wavlm, SHA-256 eeeeeeeeeeee, the same in all trials"
@@ -36,11 +37,13 @@ def test_what_is_wrong_is_named(tmp_path):
     directory = make_run(tmp_path, missing=["unfrozen/fold-5/seed-0"])
     change(directory, "frozen/fold-2/seed-0", collapsed=["valence"], labels_outside_scale=7, best_epoch=1)
     change(directory, "unfrozen/fold-1/seed-0", encoder_digest="f" * 64, split_digest="6" * 64)
+    change(directory, "unfrozen/fold-3/seed-0", batch_size=1)
     rows = found(directory)
+    assert rows["out of memory"] == "batch_size was halved, at the same effective batch, to (unfrozen/fold-3/seed-0: 1)"
     assert rows["collapsed predictions"] == "CONSTANT, which scores CCC 0: frozen/fold-2/seed-0: valence"
     assert rows["labels outside the scale"] == "7 outside 1 to 5; kept as they are"
     assert "in 8 of 9 trials validation was best in the last epoch" in rows["long enough?"]
-    assert rows["attempts beyond the first"] == "unfrozen/fold-5/seed-0: 1"
+    assert rows["attempts beyond the first"] == "unfrozen/fold-5/seed-0: 1 (lost 2)"
     assert rows["encoder weights"].startswith("NOT THE SAME weights")
     assert rows["split"].startswith("NOT THE SAME split")
 

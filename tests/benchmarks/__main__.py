@@ -1,0 +1,74 @@
+"""How fast cvrunner is, against what people use now and against the limit: `python -m tests.benchmarks [NAME...]`.
+
+Prints a markdown table. Without names, everything: hours on two cores; with `--quick`, small sizes and minutes. Nothing
+else should run on the machine meanwhile. Accuracy of the intervals and worth of the demo's encoder are separate:
+`python -m tests.benchmarks.coverage`, `python -m tests.benchmarks.demo_encoder`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+# Before transformers is imported: no look-ups on a network that may not be there.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from tests.benchmarks import makespan, memory, overhead, speed
+from tests.benchmarks.table import Options, Row, markdown
+
+MEASUREMENTS: dict[str, Callable[[Options], list[Row]]] = {
+    "makespan": makespan.makespan,
+    "start": overhead.start,
+    "accumulation": memory.accumulation,
+    "memory": memory.corpus_size,
+    "overhead": overhead.all_folds,
+    "unfrozen-demo": partial(speed.unfrozen_epoch, encoder="demo"),
+    "unfrozen-base": partial(speed.unfrozen_epoch, encoder="base"),
+    "frozen-demo": speed.frozen_demo,
+    "frozen-base": speed.frozen_base,
+}
+ROUNDS = {"unfrozen-base": 3, "frozen-demo": 1, "frozen-base": 1, "makespan": 1}
+"""Where a round takes long, or where chance is the computer's own; 5 elsewhere, 1 when quick."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="names: " + ", ".join(MEASUREMENTS),
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: everything)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round")
+    parser.add_argument("--rounds", type=int, help="how often each rival is measured")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="cores in use (default: all)")
+    parser.add_argument("--folder", type=Path, help="where corpora, encoders and caches are made (default: a new one)")
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.names) - set(MEASUREMENTS)):
+        parser.error(f"unknown: {', '.join(unknown)}; choose of {', '.join(MEASUREMENTS)}")
+    with tempfile.TemporaryDirectory(prefix="cvrunner-bench-") as new:
+        folder = (arguments.folder or Path(new)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for name in arguments.names or MEASUREMENTS:
+            rounds = arguments.rounds or (1 if arguments.quick else ROUNDS.get(name, 5))
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
+            measured = MEASUREMENTS[name](Options(arguments.quick, rounds, arguments.threads, folder))
+            print(markdown(measured), file=sys.stderr, flush=True)
+            rows += measured
+    print(f"`python -m tests.benchmarks {shlex.join(sys.argv[1:])}`".replace(" `", "`"))
+    print(f"{arguments.threads} of {os.cpu_count()} cores, {', '.join(f'{n} {version(n)}' for n in PACKAGES)}\n")
+    print(markdown(rows))
+
+
+PACKAGES = ("torch", "transformers", "accelerate", "ray")
+
+if __name__ == "__main__":
+    main()

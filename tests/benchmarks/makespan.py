@@ -1,0 +1,148 @@
+"""How long a run takes on 8 GPUs, in virtual time: cvrunner's own order, loop and decisions, played durations.
+
+An executor stands in for Ray. It plays each attempt as epochs of noisy length, 12 minutes unfrozen and 5 frozen; some
+attempts lose their process in the middle of an epoch, and the next one starts at the last epoch's end, after what an
+actor takes to start. No schedule of whole trials is shorter than the lower bound.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cvrunner.config import RetriesConfig, validate
+from cvrunner.data.folds import make_folds
+from cvrunner.orchestration.failures import Failure
+from cvrunner.orchestration.plan import plan_trials
+from cvrunner.orchestration.scheduler import run_trials
+from cvrunner.records.results import EpochRecord, TrialResult
+from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.training.trial import Trial
+from tests.benchmarks.table import Options, Row
+from tests.corpora import corpus
+
+GPUS = 8
+EPOCHS = 20
+EPOCH_MINUTES = {"frozen": 5.0, "unfrozen": 12.0}
+TRIAL_NOISE = 0.1
+EPOCH_NOISE = 0.05
+START_MINUTES = 0.2
+LOSS_SHARE = 0.2
+"""How many trials lose their process once, when failures are played."""
+
+
+def makespan(options: Options) -> list[Row]:
+    """10 to 60 trials, many draws of the noise, without and with lost processes."""
+    draws = 20 if options.quick else 500
+    rows = []
+    for loss_share in (0.0, LOSS_SHARE):
+        for seeds in (1, 6) if options.quick else (1, 2, 3, 4, 5, 6):
+            trials = plan(seeds)
+            played = [play(trials, random.Random(f"{loss_share} {seeds} {draw}"), loss_share) for draw in range(draws)]
+            rows.append(_row(len(trials), loss_share, played))
+    return rows
+
+
+@dataclass(frozen=True)
+class Played:
+    """One run in virtual time, in minutes."""
+
+    makespan: float
+    work: tuple[float, ...]
+    """Of each trial, all attempts together."""
+
+    @property
+    def simple_bound(self) -> float:
+        """All work evenly on all GPUs, and the longest trial."""
+        return max(sum(self.work) / GPUS, *self.work)
+
+    @property
+    def bound(self) -> float:
+        """Also: of the k x GPUS + 1 longest trials, k + 1 share a GPU, and at best these are the shortest of them."""
+        ordered = sorted(self.work, reverse=True)
+        shared = [sum(ordered[k * GPUS - k : k * GPUS + 1]) for k in range(1, (len(ordered) - 1) // GPUS + 1)]
+        return max(self.simple_bound, *shared) if shared else self.simple_bound
+
+
+@dataclass
+class VirtualGpus:
+    """An executor whose attempts take the time they are given."""
+
+    chance: random.Random
+    loss_share: float
+    slots: int = GPUS
+    now: float = 0.0
+    work: dict[str, float] = field(default_factory=dict)
+    started: set[int] = field(default_factory=set)
+    happenings: list[tuple[float, int, Trial, Any]] = field(default_factory=list)
+    """What is going to happen: when, in which order, to whom, what."""
+    left: dict[str, list[float]] = field(default_factory=dict)
+    """The epochs that each trial has not finished."""
+
+    def start(self, trial: Trial, directory: TrialDirectory) -> None:
+        first = trial.name not in self.left
+        epochs = self.left.setdefault(trial.name, self._epochs(trial))
+        lost_in = self.chance.randrange(len(epochs)) if first and self.chance.random() < self.loss_share else None
+        at = self.now + START_MINUTES
+        for number, minutes in enumerate(epochs):
+            if number == lost_in:
+                self._plan(at + self.chance.random() * minutes, trial, Failure("lost", "its process is gone"))
+                self.left[trial.name] = epochs[number:]
+                break
+            at += minutes
+            self._plan(at, trial, EpochRecord.model_construct())
+        else:
+            self._plan(at, trial, TrialResult.model_construct())
+        self.work[trial.name] = self.work.get(trial.name, 0.0) + self.happenings_end(trial) - self.now
+
+    def poll(self, timeout_s: float) -> list[tuple[Trial, Any]]:
+        self.now, _, trial, event = heapq.heappop(self.happenings)
+        return [(trial, event)]
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def happenings_end(self, trial: Trial) -> float:
+        """When the trial's attempt ends."""
+        return max(at for at, _, other, _ in self.happenings if other is trial)
+
+    def _plan(self, at: float, trial: Trial, event: Any) -> None:
+        self.started.add(len(self.started))
+        heapq.heappush(self.happenings, (at, len(self.started), trial, event))
+
+    def _epochs(self, trial: Trial) -> list[float]:
+        mean = EPOCH_MINUTES[trial.condition] * self.chance.lognormvariate(0, TRIAL_NOISE)
+        return [mean * self.chance.lognormvariate(0, EPOCH_NOISE) for _ in range(trial.config.train.epochs)]
+
+
+def plan(seeds: int) -> list[Trial]:
+    """cvrunner's own trials in its own order: two conditions x five folds x so many seeds."""
+    config = validate({"train": {"seeds": list(range(seeds)), "epochs": EPOCHS}}, "makespan")
+    spoken = corpus(sessions=5)
+    return plan_trials(config, spoken, make_folds(spoken, "leave_one_session_out"))
+
+
+def play(trials: Sequence[Trial], chance: random.Random, loss_share: float) -> Played:
+    """One run of cvrunner's loop."""
+    gpus = VirtualGpus(chance, loss_share)
+    run_trials(trials, lambda trial: TrialDirectory(Path(trial.name)), gpus, [], RetriesConfig())
+    return Played(gpus.now, tuple(gpus.work.values()))
+
+
+def _row(trials: int, loss_share: float, played: Sequence[Played]) -> Row:
+    failures = f", {loss_share:.0%} of the trials lose their process" if loss_share else ""
+    simple = median(run.makespan / run.simple_bound for run in played)
+    return Row(
+        f"makespan of {trials} trials on {GPUS} GPUs{failures}",
+        f"{median(run.makespan for run in played) / 60:.1f} h, bound {median(run.bound for run in played) / 60:.1f} h",
+        [run.makespan / run.bound for run in played],
+        1.05,
+        at_least=False,
+        note=f"simulated, {len(played)} draws; against max(sum / {GPUS}, longest) alone: {simple:.3f} x",
+    )

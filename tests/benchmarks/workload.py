@@ -1,0 +1,135 @@
+"""What is measured: an encoder, a synthetic corpus, a condition, batches and threads; the same for all rivals.
+
+Everything that all of them need (corpus, encoder, feature cache) is made once in a folder and not timed, unless a
+measurement says that it is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cvrunner.config import Config, digest, load_config
+from cvrunner.paths import default_config
+
+BASE_LAYERS, BASE_WIDTH, BASE_HEADS, BASE_INNER = 12, 768, 12, 3072
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One thing to measure. Plain values, so that it can be handed to a fresh process as JSON."""
+
+    folder: str
+    """Shared material; made where absent."""
+    encoder: Literal["demo", "base"] = "demo"
+    """`demo`: the one that comes with cvrunner; `base`: WavLM-base's shape (94 M parameters), random weights."""
+    utterances: int = 480
+    """Of the synthetic corpus, about."""
+    condition: Literal["frozen", "unfrozen"] = "unfrozen"
+    fold: int = 1
+    epochs: int = 2
+    """How many are run; where single epochs are timed, the first is to warm up and does not count."""
+    batch_size: int = 8
+    accumulation_steps: int = 1
+    accumulation: str = "exact"
+    threads: int = 2
+    """Of every process that trains."""
+    workers: int = 0
+    """Data loader processes of the Hugging Face Trainer."""
+    cache: str = "cache"
+    """Name of the feature cache in the folder."""
+    part: int = 0
+    parts: int = 1
+    """Of one encoder pass: every `parts`-th utterance from `part` on."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Workload:
+        return cls(**json.loads(text))
+
+    def but(self, **changes: Any) -> Workload:
+        """The same with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def corpus(self) -> Path:
+        return Path(self.folder) / f"corpus-{self.utterances}"
+
+    @property
+    def cache_dir(self) -> Path:
+        return Path(self.folder) / self.cache
+
+    def settings(self, **sections: dict[str, Any]) -> dict[str, Any]:
+        """The configuration file: the demo's, with this workload laid over it. `sections` go on top."""
+        name = "demo" if self.encoder == "demo" else str(base_shaped_encoder(Path(self.folder) / "wavlm-base-shaped"))
+        data: dict[str, Any] = {
+            "base": str(default_config()),
+            "corpus": {"root": str(self.corpus), "demo": {"utterances": self.utterances}},
+            "model": {"encoder": name},
+            "train": {
+                "batch_size": self.batch_size,
+                "accumulation_steps": self.accumulation_steps,
+                "accumulation": self.accumulation,
+                "epochs": self.epochs,
+            },
+            "conditions": {self.condition: {"model": {"freeze_speech_encoder": self.condition == "frozen"}}},
+            "cluster": {"cpus_per_trial": self.threads, "cache_dir": str(self.cache_dir)},
+            "tracking": {"enabled": True},
+        }
+        for section, values in sections.items():
+            data[section] = {**data.get(section, {}), **values} if section != "conditions" else values
+        return data
+
+    def write_config(self, path: Path, **sections: dict[str, Any]) -> Path:
+        """`settings` as a file, JSON being YAML."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.settings(**sections), indent=1))
+        return path
+
+    def config(self) -> Config:
+        return load_config(self.write_config(Path(self.folder) / "configs" / f"{digest(asdict(self))[:16]}.json"))
+
+    def trial(self) -> Any:
+        """cvrunner's own trial of this workload's fold."""
+        from cvrunner.data.corpus import load_corpus
+        from cvrunner.data.folds import make_folds
+        from cvrunner.orchestration.plan import plan_trials
+
+        config = self.config()
+        corpus = load_corpus(config.corpus, self.corpus)
+        trials = plan_trials(config, corpus, make_folds(corpus, "leave_one_session_out"))
+        return next(t for t in trials if t.fold.number == self.fold)
+
+
+def base_shaped_encoder(folder: Path) -> Path:
+    """WavLM-base's shape with random weights of seed 0, dropout as the checkpoint's; made once."""
+    if (folder / "preprocessor_config.json").is_file():
+        return folder
+    import torch
+    from transformers import WavLMConfig, WavLMModel
+
+    torch.manual_seed(0)
+    shape = WavLMConfig(
+        hidden_size=BASE_WIDTH,
+        num_hidden_layers=BASE_LAYERS,
+        num_attention_heads=BASE_HEADS,
+        intermediate_size=BASE_INNER,
+        layerdrop=0.0,
+        apply_spec_augment=False,
+    )
+    unfinished = folder.with_name(f"{folder.name}-unfinished")
+    WavLMModel(shape).save_pretrained(unfinished)
+    (unfinished / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "sampling_rate": 16000}))
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+    return folder
+
+
+def prepare(workload: Workload) -> None:
+    """Make the corpus and the encoder, in this process."""
+    workload.trial()

@@ -1,0 +1,108 @@
+"""SIGKILL at random moments, of trials, of the driver, of both: the same command finishes, bit for bit the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import pytest
+
+from cvrunner.records.run_directory import RunDirectory
+from tests.end_to_end.programs import command, cvrunner, environment, started, tiny_config, wait_until
+from tests.runs import numbers
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.cluster, pytest.mark.timeout(1800)]
+KILLS = int(os.environ.get("CVRUNNER_KILLS", "4"))
+"""20 in a thorough run."""
+Victim = Literal["trial", "driver", "both"]
+VICTIMS: tuple[Victim, ...] = ("trial", "driver", "both")
+
+
+def trials_of(driver: int) -> list[psutil.Process]:
+    """The processes below the driver's that train: Ray calls them by what they are doing."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(driver).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                title = " ".join(process.cmdline())
+                if title.startswith("ray::") and "IDLE" not in title:
+                    found.append(process)
+    return found
+
+
+def kill(driver: subprocess.Popen[bytes], victim: Victim, draw: random.Random) -> str:
+    """Kill; returns what was killed."""
+    trials = trials_of(driver.pid)
+    killed = []
+    if victim in ("trial", "both") and trials:
+        one = draw.choice(trials)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+            killed.append("a trial")
+    if victim in ("driver", "both"):
+        os.kill(driver.pid, signal.SIGKILL)
+        killed.append("the driver")
+    return " and ".join(killed) or "nothing"
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_at_a_random_moment_the_same_command_finishes_bit_identical(
+    whole: tuple[Path, Path, object], number: int, tmp_path: Path
+) -> None:
+    folder, config, expected = whole
+    draw = random.Random(number)
+    victim = VICTIMS[number % len(VICTIMS)]
+    root = ("--set", f"results.root={tmp_path / 'results'}")
+    program = command("all-folds", "--config", config, *root)
+    with started(program, tmp_path, environment(folder), tmp_path / "log") as driver:
+        wait_until(lambda: bool(trials_of(driver.pid)) or driver.poll() is not None, "the first trial")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(draw.uniform(0, 12))
+        killed = kill(driver, victim, draw)
+        if victim == "trial":
+            assert driver.wait(200) == 0, (tmp_path / "log").read_text()[-3000:]
+    finished = cvrunner("all-folds", "--config", config, *root, folder=tmp_path, HOME=str(folder))
+    assert finished.returncode == 0, f"after killing {killed}: {finished.stdout[-3000:]}{finished.stderr[-3000:]}"
+    (path,) = (tmp_path / "results").glob("tiny-*/run.json")
+    assert numbers(RunDirectory(path.parent)) == expected, f"after killing {killed}"
+    assert RunDirectory(path.parent).read_run().status == "COMPLETE"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, object]:
+    """An uninterrupted run: home folder, configuration, and all its numbers."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = tiny_config(folder, epochs=6)
+    finished = cvrunner("all-folds", "--config", config, folder=folder)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    (path,) = (folder / "results").glob("tiny-*/run.json")
+    return folder, config, numbers(RunDirectory(path.parent))
+
+
+def test_with_chaos_a_run_ends_complete_and_sync_fills_what_the_tracker_missed(
+    whole: tuple[Path, Path, object], tmp_path: Path
+) -> None:
+    folder, config, expected = whole
+    chaos = ("--chaos", "kill=0.1,tracker=0.1")
+    root = ("--set", f"results.root={tmp_path / 'results'}")
+    finished = cvrunner("all-folds", "--config", config, *root, *chaos, folder=tmp_path, HOME=str(folder))
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    (path,) = (tmp_path / "results").glob("tiny-*/run.json")
+    directory = RunDirectory(path.parent)
+    assert numbers(directory) == expected
+    synced = cvrunner("sync", directory.path, folder=tmp_path)
+    assert synced.returncode == 0, synced.stderr
+    assert mlflow_statuses(tmp_path / "results" / "mlflow.db") == {"FINISHED": 13}
+
+
+def mlflow_statuses(database: Path) -> dict[str, int]:
+    """How many runs have which status: ten trials, two conditions and a comparison."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return dict(connection.execute("select status, count(*) from runs group by status").fetchall())

@@ -1,0 +1,166 @@
+"""A tracking server that is killed, slow or read-only in the middle of a run: training goes on, and nothing is missing
+or twice in the end."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cvrunner.config import load_config
+from cvrunner.records.run_directory import RunDirectory
+from cvrunner.reporting import tracker as tracker_module
+from cvrunner.reporting.comparison import summarise
+from cvrunner.reporting.report import read_epochs
+from cvrunner.reporting.tracker import BackgroundTracker, MlflowTracker
+from cvrunner.reporting.tracking_mirror import sync_run
+from tests.end_to_end.programs import environment, free_ports, started, wait_until
+from tests.reporting.test_tracking import runs_by_role, steps
+from tests.runs import make_run
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.filterwarnings("ignore")]
+EPOCHS = 3
+
+
+def server(folder: Path, port: int) -> list[str]:
+    """A real MLflow server over a database in `folder`."""
+    mlflow = str(Path(sys.executable).parent / "mlflow")
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    return [mlflow, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
+
+
+def answers(port: int) -> bool:
+    import requests
+
+    try:
+        return bool(requests.get(f"http://127.0.0.1:{port}/health", timeout=1).ok)
+    except requests.RequestException:
+        return False
+
+
+def tell(tracker: Any, directory: RunDirectory, break_at: Any = lambda: None) -> None:
+    """A run as the driver tells it; `break_at` after the first epoch."""
+    run = directory.read_run()
+    tracker.start(run, load_config(directory.config), directory)
+    for name in run.trials:
+        tracker.trial_started(name)
+    for epoch in range(EPOCHS):
+        for name, state in run.trials.items():
+            tracker.epoch(name, read_epochs(directory, state.condition, state.fold, state.seed)[epoch])
+        if epoch == 0:
+            break_at()
+    for name, result in directory.results(run).items():
+        tracker.trial_finished(name, result, "DONE")
+
+
+def whole(uri: str) -> None:
+    """Every run is there once, ended, with each epoch once."""
+    found = runs_by_role(uri)
+    assert {role: len(runs) for role, runs in found.items()} == {"parent": 2, "trial": 4, "comparison": 1}
+    assert {run.info.status for runs in found.values() for run in runs} == {"FINISHED"}
+    for trial in found["trial"]:
+        assert steps(uri, trial, "train/loss") == [1, 2, 3]
+        assert len(steps(uri, trial, "test/ccc_avg")) == 1
+
+
+def test_a_server_that_is_killed_is_filled_up_when_it_is_back(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "results", folds=2, epochs=EPOCHS)
+    (port,) = free_ports(1)
+    uri, warnings = f"http://127.0.0.1:{port}", []
+    tracker = BackgroundTracker(MlflowTracker(uri, warnings.append), warnings.append)
+    with started(server(tmp_path, port), tmp_path, environment(tmp_path), tmp_path / "server.log") as process:
+        wait_until(lambda: answers(port), "the server")
+
+        def kill() -> None:
+            tracker._wait(60)
+            os.killpg(process.pid, signal.SIGKILL)
+            wait_until(lambda: not answers(port), "its end")
+
+        tell(tracker, directory, kill)
+    tracker.finish(summarise(directory), "COMPLETE")
+    assert [w.split(": ")[0] for w in warnings] == [f"MLflow ({uri})"] * 2
+    with started(server(tmp_path, port), tmp_path, environment(tmp_path), tmp_path / "server.log"):
+        wait_until(lambda: answers(port), "the server")
+        sync_run(directory, uri)
+        sync_run(directory, uri)
+        whole(uri)
+
+
+def test_after_a_while_it_tries_again_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_module, "QUIET_S", 0.0)
+    directory = make_run(tmp_path / "results", folds=2, epochs=EPOCHS)
+    uri, warnings = f"sqlite:///{tmp_path}/mlflow.db", []
+    away = iter([False] * 6 + [True] * 3)
+    tracker = MlflowTracker(uri, warnings.append, lambda: next(away, False))
+    tell(tracker, directory)
+    tracker.finish(summarise(directory), "COMPLETE")
+    assert len(warnings) == 1
+    whole(uri)
+
+
+@pytest.fixture
+def set_read_only() -> Iterator[Any]:
+    """Permissions do not bind root, so SQLite itself is told, whenever a connection is taken from a pool."""
+    import sqlalchemy
+
+    state = {"query_only": "off"}
+
+    def tell_sqlite(connection: Any, *_: Any) -> None:
+        connection.execute(f"pragma query_only = {state['query_only']}")
+
+    sqlalchemy.event.listen(sqlalchemy.pool.Pool, "checkout", tell_sqlite)
+    yield lambda on: state.update(query_only="on" if on else "off")
+    state["query_only"] = "off"
+    sqlalchemy.event.remove(sqlalchemy.pool.Pool, "checkout", tell_sqlite)
+
+
+def test_a_database_that_turns_read_only_loses_nothing(tmp_path: Path, set_read_only: Any) -> None:
+    directory = make_run(tmp_path / "results", folds=2, epochs=EPOCHS)
+    uri, warnings = f"sqlite:///{tmp_path}/mlflow.db", []
+    tracker = MlflowTracker(uri, warnings.append)
+    tell(tracker, directory, lambda: set_read_only(True))
+    tracker.finish(summarise(directory), "COMPLETE")
+    assert warnings
+    assert "readonly database" in warnings[0]
+    set_read_only(False)
+    sync_run(directory, uri)
+    whole(uri)
+
+
+class Stuck(http.server.BaseHTTPRequestHandler):
+    """Answers nothing until the test is over."""
+
+    over = threading.Event()
+
+    def _answer(self) -> None:
+        self.over.wait(60)
+
+    do_GET = do_POST = do_PATCH = _answer  # noqa: N815 (names of the base class)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_module, "STOP_S", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    directory = make_run(tmp_path / "results", folds=2, epochs=EPOCHS)
+    warnings: list[str] = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stuck) as stuck:
+        stuck.daemon_threads = True
+        threading.Thread(target=stuck.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{stuck.server_port}"
+        tracker = BackgroundTracker(MlflowTracker(uri, warnings.append), warnings.append)
+        tell(tracker, directory)
+        tracker.finish(summarise(directory), "STOPPED")
+        assert warnings == ["MLflow took longer than 0.5 s; `cvrunner sync RUN` writes what is missing"]
+        assert tracker.links() == {}
+        assert not Stuck.over.is_set()  # all of that went by while the first request was still waiting
+        Stuck.over.set()
+        stuck.shutdown()

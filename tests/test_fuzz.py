@@ -1,0 +1,278 @@
+"""Whatever is in a file: a configuration, a corpus, audio, an encoder - or the error of its kind, with a message."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from cvrunner.config import load_config, valid_keys
+from cvrunner.data.folds import check_labels, find_leaks, make_folds
+from cvrunner.data.iemocap import load_iemocap
+from cvrunner.data.manifest import OPTIONAL, REQUIRED, load_manifest
+from cvrunner.data.utterance import AudioError, read_audio
+from cvrunner.errors import ConfigError, CorpusError, EncoderError
+from cvrunner.model.encoder_files import find_encoder
+from tests.corpora import (
+    DIMENSIONS,
+    SCALE,
+    TURNS,
+    csv_text,
+    json_lines,
+    label_file,
+    label_text,
+    manifest_rows,
+    write_bytes,
+    write_iemocap,
+)
+from tests.encoders import save_encoder
+
+FINETUNE = Path(__file__).parent.parent / "configs" / "finetune.yaml"
+BOUNDED = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@contextlib.contextmanager
+def only(kind: type[Exception]) -> Iterator[None]:
+    """Lets an error of this kind pass, which must say something."""
+    try:
+        yield
+    except kind as error:
+        if not str(error).strip():
+            raise AssertionError(f"{kind.__name__} without a message") from error
+
+
+def load(path: Path, *overrides: str) -> None:
+    """A configuration, and every condition of it, as commands ask for them."""
+    with only(ConfigError):
+        config = load_config(path, overrides)
+        for name in config.conditions:
+            assert config.for_condition(name).numerics
+
+
+TEXT = st.text(max_size=60) | st.text("ab:{}[]&*!|>-#'\"\n\t, 019e.~?", max_size=60)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+ODD = st.dates() | st.datetimes() | st.binary(max_size=4) | st.sets(st.integers(0, 3), max_size=2)
+VALUES = st.recursive(
+    SCALARS | ODD,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["lr", "model", "seeds", ""]) | SCALARS, inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(valid_keys()) | st.lists(st.sampled_from(["train", "model", "conditions", "a", "lr"])).map(
+    ".".join
+)
+
+
+@BOUNDED
+@given(st.binary(max_size=80) | TEXT.map(lambda text: text.encode("utf-8", "surrogatepass")))
+@example(b"train: {lr: !!int ''}")
+@example(b"train: {lr: !!timestamp x}")
+@example(b"train: {lr: 2001-99-99}")
+@example(b"train: {lr: !!bool x}")
+@example(b"? !!binary aGk=\n: 1")
+@example(b"conditions: {a: {model: !!binary gICA}}")
+@example(b"conditions: {a: &a [*a]}")
+@example(b"conditions: {a: {<<: {model: {width: 8}}}}")
+@example(b"base: ''")
+@example(b'base: "\\0"')
+@example(b'base: "\\uD800"')
+@example(b"train: !!set {epochs}")
+@example(b"x: " + b"1" * 5000)
+def test_any_bytes_as_configuration(tmp_path: Path, content: bytes) -> None:
+    write_bytes(tmp_path / "config.yaml", content)
+    load(tmp_path / "config.yaml")
+
+
+@BOUNDED
+@given(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=3))
+@example([("conditions", {"a": {"model": {"width": datetime.date(2020, 1, 1)}}})])
+@example([("conditions", {"a": {"model": {"width": {1, 2}}}})])
+@example([("model", {None: 1})])
+def test_a_good_configuration_with_any_values(tmp_path: Path, changes: list[tuple[str, Any]]) -> None:
+    data = yaml.safe_load(FINETUNE.read_text())
+    data.pop("base", None)
+    for key, value in changes:
+        place = data
+        *above, last = key.split(".")
+        for part in above:
+            if not isinstance(place.get(part), dict):
+                place[part] = {}
+            place = place[part]
+        place[last] = value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data, allow_unicode=True), encoding="utf-8")
+    load(tmp_path / "config.yaml")
+
+
+@BOUNDED
+@given(st.lists(st.builds("{}={}".format, KEYS, TEXT) | TEXT, max_size=3))
+def test_any_overrides(overrides: list[str]) -> None:
+    load(FINETUNE, *overrides)
+
+
+# --- corpora ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
+    """Audio and rows of a good manifest."""
+    folder = tmp_path_factory.mktemp("corpus")
+    return folder, manifest_rows(folder)
+
+
+def read(path: Path) -> None:
+    """A manifest, and what is made of it."""
+    with only(CorpusError):
+        corpus = load_manifest(path, SCALE, DIMENSIONS, False)
+        assert corpus.digest
+        assert corpus.describe()
+        folds = make_folds(corpus, "leave_one_session_out")
+        find_leaks(folds)
+        check_labels(corpus, folds, DIMENSIONS)
+
+
+NAMES = [*REQUIRED, *OPTIONAL]
+CELLS = (
+    st.sampled_from(
+        ["audio/s1t0.wav", "../x.wav", "/dev/zero", "nan", "-inf", "1e400", "2,5", "", " ", "F", "test", "\0"]
+    )
+    | st.text(max_size=12)
+    | st.integers().map(str)
+)
+
+
+@BOUNDED
+@given(st.binary(max_size=120) | TEXT.map(lambda text: text.encode("utf-8", "surrogatepass")))
+@example(b"{" * 100_000)
+@example(b'"' + b"," * 200_000)
+@example(b"\xff\xfe{\x00}\x00")
+@example(b'{"path": ' + b"[" * 5000)
+@example(b'{"turn": ' + b"1" * 5000 + b"}")
+def test_any_bytes_as_manifest(good: tuple[Path, list[dict[str, object]]], content: bytes) -> None:
+    path = good[0] / "any.csv"
+    write_bytes(path, content)
+    read(path)
+
+
+@BOUNDED
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(NAMES), CELLS), max_size=4), st.sampled_from(",;"))
+def test_good_csv_rows_with_any_cells(
+    good: tuple[Path, list[dict[str, object]]], changes: list[tuple[int, str, str]], delimiter: str
+) -> None:
+    folder, rows = good
+    changed = [dict(row) for row in rows]
+    for index, name, cell in changes:
+        changed[index][name] = cell
+    write_bytes(folder / "cells.csv", csv_text(changed, delimiter).encode("utf-8", "surrogatepass"))
+    read(folder / "cells.csv")
+
+
+@BOUNDED
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(NAMES), CELLS | SCALARS | st.text(st.characters(), max_size=4)),
+        max_size=4,
+    ),
+    st.lists(st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3)), max_size=1),
+)
+@example([(0, "speaker", "\ud800")], [])
+@example([(0, "session", "1" * 5000)], [])
+@example([(0, "turn", 10**400)], [])
+@example([(0, "valence", "1" * 5000)], [])
+@example([(0, "utterance", "a\nb")], [])
+def test_good_json_lines_with_any_values(
+    good: tuple[Path, list[dict[str, object]]], changes: list[tuple[int, str, object]], more: list[object]
+) -> None:
+    folder, rows = good
+    changed = [dict(row) for row in rows]
+    for index, name, value in changes:
+        changed[index][name] = value
+    write_bytes(folder / "cells.jsonl", (json_lines(changed) + "".join(map(json.dumps, more))).encode())
+    read(folder / "cells.jsonl")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree as IEMOCAP's."""
+    return write_iemocap(tmp_path_factory.mktemp("tree"))
+
+
+@BOUNDED
+@given(st.integers(0, 150), st.integers(0, 20), st.binary(max_size=20) | TEXT.map(str.encode))
+@example(55, 0, b"\xd9\xa1" * 5)
+@example(0, 0, b"[" + b"9" * 5000 + b" - 1] Ses01F_impro01_F000 neu [1, 2, 3]\n")
+def test_a_label_file_with_anything_in_it(root: Path, start: int, cut: int, content: bytes) -> None:
+    text = label_text("Ses01F_impro01", TURNS).encode()
+    write_bytes(label_file(root, "Ses01F_impro01"), text[:start] + content + text[start + cut :])
+    with only(CorpusError):
+        assert load_iemocap(root, "header", SCALE, DIMENSIONS, False).digest
+
+
+@BOUNDED
+@given(st.integers(), st.booleans(), st.booleans())
+def test_audio_with_a_broken_header(
+    good: tuple[Path, list[dict[str, object]]], seed: int, resample: bool, cut: bool
+) -> None:
+    draw = random.Random(seed)
+    content = bytearray((good[0] / "audio" / "s1t0.wav").read_bytes())
+    for _ in range(draw.randint(1, 4)):
+        content[draw.randrange(44)] = draw.randrange(256)
+    path = good[0] / "broken.wav"
+    path.write_bytes(content[: draw.randrange(len(content))] if cut else content)
+    with only(AudioError):
+        read_audio(path, resample)
+
+
+# --- encoders ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wavlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(tmp_path_factory.mktemp("encoders") / "wavlm")
+
+
+JSON_KEYS = ["model_type", "architectures", "_name_or_path", "num_hidden_layers", "hidden_size", "sampling_rate"]
+
+
+@BOUNDED
+@given(
+    st.sampled_from(["config.json", "preprocessor_config.json"]),
+    st.dictionaries(st.sampled_from(JSON_KEYS), st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=2))),
+    st.binary(max_size=4),
+)
+@example("config.json", {"num_hidden_layers": 10**12}, b"")
+@example("config.json", {"architectures": 7}, b"")
+@example("config.json", {}, b"{" * 5000)
+def test_an_encoder_with_anything_in_its_json(wavlm: Path, file: str, values: dict[str, Any], more: bytes) -> None:
+    before = (wavlm / file).read_bytes()
+    (wavlm / file).write_bytes(json.dumps({**json.loads(before), **values}).encode() + more)
+    try:
+        with only(EncoderError):
+            assert find_encoder(str(wavlm)).digest
+    finally:
+        (wavlm / file).write_bytes(before)
+
+
+@BOUNDED
+@given(st.integers(0, 400), st.binary(min_size=1, max_size=8), st.integers(0, 2000))
+def test_an_encoder_with_broken_weights(wavlm: Path, place: int, content: bytes, cut: int) -> None:
+    path = wavlm / "model.safetensors"
+    before = path.read_bytes()
+    path.write_bytes(before[:place] + content + before[place + len(content) : len(before) - cut])
+    try:
+        with only(EncoderError):
+            assert find_encoder(str(wavlm)).digest
+    finally:
+        path.write_bytes(before)

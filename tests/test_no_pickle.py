@@ -1,0 +1,56 @@
+"""Nothing that is data runs: no pickle where a user can put a file, and none read from a file."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from cvrunner import cli
+from cvrunner.model.encoder_files import find_encoder
+from cvrunner.model.speech_encoder import load_wavlm
+from tests.bad_input import add_pickle
+from tests.encoders import save_encoder
+
+
+def test_a_malicious_pickle_beside_good_weights_is_never_opened(tmp_path: Path) -> None:
+    plain, beside = (save_encoder(tmp_path / name) for name in ("plain", "beside"))
+    add_pickle(beside)
+    loaded, expected = (load_wavlm(find_encoder(str(folder))).state_dict() for folder in (beside, plain))
+    assert all(torch.equal(loaded[name], weight) for name, weight in expected.items())
+    assert find_encoder(str(beside)).digest == find_encoder(str(plain)).digest
+    assert not list(tmp_path.rglob("owned"))
+
+
+def test_the_malicious_pickle_would_do_harm_if_it_were_loaded(tmp_path: Path) -> None:
+    """Else the test above would say nothing."""
+    add_pickle(tmp_path / "wavlm")
+    pickle.loads((tmp_path / "wavlm" / "pytorch_model.bin").read_bytes())
+    assert (tmp_path / "owned").is_dir()
+
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+FORBIDDEN_CALLS = {
+    "eval", "exec", "compile", "__import__", "torch.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all",
+    "pd.read_pickle", "pandas.read_pickle",
+}  # fmt: skip
+PROGRAM = sorted(Path(cli.__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", PROGRAM, ids=lambda path: str(path.relative_to(PROGRAM[0].parent)))
+def test_the_program_has_nothing_that_runs_data(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            assert not {str(name).partition(".")[0] for name in names} & FORBIDDEN_MODULES
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert name not in FORBIDDEN_CALLS
+            assert keywords.get("allow_pickle", "False") == "False"
+            assert keywords.get("trust_remote_code", "False") == "False"
+            assert name != "yaml.load" or "_Loader" in ast.unparse(node), "yaml.load without the safe loader"
+            assert not name.endswith("from_pretrained") or keywords.get("use_safetensors") == "True"
