@@ -37,6 +37,14 @@ ChaosOption = Annotated[
         help="Break things on purpose: kill and oom per epoch, tracker per write: kill=0.1,oom=0.05,tracker=0.1.",
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Where the cluster's dashboard answers.",
+        show_default="RAY_ADDRESS if http, RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only problems and the result.")]
 
 
@@ -93,6 +101,21 @@ def audit(config: ConfigFile = None, set_: Set = None) -> None:
     _end(commands.audit(config, set_ or [], _console()))
 
 
+@app.command("plan")
+def plan(
+    config: ConfigFile = None,
+    set_: Set = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", help="Plan for so many GPUs.", show_default="those here")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Memory, batch size, time and makespan, from real updates of each condition; trains nothing."""
+    from cvrunner import commands
+
+    _end(commands.plan(config, set_ or [], gpus, as_json, _console()))
+
+
 @app.command("report")
 def report(run: Annotated[Path, typer.Argument(help="A run's folder, or its name in results.")]) -> None:
     """Tables, figures and report.html again, from the files of a run alone."""
@@ -139,6 +162,60 @@ def doctor(
     from cvrunner import commands
 
     _end(commands.doctor(config, set_ or [], as_json, _console()))
+
+
+@app.command("submit", context_settings={"allow_interspersed_args": False})
+def submit(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[--] COMMAND [ARGUMENTS]...", help="What to run.", show_default="all-folds"),
+    ] = None,
+    address: Address = None,
+    working_dir: Annotated[
+        Path, typer.Option("--working-dir", help="Folder to upload, the job's working directory.")
+    ] = Path("."),
+    runtime_env: Annotated[
+        Path | None, typer.Option("--runtime-env", help="Ray's settings.", show_default="jobs/runtime_env.yaml")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the job.")] = False,
+    python: Annotated[str, typer.Option("--python", help="Python of the cluster, with cvrunner's packages.")] = "python",
+) -> None:
+    """A command as a job on a Ray cluster, followed to its end; its exit code. What runs already is only followed."""
+    from cvrunner import job_commands
+
+    _end(job_commands.submit(arguments or [], address, working_dir, runtime_env, not no_wait, python, _console()))
+
+
+@app.command("status")
+def status(
+    job: Annotated[str | None, typer.Argument(help="One job.", show_default="all of cvrunner's")] = None,
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """The jobs on a cluster: how they stand, since when, where their results are."""
+    from cvrunner import job_commands
+
+    _end(job_commands.status(job, address, as_json, _console()))
+
+
+@app.command("stop")
+def stop(job: Annotated[str, typer.Argument(help="Its id, as `status` shows it.")], address: Address = None) -> None:
+    """Have a job save and end, and wait for it."""
+    from cvrunner import job_commands
+
+    _end(job_commands.stop(job, address, _console()))
+
+
+@app.command("logs")
+def logs(
+    job: Annotated[str, typer.Argument(help="Its id, as `status` shows it.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="To the job's end; then its exit code.")] = False,
+    address: Address = None,
+) -> None:
+    """What a job has printed."""
+    from cvrunner import job_commands
+
+    _end(job_commands.logs(job, address, follow, _console()))
 
 
 @app.command("demo-data")

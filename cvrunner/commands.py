@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from cvrunner import paths
 from cvrunner.chaos import NONE, Chaos
 from cvrunner.config import Config, load_config
-from cvrunner.errors import LeakError, ResultsError, Stopped, UsageError
+from cvrunner.errors import ClusterLostError, CvrunnerError, LeakError, ResultsError, Stopped, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from cvrunner.data.folds import Fold
     from cvrunner.data.utterance import Corpus
-    from cvrunner.orchestration.failures import Failure
     from cvrunner.orchestration.run_book import RunBook
     from cvrunner.orchestration.scheduler import Executor, Observer
     from cvrunner.records.run_directory import RunDirectory
@@ -210,6 +210,30 @@ def doctor(config_path: Path | None, overrides: Sequence[str], as_json: bool, co
     return diagnose.exit_code(findings)
 
 
+def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, as_json: bool, console: Console) -> int:
+    """What the run would cost, from real updates of each condition; trains nothing and keeps nothing."""
+    prepared = prepare(config_path, overrides)
+    from cvrunner.orchestration import forecast
+    from cvrunner.orchestration.fleet import fleets
+    from cvrunner.orchestration.plan import plan_trials
+    from cvrunner.reporting.plan_text import plan_text
+    from cvrunner.training.device import default_device
+    from cvrunner.training.probe import hardest, probe, resident_mib
+
+    places = fleets(prepared.config.cluster, gpus, os.environ)
+    trials = plan_trials(prepared.config, prepared.corpus, prepared.folds)
+    device, base_mib, probes = default_device(), resident_mib(), []
+    with tempfile.TemporaryDirectory(prefix="cvrunner-plan-") as folder:
+        for condition in prepared.config.conditions:
+            print(f"{condition}: a few real updates on {device.type} ...", file=sys.stderr, flush=True)
+            trial = hardest(t for t in trials if t.condition == condition)
+            probes.append(probe(trial, device, Path(folder), base_mib))
+    found = forecast.forecast(trials, prepared.corpus.utterances, probes, places)
+    text = forecast.as_json(found) if as_json else plan_text(found)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def demo_data(root: Path, seed: int, utterances: int, console: Console) -> int:
     """Write the synthetic corpus."""
     from cvrunner.data.demo import write_demo_corpus
@@ -253,8 +277,8 @@ class Ending:
 
     stopped: bool
     """By the user."""
-    aborted: Failure | None
-    """By a failure that every trial would have met."""
+    error: CvrunnerError | None
+    """What ended it for all trials, where something did."""
 
 
 @contextlib.contextmanager
@@ -345,7 +369,9 @@ def _train(run: Run, todo: Sequence[Trial], make_executor: Callable[[], Executor
             observers: list[Observer] = [run.book, progress, TrackingObserver(run.tracker)]
             retries = run.prepared.config.cluster.retries
             aborted = run_trials(todo, run.book.trial_directory, executor, observers, retries, stop.is_set)
-        return Ending(stop.is_set(), aborted)
+        return Ending(stop.is_set(), UsageError(aborted.message) if aborted else None)
+    except ClusterLostError as error:
+        return Ending(False, error)
     finally:
         executor.close()
 
@@ -368,8 +394,8 @@ def _conclude(run: Run, ending: Ending | None) -> int:
     _show(book.directory, run.console)
     if stopped and status != "COMPLETE":
         raise Stopped("stopped; the same command continues")
-    if ending and ending.aborted:
-        raise UsageError(ending.aborted.message)
+    if ending and ending.error:
+        raise ending.error
     return 0 if status == "COMPLETE" else 1
 
 

@@ -6,13 +6,14 @@
     ├── CorpusError               2   one or more problems in the corpus, all of one pass
     │   └── LeakError             2   train, validation and test share what they must not
     ├── EncoderError              2   encoder missing, of the wrong kind or not allowed
-    ├── ClusterError              2   the cluster cannot hold what was asked for
+    ├── ClusterError              2   the cluster cannot hold what was asked for, or does not answer
     ├── ResultsError              2   the results folder is unusable
     ├── TrialError                1   one trial failed; the others go on
     │   ├── MovementError         1   the encoder moved although frozen, or did not although unfrozen
     │   ├── NonFiniteError        1   loss or gradient is not a number
     │   ├── MemoryLimitError      1   out of memory with nothing left to make smaller
     │   └── TrialInUseError       1   another process trains the same trial
+    ├── ClusterLostError          1   Ray itself died under a run
     ├── IncompleteRunError        1   trials are missing, so there is no comparison
     └── Stopped                 143   SIGTERM, SIGINT or `ray job stop`
 
@@ -73,9 +74,13 @@ class EncoderError(CvrunnerError):
 
 
 class ClusterError(CvrunnerError):
-    """The cluster cannot hold a trial, now or ever."""
+    """The cluster cannot hold a trial, now or ever, or it does not answer."""
 
     exit_code = 2
+
+
+class ClusterLostError(CvrunnerError):
+    """Ray on the driver's own node is gone; what the trials have saved is not."""
 
 
 class ResultsError(CvrunnerError):

@@ -59,6 +59,15 @@ def corpus_root(path: str) -> Path:
 
 def default_config() -> Path:
     """configs/demo.yaml, of the repository or of the installed package."""
+    return _shipped("configs", "demo.yaml")
+
+
+def default_runtime_env() -> Path:
+    """jobs/runtime_env.yaml, of the repository or of the installed package."""
+    return _shipped("jobs", "runtime_env.yaml")
+
+
+def _shipped(folder: str, name: str) -> Path:
     package = Path(__file__).parent
-    candidates = [package.parent / "configs" / "demo.yaml", package / "configs" / "demo.yaml"]
+    candidates = [package.parent / folder / name, package / folder / name]
     return next((path for path in candidates if path.is_file()), candidates[0])

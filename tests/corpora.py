@@ -139,7 +139,7 @@ def manifest_rows(folder: Path, sessions: int = 3, turns: int = 2) -> list[Row]:
                     "dialogue": f"d{session}",
                     "turn": turn,
                     "valence": 1.5 + turn,
-                    "arousal": 2.5 + (session + turn + 1) % 2,
+                    "arousal": 2.5 + (session + turn) % 2,
                 }
             )
     return rows

@@ -1,18 +1,13 @@
-"""How an attempt at a trial can end badly, and what follows: kinds told apart by type, and one pure decision."""
+"""How an attempt at a trial can end badly, and what follows from it: one pure decision."""
 
 from __future__ import annotations
 
 import enum
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-
 from cvrunner.config import RetriesConfig
-from cvrunner.errors import CvrunnerError, MemoryLimitError, NonFiniteError, Stopped, TrialError, TrialInUseError
-from cvrunner.files import PERMANENT, is_transient
 
 FailureKind = Literal[
     "preempted", "lost", "host_memory", "gpu_memory", "gpu", "io", "numbers", "bug", "trial", "user", "stopped"
@@ -74,34 +69,3 @@ def decide(failure: Failure, earlier: Sequence[Failure], retries: RetriesConfig)
             allowed: int = getattr(retries, kind)
             used = sum(other.kind == kind for other in earlier)
             return Decision.RETRY if used < allowed else Decision.FAIL
-
-
-def classify(error: BaseException) -> Failure:
-    """A Failure from an exception raised by a trial, by its type."""
-    kind = _kind(error)
-    message = str(error) or type(error).__name__
-    if isinstance(error, CvrunnerError):
-        return Failure(kind, message)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = " > ".join(f"{frame.filename}:{frame.lineno}" for frame in frames) + f" {type(error).__name__}"
-    return Failure(kind, f"{type(error).__name__}: {message}", "".join(traceback.format_exception(error)), place)
-
-
-def _kind(error: BaseException) -> FailureKind:
-    by_type: tuple[tuple[type[BaseException], FailureKind], ...] = (
-        (Stopped, "stopped"),
-        (NonFiniteError, "numbers"),
-        (MemoryLimitError, "trial"),
-        (TrialInUseError, "io"),
-        (TrialError, "trial"),
-        (CvrunnerError, "user"),
-        (torch.OutOfMemoryError, "gpu_memory"),
-        (torch.AcceleratorError, "gpu"),
-        (MemoryError, "host_memory"),
-    )
-    for type_, kind in by_type:
-        if isinstance(error, type_):
-            return kind
-    if isinstance(error, OSError):
-        return "io" if is_transient(error) else "trial" if error.errno in PERMANENT else "bug"
-    return "bug"

@@ -15,17 +15,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cvrunner.chaos import NONE, Chaos
 from cvrunner.config import ClusterConfig
-from cvrunner.errors import ClusterError
+from cvrunner.errors import ClusterError, ClusterLostError
 from cvrunner.files import write_atomically
-from cvrunner.orchestration.failures import Failure, classify
+from cvrunner.orchestration.failures import Failure
 from cvrunner.records.results import Placed, TrialResult, Waiting
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.training.fold_trainer import Event
 from cvrunner.training.trial import Trial
+
+if TYPE_CHECKING:
+    from cvrunner.training.fold_trainer import Event
 
 # Ray folds lines that differ only in numbers; those are the ones a user wants.
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -144,18 +146,27 @@ class RayExecutor:
         except ClusterError:
             self.close()
             raise
+        self.here = _alive()[ray.get_runtime_context().get_node_id()]
         self.looked = time.monotonic()
 
     @property
     def slots(self) -> int:
         """At least one: with nothing left, a trial waits until the cluster has a node again."""
+        self._look()
+        return max(1, min(self.room - len(self.broken), self.wanted))
+
+    def _look(self) -> None:
+        """How much room the cluster has by now. Raises ClusterLostError where Ray itself is gone."""
         if time.monotonic() - self.looked > LOOK_EVERY_S:
             self.looked = time.monotonic()
+            if not _answers(self.here):
+                raise ClusterLostError(
+                    "Ray has died on this node; what the trials saved is safe, and the same command continues"
+                )
             try:
                 self.room = capacity(ray.cluster_resources(), self.cluster)  # type: ignore[no-untyped-call]
             except ClusterError:
                 self.room = 0
-        return max(1, min(self.room - len(self.broken), self.wanted))
 
     def start(self, trial: Trial, directory: TrialDirectory) -> None:
         node_dir = self.cluster.node_dir
@@ -168,6 +179,7 @@ class RayExecutor:
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
         if not self.attempts:
             return []
+        self._look()
         ready, _ = ray.wait([attempt.events for attempt in self.attempts], timeout=timeout_s, fetch_local=False)
         happened: list[tuple[Trial, Event | Failure]] = []
         for attempt in [a for a in self.attempts if a.events in ready]:
@@ -246,6 +258,8 @@ class RayExecutor:
             if isinstance(event, TrialResult):
                 self._bring(attempt, event)
         except RayTaskError as error:
+            from cvrunner.orchestration.attempt import classify
+
             event = classify(error.cause if isinstance(error.cause, BaseException) else error)
         except (RayError, StopIteration) as error:
             event = self._lost(attempt, error)
@@ -318,10 +332,9 @@ def _connect(run: str, cluster: ClusterConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**common)
         return
-    import torch
-
     cores = os.cpu_count() or 1
-    gpus = torch.cuda.device_count() or max(1, cores // cluster.cpus_per_trial)
+    # Where there is a driver, Ray counts the GPUs itself.
+    gpus = None if Path("/dev/nvidiactl").exists() else max(1, cores // cluster.cpus_per_trial)
     ray.init(
         address="local",
         num_cpus=cores,

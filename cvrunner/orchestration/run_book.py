@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,9 +22,10 @@ from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.plan import run_key
 from cvrunner.records.results import FloorRecord, Placed, RunRecord, RunStatus, TrialResult, TrialState, TrialStatus
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
-from cvrunner.training.checkpoint import Checkpoints
-from cvrunner.training.fold_trainer import Event
 from cvrunner.training.trial import Trial
+
+if TYPE_CHECKING:
+    from cvrunner.training.fold_trainer import Event
 
 
 def find_run(root: Path, name: str, key: str) -> RunDirectory | None:
@@ -118,7 +120,7 @@ class RunBook:
         for name, state in self.record.trials.items():
             trial = self.directory.trial(state.condition, state.fold, state.seed)
             if done := trial.result(state.key) is not None:
-                Checkpoints(trial.checkpoint).remove()  # left by a kill after the result was written
+                shutil.rmtree(trial.checkpoint, ignore_errors=True)  # left by a kill after the result was written
             states[name] = state.model_copy(update={"status": "DONE" if done else "WAITING", "error": None})
         self._write(trials=states, status="RUNNING", finished_at=None)
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cvrunner.config import RetriesConfig
 from cvrunner.orchestration.failures import Decision, Failure, decide
 from cvrunner.records.results import EpochRecord, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.training.fold_trainer import Event
 from cvrunner.training.trial import Trial
+
+if TYPE_CHECKING:
+    from cvrunner.training.fold_trainer import Event  # and torch with it, which the driver does without
 
 
 class Executor(Protocol):

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.records.results import Ccc, EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
 from cvrunner.reporting.report import ccc_label
-from cvrunner.training.fold_trainer import Event
 from cvrunner.training.trial import Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from cvrunner.training.fold_trainer import Event
 
 
 FATE = {
@@ -105,7 +106,7 @@ class Progress:
         done = sum(row.epochs if row.state == "done" else row.epoch for row in self.rows.values())
         total = sum(row.epochs for row in self.rows.values())
         left = remaining_s(list(self.rows.values()), self.slots)
-        return f"{done} of {total} epochs" + (f", ETA {_duration(left)}" if left is not None else "")
+        return f"{done} of {total} epochs" + (f", ETA {duration(left)}" if left is not None else "")
 
     def _scores(self, ccc: Ccc) -> str:
         return "  ".join(f"{ccc_label(d)} {_number(ccc.get(d))}" for d in self.dimensions)
@@ -169,7 +170,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds up to 90, then minutes up to 90, then hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.records.results import EpochRecord, TrialResult, TrialStatus
 from cvrunner.reporting.tracker import Tracker
-from cvrunner.training.fold_trainer import Event
 from cvrunner.training.trial import Trial
+
+if TYPE_CHECKING:
+    from cvrunner.training.fold_trainer import Event
 
 
 class TrackingObserver:

@@ -142,6 +142,30 @@ class FoldTrainer:
                     yield Waiting(what=f"another process, which trains this trial, for {LOCK_S:g} s at most")
         raise TrialInUseError(f"{self.place.directory.path} is being trained by another process")
 
+    # --- rehearsing: what `probe.py` measures, part of no training ----------------------------------------------------
+
+    def prepare(self) -> Iterator[FeatureProgress]:
+        """Build, fill the cache, and switch on all that trains at any time."""
+        self._build()
+        yield from self.inputs.fill_cache()
+        self.schedule.begin_epoch(self.train_config.epochs)
+
+    def rehearse(self, utterances: Sequence[Utterance], batch_size: int) -> None:
+        """One real update of these utterances in micro-batches of `batch_size`. Raises torch.OutOfMemoryError."""
+        self.model.train()
+        update = evaluation_update(utterances, batch_size, self.model_config.protocol == "dialogue")
+        self._step(update, Progress(key=self.trial.key, batch_size=batch_size, epoch=self.train_config.epochs))
+
+    def rehearse_validation(self, utterances: Sequence[Utterance]) -> None:
+        """Predict these utterances as validation does."""
+        self._predict(utterances)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of one checkpoint: weights, two moments and, where there are some, averages."""
+        copies = 4 if self.averages.averages else 3
+        return copies * sum(p.nbytes for p in self.weights.values())
+
     # --- building and resuming ----------------------------------------------------------------------------------------
 
     def _build(self) -> None:
@@ -194,7 +218,6 @@ class FoldTrainer:
         return progress, self._started(progress, note, (time.monotonic() - began) * grows_by)
 
     def _started(self, progress: Progress, note: str | None, checkpoint_s: float) -> TrialStarted:
-        copies = 4 if self.averages.averages else 3
         record = TrialStarted(
             parameters=self.schedule.count(),
             device=device_name(self.place.device),
@@ -203,7 +226,7 @@ class FoldTrainer:
             resumed_epoch=progress.epoch,
             resumed_update=progress.step,
             checkpoint_s=checkpoint_s,
-            checkpoint_mib=copies * sum(p.nbytes for p in self.weights.values()) / 2**20,
+            checkpoint_mib=self.checkpoint_bytes / 2**20,
             note=note,
         )
         journal.append(self.journal, "started", key=self.trial.key, **record.model_dump())

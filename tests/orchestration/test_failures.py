@@ -22,8 +22,8 @@ from cvrunner.errors import (
     Stopped,
     TrialInUseError,
 )
-from cvrunner.orchestration.attempt import attempt
-from cvrunner.orchestration.failures import KINDS, Decision, Failure, classify, decide
+from cvrunner.orchestration.attempt import attempt, classify
+from cvrunner.orchestration.failures import KINDS, Decision, Failure, decide
 from cvrunner.records.results import TrialStarted
 from cvrunner.training.fold_trainer import Workplace
 from tests.training.test_fold_trainer import directory, outcome
