@@ -178,7 +178,7 @@ def submit(
         Path | None, typer.Option("--runtime-env", help="Ray's settings.", show_default="jobs/runtime_env.yaml")
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the job.")] = False,
-    python: Annotated[str, typer.Option("--python", help="Python of the cluster, with cvrunner's packages.")] = "python",
+    python: Annotated[str, typer.Option("--python", help="The cluster's Python.")] = "python",
 ) -> None:
     """A command as a job on a Ray cluster, followed to its end; its exit code. What runs already is only followed."""
     from cvrunner import job_commands

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cvrunner import paths
 from cvrunner.chaos import NONE, Chaos
 from cvrunner.config import Config, load_config
-from cvrunner.errors import ClusterLostError, CvrunnerError, LeakError, ResultsError, Stopped, UsageError
+from cvrunner.errors import ClusterError, ClusterLostError, CvrunnerError, LeakError, ResultsError, Stopped, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -358,7 +358,11 @@ def _train(run: Run, todo: Sequence[Trial], make_executor: Callable[[], Executor
     from cvrunner.reporting.progress import Progress
     from cvrunner.reporting.tracking_observer import TrackingObserver
 
-    executor = make_executor()
+    try:
+        executor = make_executor()
+    except (ClusterError, ClusterLostError):
+        run.book.discard()
+        raise
     try:
         run.book.begin()
         run.tracker.start(run.book.record, run.prepared.config, run.book.directory)

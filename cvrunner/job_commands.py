@@ -1,4 +1,4 @@
-"""The commands for a cluster that runs elsewhere: submit a job, see how it goes, stop it. What is parsed is in `cli.py`."""
+"""The commands for a Ray cluster: submit a job, see how it goes, stop it. What is parsed is in `cli.py`."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def status(job_id: str | None, address: str | None, as_json: bool, console: Cons
     if as_json:
         _say(console, json.dumps([_record(job, folders[job.id]) for job in chosen], indent=2))
     else:
-        _say(console, _table(chosen, folders, console.width) if chosen else f"no jobs of cvrunner's on {cluster.address}")
+        nothing = f"no jobs of cvrunner's on {cluster.address}"
+        _say(console, _table(chosen, folders, console.width) if chosen else nothing)
     return 0
 
 

@@ -114,7 +114,7 @@ def test_a_cluster_that_is_too_small_is_refused_before_anything_is_trained(
     monkeypatch.setattr(ray_executor, "RayExecutor", refuse)
     with pytest.raises(ClusterError):
         all_folds(config)
-    assert not list(config.parent.rglob("journal.jsonl"))
+    assert not list((config.parent / "results").glob("*"))
 
 
 def test_new_begins_another_run_and_without_it_the_newest_is_continued(

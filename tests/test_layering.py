@@ -16,7 +16,7 @@ LAYERS = {
     "commands": 7, "job_commands": 7, "cli": 7, "__main__": 7,
 }  # fmt: skip
 ONLY_IN = {
-    "ray": {"orchestration/ray_executor.py", "orchestration/ray_cluster.py", "orchestration/ray_jobs.py", "orchestration/sweep.py"},
+    "ray": {f"orchestration/{name}.py" for name in ("ray_executor", "ray_cluster", "ray_jobs", "sweep")},
     "mlflow": {"reporting/tracking.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

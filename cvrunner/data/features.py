@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from cvrunner.config import digest
 from cvrunner.data.utterance import Utterance
-from cvrunner.files import write_file_atomically
+from cvrunner.files import patiently, write_file_atomically
 
 Features = npt.NDArray[np.float16]
 SHARD_S = 300.0
@@ -88,7 +88,15 @@ class FeatureStore:
 
     def missing(self) -> list[Shard]:
         """The shards that nobody has written yet."""
-        return [shard for shard in self.shards if not shard.path.is_file()]
+        return [shard for shard in self.shards if not self._is_whole(shard)]
+
+    def _is_whole(self, shard: Shard) -> bool:
+        """Whether the file is there with all its frames: a truncated one is made again."""
+        try:
+            last = self._place[shard.utterances[-1].audio_digest]
+            return len(self._map(shard.path)) == last[1] + last[2]
+        except (OSError, ValueError, EOFError):
+            return False
 
     def fill(self, compute: Callable[[Sequence[Utterance]], Iterator[Features]]) -> Iterator[tuple[int, int]]:
         """Write what is missing, sharing the work with other processes; yields (shards there, shards in all).
@@ -105,8 +113,10 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(shard.path.with_suffix(".lock"), timeout=0):
-                if shard.path.is_file():
+                if self._is_whole(shard):
                     return True
+                shard.path.unlink(missing_ok=True)
+                self._maps.pop(shard.path, None)
                 packed = np.concatenate(list(compute(shard.utterances)))
                 write_file_atomically(shard.path, lambda file: np.save(file, packed, allow_pickle=False))
                 return True
@@ -116,6 +126,9 @@ class FeatureStore:
     def read(self, utterance: Utterance) -> Features:
         """`[frames, ...]`, a view of the memory map."""
         path, start, count = self._place[utterance.audio_digest]
+        return self._map(path)[start : start + count]
+
+    def _map(self, path: Path) -> Features:
         if path not in self._maps:
-            self._maps[path] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return self._maps[path][start : start + count]
+            self._maps[path] = patiently(np.load)(path, mmap_mode="r", allow_pickle=False)
+        return self._maps[path]

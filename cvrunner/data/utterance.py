@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from cvrunner.files import is_transient, patiently
+
 SAMPLE_RATE_HZ = 16_000
 LONGEST_S = 600.0
 """Longer audio is refused unread: the longest turn of IEMOCAP has 34 s, and memory grows with the square of it."""
@@ -130,6 +132,7 @@ def read_audio(path: Path, resample: bool = False) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
+@patiently
 def _decoded(path: Path, resample: bool) -> tuple[npt.NDArray[np.float32], int]:
     """All channels `[T, channels]` of a file and its rate; what its header tells is checked before the rest is read."""
     # Opening a pipe would wait for ever.
@@ -148,6 +151,8 @@ def _decoded(path: Path, resample: bool) -> tuple[npt.NDArray[np.float32], int]:
     except (soundfile.SoundFileError, ValueError) as error:
         raise AudioError(f"cannot be read as audio: {error}; must be a WAV or FLAC file") from None
     except OSError as error:
+        if is_transient(error):
+            raise
         raise AudioError(f"cannot be read: {error.strerror}") from None
     if len(samples) < frames:
         raise AudioError(f"is cut off: {len(samples)} of {frames} samples are there; copy it again")

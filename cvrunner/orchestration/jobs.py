@@ -1,4 +1,4 @@
-"""cvrunner's jobs on a Ray cluster: what is known of one, its name, its exit code, what goes with it. Asks no cluster."""
+"""Jobs on a Ray cluster: what is known of one, its id, its exit code, what goes with it. Asks no cluster."""
 
 from __future__ import annotations
 

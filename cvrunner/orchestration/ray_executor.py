@@ -141,12 +141,15 @@ class RayExecutor:
         self.started_ray = not ray.is_initialized()
         if self.started_ray:
             _connect(run, cluster)
+        here = _alive().get(ray.get_runtime_context().get_node_id())
         try:
+            if here is None:
+                raise ClusterLostError("Ray has died on this node before it began; the same command tries again")
+            self.here = here
             self.room = capacity(ray.cluster_resources(), cluster)  # type: ignore[no-untyped-call]
-        except ClusterError:
+        except (ClusterError, ClusterLostError):
             self.close()
             raise
-        self.here = _alive()[ray.get_runtime_context().get_node_id()]
         self.looked = time.monotonic()
 
     @property

@@ -119,7 +119,7 @@ def _authenticate(environment: Mapping[str, str]) -> None:
     if token.in_environment or token.file_mode is not None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     elif token.file_chosen:
-        raise ClusterError(f"RAY_AUTH_TOKEN_PATH {token.file}: there is no such file; unset it, or write the token there")
+        raise ClusterError(f"RAY_AUTH_TOKEN_PATH {token.file}: no such file; unset it, or write the token there")
     elif token.auth_mode == "token":
         raise ClusterError(
             f"RAY_AUTH_MODE is token and there is none: put the cluster's token into {token.file} or RAY_AUTH_TOKEN"
@@ -130,10 +130,11 @@ def _client(address: str) -> Any:
     """Ray's own, whose every request has a time limit."""
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Its lines about what it uploads and leaves out; what matters comes as an exception.
+    for name in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging", "_private.runtime_env.working_dir"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
 
-    class Client(JobSubmissionClient):  # type: ignore[misc]
+    class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **settings: Any) -> Any:
             limit_s = ANSWER_S if method == "GET" else UPLOAD_S
             return super()._do_request(method, endpoint, **{"timeout": limit_s, **settings})

@@ -55,9 +55,11 @@ STATUS: dict[Decision, TrialStatus] = {
 class RunBook:
     """The record of a run on disk; an observer of its trials."""
 
-    def __init__(self, directory: RunDirectory, record: RunRecord) -> None:
+    def __init__(self, directory: RunDirectory, record: RunRecord, fresh: bool = False) -> None:
         self.directory = directory
         self.record = record
+        self.fresh = fresh
+        """Nothing was trained in it yet."""
 
     @classmethod
     def open(
@@ -105,7 +107,12 @@ class RunBook:
             directory.write_run(record)
         except OSError as error:
             raise ResultsError(f"results.root: {directory.path} cannot be written: {error.strerror}") from None
-        return cls(directory, record)
+        return cls(directory, record, fresh=True)
+
+    def discard(self) -> None:
+        """Leave nothing of a run that could not begin."""
+        if self.fresh:
+            shutil.rmtree(self.directory.path, ignore_errors=True)
 
     def trial_directory(self, trial: Trial) -> TrialDirectory:
         return self.directory.trial(trial.condition, trial.fold.number, trial.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +49,18 @@ def test_what_is_there_is_not_computed_again_whatever_the_order_or_the_names(tmp
     fill(store(tmp_path))
     renamed = [replace(u, id=f"other-{u.id}", path=Path("elsewhere")) for u in reversed(UTTERANCES)]
     assert store(tmp_path, renamed).missing() == []
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:50], lambda b: b"", lambda b: b"\x00" * len(b)])
+def test_a_truncated_shard_is_made_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    fill(store(tmp_path))
+    spoilt = store(tmp_path)
+    path = spoilt.shards[0].path
+    path.write_bytes(damage(path.read_bytes()))
+    assert spoilt.missing() == [spoilt.shards[0]]
+    fill(spoilt)
+    for u in UTTERANCES:
+        assert np.array_equal(spoilt.read(u), next(compute([u])))
 
 
 @pytest.mark.parametrize(

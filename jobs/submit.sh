@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# jobs/submit.sh COMMAND [ARGUMENTS]: a command of cvrunner as a Ray job, followed to its end. 0 complete, 143 stopped,
+# else 1. It needs nothing but Ray; `python -m cvrunner submit` does the same and tells more. RAY_ADDRESS: the dashboard.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export RAY_ADDRESS="${RAY_ADDRESS:-http://127.0.0.1:8265}"
+if [[ -n ${RAY_AUTH_TOKEN:-} || -f ${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token} ]]; then
+    export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
+fi
+
+# The same command with the same configuration has the same id: while it runs, it is followed instead of started again.
+configuration() {
+    printf '%s\n' "$@"
+    for file in "$@" configs/*.yaml; do [[ ! -f $file ]] || cat -- "$file"; done
+}
+usual="cvrunner-$1-$(configuration "$@" | sha256sum | head -c 10)"
+id=$usual count=1
+while status=$(ray job status "$id" 2>/dev/null) && ! grep -Eq 'PENDING|RUNNING' <<<"$status"; do
+    id=$usual-$((++count))
+done
+
+if [[ -n $status ]]; then
+    ray job logs --follow "$id" || true
+else
+    ray job submit --submission-id "$id" --metadata-json '{"cvrunner": "jobs/submit.sh"}' \
+        --runtime-env jobs/runtime_env.yaml --working-dir . -- python -m cvrunner "$@" || true
+fi
+case $(ray job status "$id" 2>&1) in
+*succeeded*) ;;
+*"was stopped"*) exit 143 ;;
+*) exit 1 ;;
+esac
