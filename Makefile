@@ -1,18 +1,23 @@
 # make demo   the whole job on synthetic data     make test    install what tests need, run them
 # make ui     MLflow on 127.0.0.1:5000            make check   lint, types, layering
+# make job CONFIG=configs/finetune.yaml ARGS="--set corpus.root=/data/IEMOCAP": the main job on a Ray cluster
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 RESULTS ?= results
 PORT ?= 5000
+CONFIG ?= configs/demo.yaml
 
-.PHONY: demo ui test check bench encoder clean
+.PHONY: demo ui job test check bench encoder clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m cvrunner all-folds
 
 ui: $(VENV)/.demo
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(abspath $(RESULTS))/mlflow.db
+
+job: $(VENV)/.demo
+	$(BIN)/python -m cvrunner submit -- all-folds --config $(CONFIG) $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -112,6 +112,9 @@ class ModelConfig(Section):
     """Hidden states to mix: 0 is the input of the first transformer layer."""
     freeze_speech_encoder: bool = True
     """Frozen: no gradient, no dropout, features from the cache."""
+    unfreeze_layers: Count | None = None
+    """Of an unfrozen encoder, so many transformer layers from the top train, and what is below them stays frozen; null:
+    all of it but the convolutional front-end."""
     frame_rate_hz: float = 12.5
     """50, 25 or 12.5: encoder frames (50 a second) are averaged to this rate before the layer mix."""
     width: Count = 128
@@ -167,6 +170,11 @@ class TrainConfig(Section):
     length_pool: Count = 1
     """Effective batches are cut from length-sorted pools of so many: less padding, but a CCC of utterances of like
     length teaches less. 1: drawn at random; only the micro-batches inside are of like length."""
+    max_batch_s: Positive | None = None
+    """Most seconds of padded audio encoded at once: long utterances then make smaller batches. Memory only, as
+    batch_size; null: no limit."""
+    gradient_checkpointing: bool = False
+    """Compute an unfrozen encoder's layers again in the backward pass: less memory, about a third more time."""
     epochs: Count = 20
     lr: Positive = 1e-4
     """Learning rate of everything but the encoder."""

@@ -158,7 +158,7 @@ def _reasons(job: Job) -> list[str]:
         return ["the cluster's shell did not find the program: --python PATH, or start Ray in cvrunner's environment"]
     if job.status == "FAILED" and job.process_code is None:
         return [job.message.strip()]
-    return ["the same command continues"] if job.status == "STOPPED" else []
+    return []
 
 
 def _ways_on(job: Job) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 # jobs/submit.sh COMMAND [ARGUMENTS]: a command of cvrunner as a Ray job, followed to its end. 0 complete, 143 stopped,
 # else 1. It needs nothing but Ray; `python -m cvrunner submit` does the same and tells more. RAY_ADDRESS: the dashboard.
 set -euo pipefail
+: "${1:?COMMAND is missing, such as all-folds}"
 cd "$(dirname "$0")/.."
 export RAY_ADDRESS="${RAY_ADDRESS:-http://127.0.0.1:8265}"
 if [[ -n ${RAY_AUTH_TOKEN:-} || -f ${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token} ]]; then
@@ -10,6 +11,7 @@ fi
 
 # The same command with the same configuration has the same id: while it runs, it is followed instead of started again.
 configuration() {
+    local LC_ALL=C file
     printf '%s\n' "$@"
     for file in "$@" configs/*.yaml; do [[ ! -f $file ]] || cat -- "$file"; done
 }

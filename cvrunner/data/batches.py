@@ -1,11 +1,13 @@
 """Which utterances make up each update, from (seed, epoch) alone: no loader state, so a resumed epoch is the same.
 
-An update is an effective batch; it is encoded in micro-batches of at most `batch_size` utterances of like length.
+An update is an effective batch; it is encoded in micro-batches of at most `batch_size` utterances of like length and at
+most `max_batch_s` seconds with their padding.
 Conditions with the same effective batch, seed and epoch get the same updates in the same order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +33,7 @@ def training_updates(
     *,
     effective_batch: int,
     batch_size: int,
+    max_batch_s: float | None = None,
     length_pool: int,
     by_dialogue: bool,
     seed: int,
@@ -44,7 +47,7 @@ def training_updates(
     random = np.random.default_rng([seed, epoch])
     if by_dialogue:
         groups = _pack_dialogues(dialogues(utterances), effective_batch, random)
-        return [_update(group, batch_size, by_dialogue=True) for group in groups]
+        return [_update(group, batch_size, max_batch_s, by_dialogue=True) for group in groups]
     order = random.permutation(len(utterances))
     pool = effective_batch * length_pool
     cut: list[list[Utterance]] = []
@@ -54,13 +57,15 @@ def training_updates(
             members.sort(key=lambda u: (u.samples, u.id))
         cut += [members[i : i + effective_batch] for i in range(0, len(members), effective_batch)]
     cut = _without_single(cut)
-    return [_update(cut[i], batch_size, by_dialogue=False) for i in random.permutation(len(cut))]
+    return [_update(cut[i], batch_size, max_batch_s, by_dialogue=False) for i in random.permutation(len(cut))]
 
 
-def evaluation_update(utterances: Sequence[Utterance], batch_size: int, by_dialogue: bool) -> Update:
+def evaluation_update(
+    utterances: Sequence[Utterance], batch_size: int, by_dialogue: bool, max_batch_s: float | None = None
+) -> Update:
     """All utterances as one update, encoded in micro-batches sorted by length."""
     ordered = [u for dialogue in dialogues(utterances) for u in dialogue]
-    return _update(ordered, batch_size, by_dialogue)
+    return _update(ordered, batch_size, max_batch_s, by_dialogue)
 
 
 def dialogues(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
@@ -91,11 +96,24 @@ def _without_single(groups: list[list[Utterance]]) -> list[list[Utterance]]:
     return groups
 
 
-def _update(members: Sequence[Utterance], batch_size: int, by_dialogue: bool) -> Update:
+def _update(members: Sequence[Utterance], batch_size: int, max_batch_s: float | None, by_dialogue: bool) -> Update:
     by_length = sorted(range(len(members)), key=lambda i: (members[i].samples, i))
-    micro = [tuple(by_length[i : i + batch_size]) for i in range(0, len(members), batch_size)]
+    micro = _micro_batches(members, by_length, batch_size, max_batch_s or math.inf)
     turns = [len(d) for d in dialogues_in_order(members)] if by_dialogue else [1] * len(members)
     return Update(tuple(members), tuple(turns), tuple(micro))
+
+
+def _micro_batches(
+    members: Sequence[Utterance], by_length: Sequence[int], batch_size: int, max_batch_s: float
+) -> list[tuple[int, ...]]:
+    """`by_length` cut where the next, longest utterance would make too many or too many padded seconds."""
+    batches: list[list[int]] = []
+    for i in by_length:
+        full = not batches or len(batches[-1]) == batch_size
+        if full or (len(batches[-1]) + 1) * members[i].duration_s > max_batch_s:
+            batches.append([])
+        batches[-1].append(i)
+    return [tuple(batch) for batch in batches]
 
 
 def dialogues_in_order(members: Sequence[Utterance]) -> list[list[Utterance]]:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import WavLMModel
 from transformers.utils import logging
 
@@ -60,7 +61,9 @@ class SpeechEncoder(nn.Module):
         frame_rate_hz: float = 12.5,
         freeze: bool = True,
         normalize: bool = False,
+        unfreeze_layers: int | None = None,
         spec_augment: bool = False,
+        gradient_checkpointing: bool = False,
         precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
@@ -70,7 +73,13 @@ class SpeechEncoder(nn.Module):
         self.freeze = freeze
         self.normalize = normalize
         self.spec_augment = spec_augment
+        self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
+        depth = wavlm.config.num_hidden_layers
+        self.below = 0 if unfreeze_layers is None else depth - unfreeze_layers
+        """So many layers stay frozen, and with them what is below the first."""
+        if not 0 <= self.below <= depth:
+            raise EncoderError(f"model.unfreeze_layers {unfreeze_layers}: the encoder has {depth} transformer layers")
         if max(self.layers) > wavlm.config.num_hidden_layers:
             raise EncoderError(
                 f"model.layers {max(self.layers)}: the encoder has hidden states 0..{wavlm.config.num_hidden_layers}"
@@ -81,14 +90,24 @@ class SpeechEncoder(nn.Module):
         self.train(self.training)
 
     @property
+    def stable(self) -> bool:
+        """Pre-norm layers (large), not post-norm ones (base)."""
+        return bool(self.wavlm.config.do_stable_layer_norm)
+
+    @property
     def width(self) -> int:
         """D."""
         return int(self.wavlm.config.hidden_size)
 
     def train(self, mode: bool = True) -> SpeechEncoder:
-        """The front-end always stays in evaluation mode; so does all of a frozen encoder."""
+        """What is frozen always stays in evaluation mode: the front-end, all below `unfreeze_layers`, or all."""
         super().train(mode and not self.freeze)
         self.wavlm.feature_extractor.eval()
+        if self.below:
+            for part in (self.wavlm.feature_projection, self.wavlm.encoder.pos_conv_embed, self.wavlm.encoder.dropout):
+                part.eval()
+            for layer in self.wavlm.encoder.layers[: self.below]:
+                layer.eval()
         return self
 
     def frames(self, samples: int) -> int:
@@ -117,7 +136,7 @@ class SpeechEncoder(nn.Module):
 
     def _forward(self, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         encoder = self.wavlm.encoder
-        stable = self.wavlm.config.do_stable_layer_norm
+        stable = self.stable
         mask = frame_mask(lengths, conv.shape[1])
         hidden, _ = self.wavlm.feature_projection(conv)
         if self.spec_augment and self.training:
@@ -132,7 +151,10 @@ class SpeechEncoder(nn.Module):
         padding = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)[:, None, None]
         states = {0: hidden}
         for number, layer in enumerate(encoder.layers[: max(self.layers)], start=1):
-            hidden = _transformer_layer(layer, hidden, bias, padding, stable)
+            if self.gradient_checkpointing and hidden.requires_grad:
+                hidden = checkpoint(_transformer_layer, layer, hidden, bias, padding, stable, use_reentrant=False)
+            else:
+                hidden = _transformer_layer(layer, hidden, bias, padding, stable)
             states[number] = hidden
         if stable and len(encoder.layers) in states:
             states[len(encoder.layers)] = encoder.layer_norm(hidden)

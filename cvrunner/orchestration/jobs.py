@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -122,7 +123,7 @@ def usual_id(command: Sequence[str], folder: Path) -> str:
     found = hashlib.sha256("".join(f"{word}\n" for word in command).encode())
     named = [folder / word for word in command]
     for file in (*named, *sorted(folder.glob("configs/*.yaml"))):
-        if file.is_file():
+        if os.path.isfile(file):  # not Path.is_file, which raises where a name is too long
             found.update(file.read_bytes())
     return f"cvrunner-{command[0]}-{found.hexdigest()[:10]}"
 

@@ -38,12 +38,12 @@ def conditions_table(found: Forecast) -> Table:
     claimed = any(condition.stated for condition in found.conditions)
     columns += ["stated memory", "stated epoch"] if claimed else []
     rows = [[*_measured(c), *(_stated(c) if claimed else [])] for c in found.conditions]
-    return Table("Measured by condition: a typical and the longest step, memory, an epoch, a trial", columns, rows)
+    return Table("Measured by condition: a typical step, the longest one, memory, an epoch, a trial", columns, rows)
 
 
 def schedules_table(found: Forecast) -> Table:
     """A row for each set of GPUs."""
-    columns = ["GPUs", "makespan", "at best", "idle", f"idle GPUs, with a run {100 * TOLERANCE:g} % longer at most"]
+    columns = ["GPUs", "makespan", "at best", "idle", f"idle GPUs, run {100 * TOLERANCE:g} % longer at most"]
     rows = [
         [
             f"{schedule.fleet.name}: {_gpus(schedule)}",
@@ -80,7 +80,8 @@ def _notes(found: Forecast) -> Iterator[str]:
     if any(condition.stated for condition in found.conditions) or found.also_stated:
         also = "".join(f"; {claim.name}: {_claimed(claim)}" for claim in found.also_stated)
         yield f"Stated by others, not measured here{also}. Source: {found.source or 'not given'}."
-    yield f"{_disk(found.disk)} Filling the features takes {duration(found.schedules[0].features_s)}, once on each node."
+    filling = duration(found.schedules[0].features_s)
+    yield f"{_disk(found.disk)} Filling the features takes {filling} once on each node."
 
 
 def _batches(probe: ConditionProbe) -> str:

@@ -150,11 +150,13 @@ class FoldTrainer:
         yield from self.inputs.fill_cache()
         self.schedule.begin_epoch(self.train_config.epochs)
 
-    def rehearse(self, utterances: Sequence[Utterance], batch_size: int) -> None:
+    def rehearse(self, utterances: Sequence[Utterance], batch_size: int) -> Update:
         """One real update of these utterances in micro-batches of `batch_size`. Raises torch.OutOfMemoryError."""
         self.model.train()
-        update = evaluation_update(utterances, batch_size, self.model_config.protocol == "dialogue")
+        by_dialogue = self.model_config.protocol == "dialogue"
+        update = evaluation_update(utterances, batch_size, by_dialogue, self.train_config.max_batch_s)
         self._step(update, Progress(key=self.trial.key, batch_size=batch_size, epoch=self.train_config.epochs))
+        return update
 
     def rehearse_validation(self, utterances: Sequence[Utterance]) -> None:
         """Predict these utterances as validation does."""
@@ -179,13 +181,17 @@ class FoldTrainer:
             frame_rate_hz=config.frame_rate_hz,
             freeze=config.freeze_speech_encoder,
             normalize=self.trial.encoder.normalize,
+            unfreeze_layers=config.unfreeze_layers,
             spec_augment=config.spec_augment,
+            gradient_checkpointing=self.train_config.gradient_checkpointing,
             precision=self.precision,
         )
         # Both conditions of a fold start from the same head.
         torch.manual_seed(_seed(self.trial.seed, 0, 0))
         self.model = MambaEMAModel(encoder, config, len(self.dimensions)).to(device)
-        self.schedule = Schedule(self.model, self.train_config, config.freeze_speech_encoder)
+        self.schedule = Schedule(
+            self.model, self.train_config, config.freeze_speech_encoder, encoder.below, encoder.stable
+        )
         self.optimizer = self.schedule.optimizer()
         self.weights = {n: p for g in self.schedule.groups for n, p in self.schedule.members[g].items()}
         self.averages = WeightsEma(self.weights, self.train_config.weights_ema)
@@ -312,15 +318,7 @@ class FoldTrainer:
             raise torch.OutOfMemoryError("injected by --chaos")
 
     def _updates(self, epoch: int) -> list[Update]:
-        return training_updates(
-            self.fold.train,
-            effective_batch=self.train_config.effective_batch,
-            batch_size=self.batch_size,
-            length_pool=self.train_config.length_pool,
-            by_dialogue=self.model_config.protocol == "dialogue",
-            seed=self.trial.seed,
-            epoch=epoch,
-        )
+        return updates_of(self.trial, self.batch_size, epoch)
 
     def _labels(self, update: Update) -> Tensor:
         return scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.place.device)
@@ -353,11 +351,12 @@ class FoldTrainer:
     @torch.no_grad()
     def _predict_by(self, batch_size: int, utterances: Sequence[Utterance]) -> Predictions:
         self.model.eval()
-        update = evaluation_update(utterances, batch_size, self.model_config.protocol == "dialogue")
-        batches = list(self.inputs.batches(update))
-        z = torch.cat([self.model.encode(batch.features, batch.lengths) for batch in batches])
-        order = torch.cat([batch.positions for batch in batches]).argsort()
-        scaled = self.model.predict(z[order], list(update.turns)).double().cpu().numpy()
+        by_dialogue = self.model_config.protocol == "dialogue"
+        update = evaluation_update(utterances, batch_size, by_dialogue, self.train_config.max_batch_s)
+        # One batch in memory at a time, whatever the size of the set.
+        encoded = [(self.model.encode(b.features, b.lengths), b.positions) for b in self.inputs.batches(update)]
+        z, positions = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+        scaled = self.model.predict(z[positions.argsort()], list(update.turns)).double().cpu().numpy()
         low, high = self.trial.config.corpus.scale
         if not np.isfinite(scaled).all():
             raise NonFiniteError(
@@ -449,6 +448,20 @@ class FoldTrainer:
         )
         self.checkpoints.remove()
         return result
+
+
+def updates_of(trial: Trial, batch_size: int, epoch: int) -> list[Update]:
+    """Those of one epoch of a trial, in micro-batches of `batch_size`."""
+    return training_updates(
+        trial.fold.train,
+        effective_batch=trial.config.train.effective_batch,
+        batch_size=batch_size,
+        max_batch_s=trial.config.train.max_batch_s,
+        length_pool=trial.config.train.length_pool,
+        by_dialogue=trial.config.model.protocol == "dialogue",
+        seed=trial.seed,
+        epoch=epoch,
+    )
 
 
 def _seed(seed: int, epoch: int, update: int) -> int:

@@ -40,11 +40,20 @@ class Rule:
     learning_rate: float
 
 
-def rules(train: TrainConfig, freeze_speech_encoder: bool) -> tuple[Rule, ...]:
-    """The freezing table of a condition. Epochs count from 1."""
+def rules(train: TrainConfig, freeze_speech_encoder: bool, below: int = 0, stable: bool = False) -> tuple[Rule, ...]:
+    """The freezing table of a condition. Epochs count from 1.
+
+    With the layers `below` a boundary frozen, so is what feeds them; a pre-norm encoder (`stable`) has its last norm
+    above the boundary, a post-norm one below it.
+    """
     start = NEVER if freeze_speech_encoder else 1 + train.freeze_epochs
+    frozen = [f"encoder.layers.{layer}.*" for layer in range(below)] if start < NEVER else []
+    if frozen:
+        frozen += ["feature_projection.*", "encoder.pos_conv_embed.*", "masked_spec_embed"]
+        frozen += [] if stable else ["encoder.layer_norm.*"]
     return (
         Rule("encoder.wavlm.feature_extractor.*", "front_end", NEVER, 0.0),
+        *(Rule(f"encoder.wavlm.{pattern}", "encoder_below", NEVER, 0.0) for pattern in frozen),
         Rule("encoder.wavlm.*", "encoder", start, train.encoder_lr),
         Rule("head.*", "head", 1, train.lr),
     )
@@ -61,9 +70,11 @@ def match(name: str, table: Iterable[Rule]) -> Rule:
 class Schedule:
     """The parameter groups of a model over the epochs: who trains, how fast, how far they have moved."""
 
-    def __init__(self, model: nn.Module, train: TrainConfig, freeze_speech_encoder: bool) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, freeze_speech_encoder: bool, below: int = 0, stable: bool = False
+    ) -> None:
         self.train = train
-        self.table = rules(train, freeze_speech_encoder)
+        self.table = rules(train, freeze_speech_encoder, below, stable)
         self.members: dict[str, dict[str, nn.Parameter]] = {rule.group: {} for rule in self.table}
         self.rule_of = {rule.group: rule for rule in self.table}
         for name, parameter in model.named_parameters():

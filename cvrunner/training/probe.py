@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -18,13 +19,13 @@ from typing import Literal
 import psutil
 import torch
 
-from cvrunner.data.batches import Update, dialogues, evaluation_update, training_updates
+from cvrunner.data.batches import Update, dialogues
 from cvrunner.data.features import FeatureStore
 from cvrunner.data.utterance import Utterance
 from cvrunner.errors import MemoryLimitError
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.device import device_name, free_memory, peak_memory_mib, start_memory_count
-from cvrunner.training.fold_trainer import FoldTrainer, Workplace
+from cvrunner.training.fold_trainer import FoldTrainer, Workplace, updates_of
 from cvrunner.training.trial import Trial
 
 TIMED_UPDATES = 3
@@ -100,7 +101,7 @@ class ConditionProbe:
 
     def epoch_s(self, trial: Trial) -> float:
         """Seconds of the first epoch's real batches and of validation."""
-        steps = sum(self.step_s(padded_s(update)) for update in _updates(trial, self.batch_size))
+        steps = sum(self.step_s(padded_s(update)) for update in updates_of(trial, self.batch_size, epoch=1))
         return steps + self.validation_s * len(trial.fold.validation)
 
     def trial_s(self, trial: Trial) -> float:
@@ -207,7 +208,7 @@ def resident_mib() -> float:
 def _by_length(trial: Trial) -> list[list[Utterance]]:
     """Training utterances one by one, or whole dialogues by what they hold of `batch_size`; longest first."""
     train, batch_size = trial.fold.train, trial.config.train.batch_size
-    groups = dialogues(train) if _by_dialogue(trial) else [[u] for u in train]
+    groups = dialogues(train) if trial.config.model.protocol == "dialogue" else [[u] for u in train]
     return sorted(groups, key=lambda g: sum(sorted((u.samples for u in g), reverse=True)[:batch_size]), reverse=True)
 
 
@@ -227,24 +228,6 @@ def _spread(utterances: Sequence[Utterance], count: int) -> tuple[Utterance, ...
     return tuple(ordered[int(i * step)] for i in range(min(count, len(ordered))))
 
 
-def _by_dialogue(trial: Trial) -> bool:
-    return trial.config.model.protocol == "dialogue"
-
-
-def _updates(trial: Trial, batch_size: int) -> list[Update]:
-    """Those of the first epoch."""
-    train = trial.config.train
-    return training_updates(
-        trial.fold.train,
-        effective_batch=train.effective_batch,
-        batch_size=batch_size,
-        length_pool=train.length_pool,
-        by_dialogue=_by_dialogue(trial),
-        seed=trial.seed,
-        epoch=1,
-    )
-
-
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +237,7 @@ def _prepare(trainer: FoldTrainer) -> list[float]:
     for event in trainer.prepare():
         began.setdefault(event.kind, time.monotonic())
     times = [*began.values(), time.monotonic()]
-    return [end - start for start, end in zip(times, times[1:], strict=False)]
+    return [end - start for start, end in pairwise(times)]
 
 
 def _feature_passes(trainer: FoldTrainer, seconds: Sequence[float]) -> Iterator[FeaturePass]:
@@ -267,16 +250,12 @@ def _feature_passes(trainer: FoldTrainer, seconds: Sequence[float]) -> Iterator[
 
 
 def _timed_update(trainer: FoldTrainer, batch: Sequence[Utterance], batch_size: int) -> TimedUpdate:
-    def update() -> None:
-        trainer.rehearse(batch, batch_size)
-
-    update()
-    step_s = median(_time(update, trainer.place.device) for _ in range(TIMED_UPDATES))
-    padded = padded_s(evaluation_update(batch, batch_size, _by_dialogue(trainer.trial)))
-    return TimedUpdate(len(batch), max(u.duration_s for u in batch), padded, step_s)
+    update = trainer.rehearse(batch, batch_size)
+    times = [_time(lambda: trainer.rehearse(batch, batch_size), trainer.place.device) for _ in range(TIMED_UPDATES)]
+    return TimedUpdate(len(batch), max(u.duration_s for u in batch), padded_s(update), median(times))
 
 
-def _time(work: Callable[[], None], device: torch.device) -> float:
+def _time(work: Callable[[], object], device: torch.device) -> float:
     """Seconds until the device has done it."""
     _wait_for(device)
     began = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from tests.encoders import save_encoder
 
 REPOSITORY = Path(__file__).parent.parent.parent
+RAY = str(Path(sys.executable).parent / "ray")
+TOKEN = "0123456789abcdef0123456789abcdef0123456789abcdef"
 TIME_LIMIT_S = 240
 TINY = """
 base: {base}
@@ -83,6 +86,45 @@ def started(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
+
+
+@contextlib.contextmanager
+def ray_cluster(folder: Path, gpus: int, token: str | None) -> Iterator[dict[str, str]]:
+    """A Ray head with ports and folders of its own, gone afterwards; gives the environment to use it from.
+
+    `python` is ours there, as where the environment was activated. Results go to `folder`/home.
+    """
+    # Ray's sockets lie below its temporary folder, and their paths may not be long.
+    port, dashboard, client, agent, agent_grpc, runtime_env, metrics = free_ports(7)
+    temporary = Path(f"/tmp/cvr-{os.getpid()}-{port}")
+    env = {
+        **environment(folder),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CVRUNNER_HOME": str(folder / "home"),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # to this machine alone, also where Ray is told an address
+        "RAY_TMPDIR": str(temporary),
+        **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}),
+    }
+    head = [
+        RAY, "start", "--head", "--block", "--num-gpus", str(gpus), "--num-cpus", "8", f"--port={port}",
+        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+        f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={runtime_env}",
+        f"--metrics-export-port={metrics}", f"--temp-dir={temporary}", "--disable-usage-stats",
+    ]  # fmt: skip
+    with started(head, folder, env, folder / "head.log"):
+        used = {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        # The agent that starts jobs comes up after the head answers.
+        wait_until(lambda: ray_says(used, "job", "submit", "--", "true").returncode == 0, "the cluster")
+        yield used
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def ray_says(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`ray ...` in the repository, whose output is captured."""
+    return subprocess.run(
+        [RAY, *arguments], env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False
+    )
 
 
 def wait_until(condition: object, what: str, limit_s: float = 120) -> None:

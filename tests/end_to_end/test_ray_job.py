@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,46 +13,17 @@ import pytest
 import yaml
 
 from cvrunner.records.run_directory import RunDirectory
-from tests.end_to_end.programs import REPOSITORY, environment, free_ports, started, tiny_config, wait_until
+from tests.end_to_end.programs import REPOSITORY, TOKEN, ray_cluster, ray_says, tiny_config, wait_until
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.cluster, pytest.mark.timeout(600)]
-RAY = str(Path(sys.executable).parent / "ray")
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
     """A head with token authentication, ports and folders of its own; gone afterwards."""
     folder = tmp_path_factory.mktemp("cluster")
-    # Ray's sockets lie below its temporary folder, and their paths may not be long.
-    temporary = Path(f"/tmp/cvr-{os.getpid()}")
-    port, dashboard, client, agent, agent_grpc, runtime_env, metrics = free_ports(7)
-    env = {
-        **environment(folder),
-        "RAY_AUTH_MODE": "token",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # to this machine alone, also where Ray is told an address
-        "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef0123456789abcdef",
-        "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        "RAY_TMPDIR": str(temporary),
-    }
-    head = [
-        RAY, "start", "--head", "--block", "--num-gpus", "8", "--num-cpus", "8", f"--port={port}",
-        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
-        f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={runtime_env}",
-        f"--metrics-export-port={metrics}", f"--temp-dir={temporary}", "--disable-usage-stats",
-    ]  # fmt: skip
-    start_env = {name: value for name, value in env.items() if name != "RAY_ADDRESS"}
-    with started(head, folder, start_env, folder / "head.log"):
-        # The agent that starts jobs comes up after the head answers.
-        wait_until(lambda: ray_says(env, "job", "submit", "--", "true").returncode == 0, "the cluster")
+    with ray_cluster(folder, 8, TOKEN) as env:
         yield folder, env
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-def ray_says(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [RAY, *arguments], env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False
-    )
 
 
 def submit(

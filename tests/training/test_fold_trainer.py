@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cvrunner.errors import MemoryLimitError, MovementError, NonFiniteError, Stopped, TrialInUseError
+from cvrunner.errors import EncoderError, MemoryLimitError, MovementError, NonFiniteError, Stopped, TrialInUseError
 from cvrunner.model.speech_encoder import load_wavlm
 from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
@@ -310,6 +310,54 @@ def test_every_setting_trains(tmp_path: Path, condition: str, sections: dict[str
     result = train(trial, tmp_path)[-1]
     assert isinstance(result, TrialResult)
     assert set(result.test_ccc) == {*trial.config.corpus.dimensions, "avg"}
+
+
+def test_gradient_checkpointing_changes_no_bit(tmp_path: Path) -> None:
+    numbers = []
+    for name in ("kept", "again"):
+        settings = {"gradient_checkpointing": name == "again"}
+        trial = pick(tiny_trials(tmp_path, train=settings), "unfrozen")
+        train(trial, tmp_path, name)
+        result, *rest = outcome(tmp_path, trial, name)
+        numbers.append((result | {"key": None}, rest))
+    assert numbers[0] == numbers[1]
+
+
+def test_a_limit_of_seconds_changes_memory_and_not_the_gradient(tmp_path: Path) -> None:
+    quiet = {"model": {"dropout": 0.0, "encoder_dropout": 0.0}}
+    losses = []
+    for name, limit in (("free", None), ("limited", 0.6)):
+        trial = pick(tiny_trials(tmp_path, train={"batch_size": 4, "max_batch_s": limit}, **quiet), "unfrozen")
+        sizes = {len(m) for u in trainer_updates(trial, tmp_path) for m in u.micro_batches}
+        assert (4 in sizes) == (limit is None)
+        losses.append([e.train_loss for e in train(trial, tmp_path, name) if isinstance(e, EpochRecord)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def trainer_updates(trial: Trial, folder: Path) -> list[Any]:
+    one = trainer(trial, folder)
+    one._build()
+    return one._updates(1)
+
+
+def test_with_unfreeze_layers_what_is_below_does_not_move(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path, model={"unfreeze_layers": 1}), "unfrozen")
+    one = trainer(trial, tmp_path)
+    list(one.run())
+    pretrained, trained = load_wavlm(trial.encoder).state_dict(), one.model.encoder.wavlm.state_dict()
+    moved = {n for n in trained if not torch.equal(trained[n], pretrained[n])}
+    assert moved
+    assert all(n.startswith("encoder.layers.1.") for n in moved)
+    assert not any(module.training for module in one.model.encoder.wavlm.encoder.layers[0].modules())
+    assert all(
+        n.startswith(("head.", "encoder.wavlm.encoder.layers.1."))
+        for n in load_file(directory(tmp_path, trial).weights)
+    )
+
+
+def test_more_unfrozen_layers_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"model\.unfreeze_layers 9: the encoder has 2 transformer layers"):
+        trainer(pick(tiny_trials(tmp_path, model={"unfreeze_layers": 9}), "unfrozen"), tmp_path)._build()
 
 
 def test_early_stopping_ends_after_so_many_epochs_without_a_better_one(

@@ -48,6 +48,20 @@ def test_norms_biases_and_layer_weights_do_not_decay() -> None:
             assert (group["weight_decay"] == 0) == one_dimensional, name
 
 
+@pytest.mark.parametrize("stable", [False, True])
+def test_with_unfreeze_layers_only_the_top_ones_train(stable: bool) -> None:
+    schedule = Schedule(model(freeze=False), TRAIN, False, below=1, stable=stable)
+    schedule.begin_epoch(1)
+    trained = {n.removeprefix("encoder.wavlm.") for n, p in schedule.members["encoder"].items() if p.requires_grad}
+    below = {n.removeprefix("encoder.wavlm.") for n in schedule.members["encoder_below"]}
+    assert {n for n in trained if not n.startswith("encoder.layers.1.")} == (
+        {"encoder.layer_norm.weight", "encoder.layer_norm.bias"} if stable else set()
+    )
+    assert {n.split(".")[0] for n in below} == {"encoder", "feature_projection", "masked_spec_embed"}
+    assert not [n for n, p in schedule.members["encoder_below"].items() if p.requires_grad]
+    assert schedule.groups == ["encoder", "head"]
+
+
 def test_the_encoder_joins_after_freeze_epochs() -> None:
     train = TrainConfig(epochs=4, freeze_epochs=2)
     schedule = Schedule(model(freeze=False), train, False)
