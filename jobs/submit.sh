@@ -16,19 +16,20 @@ configuration() {
     for file in "$@" configs/*.yaml; do [[ ! -f $file ]] || cat -- "$file"; done
 }
 usual="cvrunner-$1-$(configuration "$@" | sha256sum | head -c 10)"
-id=$usual count=1
-while status=$(ray job status "$id" 2>/dev/null) && ! grep -Eq 'PENDING|RUNNING' <<<"$status"; do
+id=$usual count=1 running=
+while status=$(ray job status "$id" 2>/dev/null); do
+    if grep -Eq "Status for job '$id': (PENDING|RUNNING)" <<<"$status"; then running=yes && break; fi
     id=$usual-$((++count))
 done
 
-if [[ -n $status ]]; then
+if [[ -n $running ]]; then
     ray job logs --follow "$id" || true
 else
     ray job submit --submission-id "$id" --metadata-json '{"cvrunner": "jobs/submit.sh"}' \
         --runtime-env jobs/runtime_env.yaml --working-dir . -- python -m cvrunner "$@" || true
 fi
 case $(ray job status "$id" 2>&1) in
-*succeeded*) ;;
-*"was stopped"*) exit 143 ;;
+*"Job '$id' succeeded"*) ;;
+*"Job '$id' was stopped"*) exit 143 ;;
 *) exit 1 ;;
 esac

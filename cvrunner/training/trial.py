@@ -13,6 +13,7 @@ from cvrunner.model.encoder_files import EncoderFiles
 from cvrunner.records.run_directory import trial_name
 
 CODE_THAT_MATTERS = ("data/**/*.py", "model/**/*.py", "training/**/*.py", "evaluation/ccc.py")
+CODE_THAT_DOES_NOT = ("training/probe.py",)
 
 
 @dataclass(frozen=True)
@@ -56,5 +57,5 @@ class Trial:
 def code_digest() -> str:
     """Hash of the syntax trees of the code that decides numbers; comments and layout do not count."""
     package = Path(__file__).parent.parent
-    files = [f for pattern in CODE_THAT_MATTERS for f in sorted(package.glob(pattern))]
-    return digest({str(f.relative_to(package)): ast.dump(ast.parse(f.read_bytes())) for f in files})
+    files = {str(f.relative_to(package)): f for pattern in CODE_THAT_MATTERS for f in package.glob(pattern)}
+    return digest({n: ast.dump(ast.parse(f.read_bytes())) for n, f in files.items() if n not in CODE_THAT_DOES_NOT})

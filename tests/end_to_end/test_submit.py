@@ -72,21 +72,22 @@ def submitted(output: str) -> str:
     return found[1]
 
 
-def test_a_job_is_followed_to_its_end_and_the_script_finds_it_done(guarded: Cluster) -> None:
-    words = ("all-folds", "--config", tiny_config(guarded.folder), "--set", "train.epochs=1")
-    done = guarded.says("submit", "--", *words)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def test_the_script_and_submit_follow_one_job_to_its_end(guarded: Cluster) -> None:
+    words = ["--config", str(tiny_config(guarded.folder)), "--set", "train.epochs=1"]
+    log = guarded.folder / "script.log"
+    with started([str(REPOSITORY / "jobs" / "all_folds.sh"), *words], REPOSITORY, guarded.env, log) as script:
+        wait_until(lambda: "10 to train" in log.read_text(), "the job of the script")
+        done = guarded.says("submit", "--", "all-folds", *words)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert script.wait(60) == 0, log.read_text()[-3000:]
     job = submitted(done.stdout)
+    assert done.stdout.startswith(f"{job}: runs already")
     assert f"{job}: complete, after" in done.stdout.splitlines()[-1]
-    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN not in done.stdout + done.stderr + log.read_text()
     (run,) = (guarded.folder / "home" / "results").glob("tiny-*")
     assert RunDirectory(run).read_run().status == "COMPLETE"
     row = guarded.row(job)
     assert (row["outcome"], row["exit_code"], row["results"]) == ("complete", 0, str(run))
-    again = guarded.run([str(REPOSITORY / "jobs" / "all_folds.sh"), *map(str, words[1:])])
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "nothing to train" in again.stdout
-    assert guarded.row(f"{job}-2")["outcome"] == "complete"
 
 
 def test_a_second_submission_follows_the_first_and_both_end_stopped(guarded: Cluster) -> None:
