@@ -29,7 +29,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_layering.py
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m tests.benchmarks.demo_encoder
+	$(BIN)/python -m tests.benchmarks
 
 # The demo's encoder, made again: about 15 minutes on two cores.
 encoder: $(VENV)/.demo

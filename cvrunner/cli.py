@@ -1,7 +1,7 @@
 """The command line: parses, calls a command, and turns errors into one sentence and an exit code.
 
 0 ok; 1 a trial failed, the run is incomplete or `doctor` found a problem; 2 usage, configuration or corpus error; 143
-stopped.
+stopped; 130 where Ctrl-C left a job running on a cluster.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def doctor(
 def submit(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[--] COMMAND [ARGUMENTS]...", help="What to run.", show_default="all-folds"),
+        typer.Argument(metavar="-- COMMAND [ARGUMENTS]", help="What to run.", show_default="all-folds"),
     ] = None,
     address: Address = None,
     working_dir: Annotated[

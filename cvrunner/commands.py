@@ -35,10 +35,6 @@ UI_ADDRESS = "http://127.0.0.1:5000"
 """Where `make ui` serves MLflow when the store is a local database."""
 
 
-RAY_STOP_WAIT_S = 3.0
-"""What Ray leaves a stopped job where its runtime environment says nothing."""
-
-
 @dataclass(frozen=True)
 class Prepared:
     """A configuration with its corpus and folds, checked: nothing stands in the way of training."""
@@ -345,7 +341,9 @@ def _stop_window() -> str:
     """What stopping means, and how long there is for it."""
     if not paths.in_ray_session(Path.cwd()):
         return "Ctrl-C or SIGTERM saves what is running and ends; the same command continues"
-    window_s = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", RAY_STOP_WAIT_S))
+    from cvrunner.orchestration.jobs import RAY_STOP_WAIT_S, STOP_WAIT
+
+    window_s = float(os.environ.get(STOP_WAIT, RAY_STOP_WAIT_S))
     return (
         f"`ray job stop` saves what is running within {window_s:g} s (RAY_JOB_STOP_WAIT_TIME_S of the job's runtime "
         "environment; `saving takes about` below should be well under it); the same command continues"

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class RayJobs:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        _authenticate(os.environ)
+        _authenticate()
         # Ray takes this before any address that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         with _in_one_sentence(address):
@@ -113,9 +113,9 @@ class RayJobs:
             return _job(self._client.get_job_info(job_id))
 
 
-def _authenticate(environment: Mapping[str, str]) -> None:
+def _authenticate() -> None:
     """Have Ray send the token where there is one. Raises ClusterError where Ray would end the program instead."""
-    token = find_token(environment, Path.home())
+    token = find_token(os.environ, Path.home())
     if token.in_environment or token.file_mode is not None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     elif token.file_chosen:
@@ -131,7 +131,11 @@ def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     # Its lines about what it uploads and leaves out; what matters comes as an exception.
-    for name in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging", "_private.runtime_env.working_dir"):
+    for name in (
+        "dashboard.modules.dashboard_sdk",
+        "_private.runtime_env.packaging",
+        "_private.runtime_env.working_dir",
+    ):
         logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
 
     class Client(JobSubmissionClient):

@@ -63,7 +63,7 @@ def main() -> None:
             measured = MEASUREMENTS[name](Options(arguments.quick, rounds, arguments.threads, folder))
             print(markdown(measured), file=sys.stderr, flush=True)
             rows += measured
-    print(f"`python -m tests.benchmarks {shlex.join(sys.argv[1:])}`".replace(" `", "`"))
+    print(f"`{shlex.join(['python', '-m', 'tests.benchmarks', *sys.argv[1:]])}`")
     print(f"{arguments.threads} of {os.cpu_count()} cores, {', '.join(f'{n} {version(n)}' for n in PACKAGES)}\n")
     print(markdown(rows))
 

@@ -38,7 +38,8 @@ def run(task: Task) -> Answer:
 
 def run_together(tasks: Sequence[Task], at_once: int) -> list[Answer]:
     """The tasks' answers, with `at_once` processes side by side, as shell background jobs are."""
-    waiting, running = list(enumerate(tasks)), {}
+    waiting = list(enumerate(tasks))
+    running: dict[int, subprocess.Popen[str]] = {}
     answers: dict[int, Answer] = {}
     while waiting or running:
         while waiting and len(running) < at_once:

@@ -8,8 +8,9 @@ actor takes to start. No schedule of whole trials is shorter than the lower boun
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -78,9 +79,9 @@ class VirtualGpus:
     slots: int = GPUS
     now: float = 0.0
     work: dict[str, float] = field(default_factory=dict)
-    started: set[int] = field(default_factory=set)
     happenings: list[tuple[float, int, Trial, Any]] = field(default_factory=list)
     """What is going to happen: when, in which order, to whom, what."""
+    numbers: Iterator[int] = field(default_factory=itertools.count)
     left: dict[str, list[float]] = field(default_factory=dict)
     """The epochs that each trial has not finished."""
 
@@ -98,7 +99,8 @@ class VirtualGpus:
             self._plan(at, trial, EpochRecord.model_construct())
         else:
             self._plan(at, trial, TrialResult.model_construct())
-        self.work[trial.name] = self.work.get(trial.name, 0.0) + self.happenings_end(trial) - self.now
+        end = max(when for when, _, other, _ in self.happenings if other is trial)
+        self.work[trial.name] = self.work.get(trial.name, 0.0) + end - self.now
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Any]]:
         self.now, _, trial, event = heapq.heappop(self.happenings)
@@ -108,13 +110,8 @@ class VirtualGpus:
 
     def close(self) -> None: ...
 
-    def happenings_end(self, trial: Trial) -> float:
-        """When the trial's attempt ends."""
-        return max(at for at, _, other, _ in self.happenings if other is trial)
-
     def _plan(self, at: float, trial: Trial, event: Any) -> None:
-        self.started.add(len(self.started))
-        heapq.heappush(self.happenings, (at, len(self.started), trial, event))
+        heapq.heappush(self.happenings, (at, next(self.numbers), trial, event))
 
     def _epochs(self, trial: Trial) -> list[float]:
         mean = EPOCH_MINUTES[trial.condition] * self.chance.lognormvariate(0, TRIAL_NOISE)

@@ -73,7 +73,7 @@ class Material:
         return torch.from_numpy(samples)
 
     def raw_states(self, waveforms: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Waveforms `[B, T]`, mask `[B, T]` through all of transformers' own WavLM, to `[B, N, L, D]` and lengths `[B]`.
+        """Waveforms and mask `[B, T]` through all of transformers' own WavLM, to `[B, N, L, D]` and lengths `[B]`.
 
         Conv front-end and attention as transformers does them; frozen: in evaluation mode, without a graph.
         """

@@ -19,7 +19,7 @@ Answer = dict[str, Any]
 
 
 def epochs(workload: Workload) -> Answer:
-    """Seconds of each epoch: training, validation, and all (with records and checkpoints); the cache is filled first."""
+    """Seconds of each epoch on a filled cache: training, validation, and all with records and checkpoints."""
     from tests.benchmarks.material import Material
 
     Material(workload).inputs  # noqa: B018 (fills the cache)

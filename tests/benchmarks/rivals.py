@@ -57,9 +57,7 @@ def old_script(workload: Workload) -> Answer:
     return {"train_s": train_s, "validation_s": validation_s, "total_s": time.perf_counter() - began}
 
 
-def _old_update(
-    material: Material, waveforms: dict[str, Tensor], members: Sequence[Utterance], number: int
-) -> None:
+def _old_update(material: Material, waveforms: dict[str, Tensor], members: Sequence[Utterance], number: int) -> None:
     material.optimizer.zero_grad()
     micro_batches = [members[i : i + OLD_MICRO_BATCH] for i in range(0, len(members), OLD_MICRO_BATCH)]
     for micro in micro_batches:
@@ -67,9 +65,7 @@ def _old_update(
         (loss / len(micro_batches)).backward()
     config = material.trial.config.train
     nn.utils.clip_grad_norm_(material.trained, config.grad_clip)
-    material.schedule.set_learning_rates(
-        material.optimizer, number, material.updates_per_epoch(config.effective_batch)
-    )
+    material.schedule.set_learning_rates(material.optimizer, number, material.updates_per_epoch(config.effective_batch))
     material.optimizer.step()
 
 

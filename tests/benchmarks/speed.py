@@ -108,7 +108,7 @@ def _rounds(options: Options, tasks: dict[str, Task]) -> dict[str, list[dict[str
 
 def _epoch_s(answer: dict[str, Any], key: str = "train_s") -> float:
     """The median epoch, without the first, which warms up."""
-    return median(answer[key][1:])
+    return float(median(answer[key][1:]))
 
 
 def _each_fold(function: str, workload: Workload) -> list[Task]:
@@ -127,7 +127,7 @@ def _frozen_limit_s(workload: Workload, at_once: int) -> float:
     passes = [Task("limit.encoder_pass", workload.but(part=i, parts=at_once)) for i in range(at_once)]
     encoder_s = max(answer["pass_s"] for answer in run_together(passes, at_once))
     heads = run_together(_each_fold("limit.epochs", workload), at_once)
-    return encoder_s + _makespan([sum(answer["train_s"]) for answer in heads], at_once)
+    return float(encoder_s) + _makespan([sum(answer["train_s"]) for answer in heads], at_once)
 
 
 def _makespan(durations: Sequence[float], slots: int) -> float:

@@ -114,18 +114,15 @@ def test_a_second_submission_follows_the_first_and_both_end_stopped(guarded: Clu
     assert "stopped" in guarded.says("stop", job).stdout
 
 
-@pytest.mark.parametrize("name", ["guarded", "unguarded"])
-def test_a_refused_configuration_ends_with_2_and_its_next_try_has_an_id_of_its_own(
-    name: str, request: pytest.FixtureRequest
-) -> None:
-    cluster: Cluster = request.getfixturevalue(name)
-    words = ("submit", "--no-wait", "--", "all-folds", "--config", tiny_config(cluster.folder), "--set", "train.lr=-1")
-    job = submitted(cluster.says(*words).stdout)
-    assert cluster.says("logs", job, "--follow").returncode == 2
-    assert "train.lr: " in cluster.says("logs", job).stdout
-    assert submitted(cluster.says(*words).stdout) == f"{job}-2"
-    assert cluster.says("logs", f"{job}-2", "--follow").returncode == 2
-    listed = cluster.says("status")
+def test_a_refused_configuration_ends_with_2_and_its_next_try_has_an_id_of_its_own(unguarded: Cluster) -> None:
+    words = ("--", "all-folds", "--config", tiny_config(unguarded.folder), "--set", "train.lr=-1")
+    refused = unguarded.says("submit", *words)
+    assert refused.returncode == 2, refused.stderr
+    assert "train.lr: " in refused.stdout
+    job = submitted(refused.stdout)
+    assert submitted(unguarded.says("submit", "--no-wait", *words).stdout) == f"{job}-2"
+    assert unguarded.says("logs", f"{job}-2", "--follow").returncode == 2
+    listed = unguarded.says("status")
     assert listed.stdout.index(f"{job}-2 ") < listed.stdout.index(f"{job} ")
     assert listed.stdout.count("failed, exit code 2") == 2
 

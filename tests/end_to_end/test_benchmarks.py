@@ -1,0 +1,41 @@
+"""The benchmarks run and print their table. What it says is not judged here: times are no business of tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.end_to_end.programs import REPOSITORY
+
+pytestmark = pytest.mark.end_to_end
+
+
+def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_simulated_makespan_comes_out_as_a_table() -> None:
+    finished = benchmarks("makespan", "--quick")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("`python -m tests.benchmarks makespan --quick`")
+    rows = [line.split("|")[1:-1] for line in finished.stdout.splitlines() if line.startswith("| makespan")]
+    assert len(rows) == 4
+    assert {len(cells) for cells in rows} == {6}
+    # No schedule beats the lower bound.
+    assert all(float(cells[2].split()[0]) >= 1 for cells in rows)
+
+
+def test_an_unknown_measurement_is_refused_with_the_choices() -> None:
+    finished = benchmarks("nonsense")
+    assert finished.returncode == 2
+    assert "unfrozen-demo" in finished.stderr
