@@ -23,8 +23,8 @@ from cvrunner import job_commands
 from cvrunner.config import load_config
 from cvrunner.errors import ClusterError, UsageError
 from cvrunner.orchestration import jobs
+from cvrunner.orchestration.capacity import capacity
 from cvrunner.orchestration.jobs import Job
-from cvrunner.orchestration.ray_executor import capacity
 
 REPOSITORY = Path(__file__).parent.parent
 FOLDER = REPOSITORY / "jobs"

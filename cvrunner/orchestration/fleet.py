@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from cvrunner.config import ClusterConfig
 from cvrunner.errors import ClusterError, UsageError
+from cvrunner.orchestration.capacity import capacity
 from cvrunner.orchestration.doctor.collect import find_cluster, find_listeners
-from cvrunner.orchestration.ray_executor import capacity
 
 NODE_GPUS = 8
 SEVERAL_NODES = 4

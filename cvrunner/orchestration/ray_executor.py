@@ -7,7 +7,6 @@ never restarted by Ray, so that what is tried again is decided in one place.
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import threading
@@ -21,6 +20,7 @@ from cvrunner.chaos import NONE, Chaos
 from cvrunner.config import ClusterConfig
 from cvrunner.errors import ClusterError, ClusterLostError
 from cvrunner.files import write_atomically
+from cvrunner.orchestration.capacity import capacity
 from cvrunner.orchestration.failures import Failure
 from cvrunner.records.results import Placed, TrialResult, Waiting
 from cvrunner.records.run_directory import TrialDirectory
@@ -315,19 +315,6 @@ def _answers(node: dict[str, Any]) -> bool:
     except OSError:
         return False
     return True
-
-
-def capacity(resources: dict[str, float], cluster: ClusterConfig) -> int:
-    """How many trials a cluster of these resources can hold. Pure. Raises ClusterError where it is none."""
-    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
-    room = min(math.floor(gpus / cluster.gpus_per_trial + 1e-9), math.floor(cpus / cluster.cpus_per_trial))
-    if room < 1:
-        raise ClusterError(
-            f"a trial needs {cluster.gpus_per_trial:g} GPU and {cluster.cpus_per_trial} CPU; the cluster has "
-            f"{gpus:g} GPU and {cpus:g} CPU. Lower cluster.gpus_per_trial or cluster.cpus_per_trial, or start Ray with "
-            "more: without real GPUs, `ray start --head --num-gpus 8` gives logical ones"
-        )
-    return room
 
 
 def _connect(run: str, cluster: ClusterConfig) -> None:

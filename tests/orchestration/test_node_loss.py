@@ -82,7 +82,8 @@ def test_the_trials_of_a_lost_node_go_on_elsewhere_and_end_bit_identical(tmp_pat
     watch = Watch(lose)
     run_trials(trials, lambda t: TrialDirectory(tmp_path / "lost" / t.name), executor, [watch], RetriesConfig())
     executor.close()
-    assert watch.failures == [(lost[0], "preempted", Decision.RETRY)]
+    # Until Ray calls the node dead it may give it the next actor too.
+    assert set(watch.failures) == {(lost[0], "preempted", Decision.RETRY)}
     assert len(set(watch.places[lost[0]])) == 2
     for trial in trials:
         inline = InlineExecutor(tmp_path / "cache")

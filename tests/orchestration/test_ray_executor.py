@@ -12,6 +12,7 @@ import pytest
 
 from cvrunner.config import ClusterConfig, RetriesConfig
 from cvrunner.errors import ClusterError
+from cvrunner.orchestration.capacity import capacity
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.orchestration.scheduler import run_trials
@@ -23,7 +24,7 @@ from tests.training.test_fold_trainer import outcome
 from tests.trials import tiny_trials
 
 ray = pytest.importorskip("ray")
-from cvrunner.orchestration.ray_executor import RayExecutor, capacity  # noqa: E402
+from cvrunner.orchestration.ray_executor import RayExecutor  # noqa: E402
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from packaging.specifiers import SpecifierSet
 
 from cvrunner.config import Config
+from cvrunner.orchestration.capacity import trials_that_fit
 from cvrunner.orchestration.doctor.facts import Encoder, Facts, Packages
 from cvrunner.orchestration.doctor.finding import Finding, amount, ok, problem, warning
 
@@ -77,8 +78,7 @@ def trials_at_a_time(facts: Facts) -> int:
     """How many trials run at once; 0: none fits."""
     gpus, cpus, _ = _resources(facts)
     cluster = facts.config.cluster
-    # 1e-9: three trials of a third of a GPU fit into one.
-    room = min(int(gpus / cluster.gpus_per_trial + 1e-9), int(cpus / cluster.cpus_per_trial))
+    room = trials_that_fit(gpus, cpus, cluster)
     return min(room, trials(facts.config), cluster.max_concurrent or room)
 
 
