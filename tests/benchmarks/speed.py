@@ -20,21 +20,17 @@ EXTRAPOLATED_EPOCHS = 50
 
 def unfrozen_epoch(options: Options, encoder: Literal["demo", "base"]) -> list[Row]:
     """One training epoch of an unfrozen encoder, one process with all threads, effective batch 8."""
-    workload = Workload(
-        str(options.folder),
-        encoder,
-        _size(options, encoder),
-        epochs=2 if options.quick or encoder == "base" else 4,
-        threads=options.threads,
-    )
+    epochs = {"demo": (2, 4), "base": (1, 2)}[encoder][not options.quick]
+    workload = Workload(str(options.folder), encoder, _size(options, encoder), epochs=epochs, threads=options.threads)
     prepare(workload)
     tasks = {
         "cvrunner": Task("ours.epochs", workload),
         OLD: Task("rivals.old_script", workload),
         TRAINER: Task("rivals.trainer", workload),
-        f"{TRAINER}, 2 workers": Task("rivals.trainer", workload.but(workers=2)),
         "limit": Task("limit.epochs", workload),
     }
+    if encoder == "demo":
+        tasks[f"{TRAINER}, 2 workers"] = Task("rivals.trainer", workload.but(workers=2))
     found = {name: [_epoch_s(answer) for answer in answers] for name, answers in _rounds(options, tasks).items()}
     best = min((name for name in found if name.startswith(TRAINER)), key=lambda name: median(found[name]))
     what = f"unfrozen epoch, {encoder} encoder, {_trained(workload)} utterances"
@@ -107,8 +103,8 @@ def _rounds(options: Options, tasks: dict[str, Task]) -> dict[str, list[dict[str
 
 
 def _epoch_s(answer: dict[str, Any], key: str = "train_s") -> float:
-    """The median epoch, without the first, which warms up."""
-    return float(median(answer[key][1:]))
+    """The median epoch, without the first, which warms up, where there are more."""
+    return float(median(answer[key][1:] or answer[key]))
 
 
 def _each_fold(function: str, workload: Workload) -> list[Task]:
