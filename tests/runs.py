@@ -82,12 +82,13 @@ def make_run(
     return directory
 
 
-def numbers(directory: RunDirectory) -> dict[str, tuple[object, bytes]]:
-    """What must be bit-identical of a run: by trial, its result but for times and memory, and its predictions."""
-    found: dict[str, tuple[object, bytes]] = {}
+def numbers(directory: RunDirectory) -> dict[str, tuple[object, list[bytes]]]:
+    """What must be bit-identical of a run: by trial, its result but for times and memory, predictions and weights."""
+    found: dict[str, tuple[object, list[bytes]]] = {}
     for name, result in directory.results(directory.read_run()).items():
         values = result.model_dump(exclude={"key", "train_s", "total_s", "peak_memory_mib"})
-        found[name] = values, (directory.path / name / "predictions.csv").read_bytes()
+        files = ("predictions.csv", "model.safetensors")
+        found[name] = values, [(directory.path / name / file).read_bytes() for file in files]
     return found
 
 
