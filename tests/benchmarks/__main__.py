@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="cores in use (default: all)")
     parser.add_argument("--folder", type=Path, help="where corpora, encoders and caches are made (default: a new one)")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and so end what was started
     if unknown := sorted(set(arguments.names) - set(MEASUREMENTS)):
         parser.error(f"unknown: {', '.join(unknown)}; choose of {', '.join(MEASUREMENTS)}")
     with tempfile.TemporaryDirectory(prefix="cvrunner-bench-") as new:

@@ -41,14 +41,18 @@ def run_together(tasks: Sequence[Task], at_once: int) -> list[Answer]:
     waiting = list(enumerate(tasks))
     running: dict[int, subprocess.Popen[str]] = {}
     answers: dict[int, Answer] = {}
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            index, task = waiting.pop(0)
-            running[index] = _start(task)
-        for index, process in list(running.items()):
-            if process.poll() is not None:
-                answers[index] = _answer(running.pop(index), tasks[index])
-        time.sleep(0.02)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                index, task = waiting.pop(0)
+                running[index] = _start(task)
+            for index, process in list(running.items()):
+                if process.poll() is not None:
+                    answers[index] = _answer(running.pop(index), tasks[index])
+            time.sleep(0.02)
+    finally:
+        for process in running.values():
+            process.terminate()
     return [answers[index] for index in range(len(tasks))]
 
 
