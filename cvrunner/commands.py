@@ -345,7 +345,7 @@ def _stop_window() -> str:
 
     window_s = float(os.environ.get(STOP_WAIT, RAY_STOP_WAIT_S))
     return (
-        f"`ray job stop` saves what is running within {window_s:g} s (RAY_JOB_STOP_WAIT_TIME_S of the job's runtime "
+        f"`ray job stop` saves what is running within {window_s:g} s ({STOP_WAIT} of the job's runtime "
         "environment; `saving takes about` below should be well under it); the same command continues"
     )
 

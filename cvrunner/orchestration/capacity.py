@@ -9,6 +9,11 @@ from cvrunner.config import ClusterConfig
 from cvrunner.errors import ClusterError
 
 
+def logical_gpus(cores: int, cluster: ClusterConfig) -> int:
+    """How many GPUs Ray is told of where there are none: one for each trial's share of the cores."""
+    return max(1, cores // cluster.cpus_per_trial)
+
+
 def trials_that_fit(gpus: float, cpus: float, cluster: ClusterConfig) -> int:
     """0 where none does."""
     # 1e-9: three trials of a third of a GPU fit into one.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cvrunner.config import ClusterConfig
 from cvrunner.errors import ClusterError, UsageError
-from cvrunner.orchestration.capacity import capacity
+from cvrunner.orchestration.capacity import capacity, logical_gpus
 from cvrunner.orchestration.doctor.collect import find_cluster, find_listeners
 
 NODE_GPUS = 8
@@ -60,7 +60,7 @@ def found_fleet(cluster: ClusterConfig, environment: Mapping[str, str]) -> Fleet
     import torch
 
     cores, real = os.cpu_count() or 1, torch.cuda.device_count()
-    gpus = real or max(1, cores // cluster.cpus_per_trial)
+    gpus = real or logical_gpus(cores, cluster)
     return _fleet("this machine" if real else "this machine, logical", 1, gpus, cores, cluster)
 
 

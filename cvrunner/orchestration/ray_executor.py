@@ -20,7 +20,7 @@ from cvrunner.chaos import NONE, Chaos
 from cvrunner.config import ClusterConfig
 from cvrunner.errors import ClusterError, ClusterLostError
 from cvrunner.files import write_atomically
-from cvrunner.orchestration.capacity import capacity
+from cvrunner.orchestration.capacity import capacity, logical_gpus
 from cvrunner.orchestration.failures import Failure
 from cvrunner.records.results import Placed, TrialResult, Waiting
 from cvrunner.records.run_directory import TrialDirectory
@@ -207,8 +207,7 @@ class RayExecutor:
 
     def _slot(self, trial: Trial) -> int:
         """A free slot with an actor: on the trial's own node where there is one."""
-        busy, node = {attempt.slot for attempt in self.attempts}, self.places.get(trial.name)
-        idle = [index for index in self.occupied if index not in busy]
+        idle, node = self._idle(), self.places.get(trial.name)
         for index in idle:
             if node in (None, self.occupied[index].node):
                 return index
@@ -221,10 +220,14 @@ class RayExecutor:
 
     def _free_idle(self) -> None:
         """An actor without a trial must not hold the GPU that another one waits for."""
-        busy = {attempt.slot for attempt in self.attempts}
         if any(not a.placed and time.monotonic() - a.since > LOOK_EVERY_S for a in self.attempts):
-            for index in set(self.occupied) - busy:
+            for index in self._idle():
                 ray.kill(self.occupied.pop(index).actor)
+
+    def _idle(self) -> list[int]:
+        """Slots whose actor has no trial."""
+        busy = {attempt.slot for attempt in self.attempts}
+        return [index for index in self.occupied if index not in busy]
 
     def _new_actor(self, node: str | None) -> Any:
         if self.broken and self.room <= len(self.broken):
@@ -324,7 +327,7 @@ def _connect(run: str, cluster: ClusterConfig) -> None:
         return
     cores = os.cpu_count() or 1
     # Where there is a driver, Ray counts the GPUs itself.
-    gpus = None if Path("/dev/nvidiactl").exists() else max(1, cores // cluster.cpus_per_trial)
+    gpus = None if Path("/dev/nvidiactl").exists() else logical_gpus(cores, cluster)
     ray.init(
         address="local",
         num_cpus=cores,

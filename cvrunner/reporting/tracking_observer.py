@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cvrunner.orchestration.failures import Decision, Failure
-from cvrunner.records.results import EpochRecord, TrialResult, TrialStatus
+from cvrunner.orchestration.run_book import STATUS
+from cvrunner.records.results import EpochRecord, TrialResult
 from cvrunner.reporting.tracker import Tracker
 from cvrunner.training.trial import Trial
 
@@ -30,5 +31,4 @@ class TrackingObserver:
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         if decision is not Decision.RETRY:
-            status: TrialStatus = "STOPPED" if decision is Decision.STOP else "FAILED"
-            self.tracker.trial_finished(trial.name, None, status, failure.message)
+            self.tracker.trial_finished(trial.name, None, STATUS[decision], failure.message)

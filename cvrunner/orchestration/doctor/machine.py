@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from packaging.specifiers import SpecifierSet
 
 from cvrunner.config import Config
-from cvrunner.orchestration.capacity import trials_that_fit
+from cvrunner.orchestration.capacity import logical_gpus, trials_that_fit
 from cvrunner.orchestration.doctor.facts import Encoder, Facts, Packages
 from cvrunner.orchestration.doctor.finding import Finding, amount, ok, problem, warning
 
@@ -96,7 +96,7 @@ def _resources(facts: Facts) -> tuple[float, float, str]:
     real = len(facts.hardware.gpus) if facts.packages.torch_cuda else 0
     if real:
         return real, cores, "this machine"
-    return max(1, cores // facts.config.cluster.cpus_per_trial), cores, "this machine (GPUs logical)"
+    return logical_gpus(cores, facts.config.cluster), cores, "this machine (GPUs logical)"
 
 
 def check_memory(facts: Facts) -> Finding:
