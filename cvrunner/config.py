@@ -171,8 +171,8 @@ class TrainConfig(Section):
     """Effective batches are cut from length-sorted pools of so many: less padding, but a CCC of utterances of like
     length teaches less. 1: drawn at random; only the micro-batches inside are of like length."""
     max_batch_s: Positive | None = None
-    """Most seconds of padded audio encoded at once: long utterances then make smaller batches. Memory only, as
-    batch_size; null: no limit."""
+    """Most seconds of audio encoded at once: long utterances then make smaller batches. Memory only, as batch_size;
+    null: no limit."""
     gradient_checkpointing: bool = False
     """Compute an unfrozen encoder's layers again in the backward pass: less memory, about a third more time."""
     epochs: Count = 20

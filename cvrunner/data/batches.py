@@ -1,7 +1,7 @@
 """Which utterances make up each update, from (seed, epoch) alone: no loader state, so a resumed epoch is the same.
 
 An update is an effective batch; it is encoded in micro-batches of at most `batch_size` utterances of like length and at
-most `max_batch_s` seconds with their padding.
+most `max_batch_s` seconds of audio.
 Conditions with the same effective batch, seed and epoch get the same updates in the same order.
 """
 
@@ -97,20 +97,17 @@ def _without_single(groups: list[list[Utterance]]) -> list[list[Utterance]]:
 
 
 def _update(members: Sequence[Utterance], batch_size: int, max_batch_s: float | None, by_dialogue: bool) -> Update:
-    by_length = sorted(range(len(members)), key=lambda i: (members[i].samples, i))
-    micro = _micro_batches(members, by_length, batch_size, max_batch_s or math.inf)
+    micro = micro_batches(members, batch_size, max_batch_s or math.inf)
     turns = [len(d) for d in dialogues_in_order(members)] if by_dialogue else [1] * len(members)
     return Update(tuple(members), tuple(turns), tuple(micro))
 
 
-def _micro_batches(
-    members: Sequence[Utterance], by_length: Sequence[int], batch_size: int, max_batch_s: float
-) -> list[tuple[int, ...]]:
-    """`by_length` cut where the next, longest utterance would make too many or too many padded seconds."""
+def micro_batches(members: Sequence[Utterance], batch_size: int, max_batch_s: float) -> list[tuple[int, ...]]:
+    """Positions by length, cut where the next utterance would make too many, or too many seconds."""
     batches: list[list[int]] = []
-    for i in by_length:
+    for i in sorted(range(len(members)), key=lambda i: (members[i].samples, i)):
         full = not batches or len(batches[-1]) == batch_size
-        if full or (len(batches[-1]) + 1) * members[i].duration_s > max_batch_s:
+        if full or sum(members[j].duration_s for j in (*batches[-1], i)) > max_batch_s:
             batches.append([])
         batches[-1].append(i)
     return [tuple(batch) for batch in batches]

@@ -1,7 +1,8 @@
 """Mamba-2 blocks (Dao and Gu 2024, arXiv 2405.21060) over padded sequences.
 
-The mixer is transformers' own: it takes mamba-ssm's kernels when they are installed on a CUDA machine, and otherwise
-runs the same weights in plain PyTorch. `B` sequences of up to `N` steps of width `W`.
+The mixer is transformers' own: over long sequences it takes mamba-ssm's kernels when they are installed on a CUDA
+machine, and otherwise runs the same weights in plain PyTorch; short ones take the dual form. `B` sequences of up to `N`
+steps of width `W`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from cvrunner.config import MambaConfig
-from cvrunner.model.speech_encoder import frame_mask
+from cvrunner.model.dual_form import LONGEST, dual_form
+
+
+def frame_mask(lengths: Tensor, frames: int) -> Tensor:
+    """`[B, frames]`, True where a frame is real, from lengths `[B]`."""
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
 class MambaBlock(nn.Module):
@@ -38,7 +44,9 @@ class MambaBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """`[B, N, W]` with `mask [B, N]` of 0 and 1 to `[B, N, W]`, 0 at the padding."""
-        y: Tensor = self.mixer(self.norm(x), attention_mask=mask)
+        short = x.shape[1] <= LONGEST
+        normed = self.norm(x)
+        y: Tensor = dual_form(self.mixer, normed, mask) if short else self.mixer(normed, attention_mask=mask)
         return (x + y) * mask[..., None]
 
 

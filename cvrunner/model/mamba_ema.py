@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config import EmaConfig, ModelConfig
-from cvrunner.model.mamba import MambaStack
-from cvrunner.model.speech_encoder import SpeechEncoder, frame_mask
+from cvrunner.model.mamba import MambaStack, frame_mask
+from cvrunner.model.speech_encoder import SpeechEncoder
 
 EMA_RANGE = (0.6, 0.9)
 
@@ -115,6 +115,7 @@ class Head(nn.Module):
 
     def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
         """Hidden states `[B, N, L, D]`, lengths `[B]` to utterance vectors `z [B, Z]`."""
+        lengths = lengths.to(states.device, non_blocking=True)
         x = self.dropout(self.projection(self.mix(states)))
         z: Tensor = self.pooling(self.frame_mamba(x, lengths), lengths)
         return z
@@ -147,11 +148,11 @@ class MambaEMAModel(nn.Module):
         self.head = Head(config, dimensions, len(encoder.layers), encoder.width)
 
     def encode(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Utterance vectors `z [B, Z]` from conv features `[B, F, C]`, or from hidden states `[B, N, L, D]`.
+        """Utterance vectors `z [B, Z]` from conv features `[S, C]` or hidden states `[B, N, L, D]`, and lengths `[B]`.
 
-        Hidden states come from the cache and are for a frozen encoder only.
+        Conv features lie one utterance after the other. Hidden states come from the cache, for a frozen encoder only.
         """
-        if features.ndim == 3:
+        if features.ndim == 2:
             features, lengths = self.encoder(features, lengths)
         z: Tensor = self.head.encode(features.to(self.head.bias.dtype), lengths)
         return z

@@ -4,47 +4,29 @@ The forward pass is WavLM's own (Chen et al. 2022, arXiv 2110.13900), written ou
 features, so that an utterance's features do not depend on who shares its batch; it keeps no attention maps; and frozen
 means `eval()` under `no_grad`, whatever `train()` says.
 
-`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `N` frames at the model's frame rate, `C` conv channels,
-`L` mixed layers, `D` width of the encoder.
+`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `S` frames of all utterances one after the other, `N` frames
+at the model's frame rate, `C` conv channels, `L` mixed layers, `D` width of the encoder.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import WavLMModel
 from transformers.utils import logging
 
 from cvrunner.errors import EncoderError
+from cvrunner.model.attention import relative_position_bias, self_attention
 from cvrunner.model.encoder_files import EncoderFiles
+from cvrunner.model.packing import Packing
 
 ENCODER_FRAME_RATE_HZ = 50.0
-
-
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """`[B, frames]`, True where a frame is real, from lengths `[B]`."""
-    return torch.arange(frames, device=lengths.device) < lengths[:, None]
-
-
-def average_frames(states: Tensor, lengths: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Means of `group` neighbouring frames: `[B, F, D]`, `[B]` to `[B, N, D]`, `[B]`; N = ceil(F / group).
-
-    The last group of an utterance is the mean of the frames that it has.
-    """
-    if group == 1:
-        return states, lengths
-    batch, frames, width = states.shape
-    mask = frame_mask(lengths, frames)
-    padding = -frames % group
-    sums = functional.pad(states * mask[..., None], (0, 0, 0, padding)).view(batch, -1, group, width).sum(2)
-    counts = functional.pad(mask, (0, padding)).view(batch, -1, group).sum(2)
-    return sums / counts.clamp(min=1)[..., None], (lengths + group - 1) // group
 
 
 class SpeechEncoder(nn.Module):
@@ -129,82 +111,65 @@ class SpeechEncoder(nn.Module):
         return features[0].T
 
     def forward(self, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Conv features `[B, F, C]` and lengths `[B]` to hidden states `[B, N, L, D]` in float32, lengths `[B]`."""
+        """Conv features `[S, C]`, one utterance after the other, and lengths `[B]`, to hidden states `[B, N, L, D]`, in
+        float32 or better and 0 at the padding, and lengths `[B]`.
+        """
+        packing = Packing(lengths.tolist(), conv.device)
         gradient: Any = torch.no_grad() if self.freeze else contextlib.nullcontext()
         with gradient, torch.autocast(conv.device.type, self.precision, enabled=self.precision != torch.float32):
-            return self._forward(conv, lengths)
+            states = self._states(conv, packing)
+        return packing.averaged([states[number] for number in self.layers], self.group), self._averaged(lengths)
 
-    def _forward(self, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _averaged(self, lengths: Tensor) -> Tensor:
+        return (lengths + self.group - 1) // self.group
+
+    def _states(self, conv: Tensor, packing: Packing) -> dict[int, Tensor]:
+        """Hidden states `[S, D]` by layer."""
         encoder = self.wavlm.encoder
         stable = self.stable
-        mask = frame_mask(lengths, conv.shape[1])
         hidden, _ = self.wavlm.feature_projection(conv)
         if self.spec_augment and self.training:
-            hidden = self._mask_spans(hidden, lengths)
-        # Padding is zero for the positional convolution, as the end of the sequence is.
-        hidden = hidden * mask[..., None]
-        hidden = hidden + encoder.pos_conv_embed(hidden)
+            hidden = self._mask_spans(hidden, packing.lengths)
+        # Padding is zero for the positional convolution, as the end of an utterance is.
+        hidden = hidden + torch.cat([group.pack(encoder.pos_conv_embed(group.pad(hidden))) for group in packing.groups])
         if not stable:
             hidden = encoder.layer_norm(hidden)
         hidden = encoder.dropout(hidden)
-        bias = encoder.layers[0].attention.compute_bias(conv.shape[1], conv.shape[1])[None]
-        padding = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)[:, None, None]
+        bias = relative_position_bias(encoder.layers[0].attention, packing.frames)
         states = {0: hidden}
         for number, layer in enumerate(encoder.layers[: max(self.layers)], start=1):
             if self.gradient_checkpointing and hidden.requires_grad:
-                hidden = checkpoint(_transformer_layer, layer, hidden, bias, padding, stable, use_reentrant=False)
+                hidden = checkpoint(_transformer_layer, layer, hidden, bias, packing, stable, use_reentrant=False)
             else:
-                hidden = _transformer_layer(layer, hidden, bias, padding, stable)
+                hidden = _transformer_layer(layer, hidden, bias, packing, stable)
             states[number] = hidden
         if stable and len(encoder.layers) in states:
             states[len(encoder.layers)] = encoder.layer_norm(hidden)
-        averaged = [average_frames(states[number].float(), lengths, self.group)[0] for number in self.layers]
-        return torch.stack(averaged, dim=2), (lengths + self.group - 1) // self.group
+        return states
 
-    def _mask_spans(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+    def _mask_spans(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
         """SpecAugment (Park et al. 2019, arXiv 1904.08779) in time, each utterance by itself, none if too short."""
         span = self.wavlm.config.mask_time_length
         share = self.wavlm.config.mask_time_prob
-        masked = torch.zeros(hidden.shape[:2], dtype=torch.bool)
-        for row, frames in enumerate(lengths.tolist()):
+        masked = torch.zeros(len(hidden), dtype=torch.bool)
+        first = 0
+        for frames in lengths:
             if frames > span:
                 count = int(share * frames / span + torch.rand(()).item())
                 for start in torch.randint(frames - span + 1, (count,)).tolist():
-                    masked[row, start : start + span] = True
+                    masked[first + start : first + start + span] = True
+            first += frames
         masked = masked.to(hidden.device)
-        return torch.where(masked[..., None], self.wavlm.masked_spec_embed.to(hidden.dtype), hidden)
+        return torch.where(masked[:, None], self.wavlm.masked_spec_embed.to(hidden.dtype), hidden)
 
 
-def _transformer_layer(layer: Any, hidden: Tensor, bias: Tensor, padding: Tensor, stable: bool) -> Tensor:
-    """One WavLM layer, post-norm (base) or pre-norm (`stable`, large): `[B, F, D]` to `[B, F, D]`."""
+def _transformer_layer(layer: Any, hidden: Tensor, bias: Tensor, packing: Packing, stable: bool) -> Tensor:
+    """One WavLM layer, post-norm (base) or pre-norm (`stable`, large): `[S, D]` to `[S, D]`."""
     if stable:
-        hidden = hidden + layer.dropout(_attention(layer.attention, layer.layer_norm(hidden), bias, padding))
+        hidden = hidden + layer.dropout(self_attention(layer.attention, layer.layer_norm(hidden), bias, packing))
         return hidden + layer.feed_forward(layer.final_layer_norm(hidden))  # type: ignore[no-any-return]
-    hidden = layer.layer_norm(hidden + layer.dropout(_attention(layer.attention, hidden, bias, padding)))
+    hidden = layer.layer_norm(hidden + layer.dropout(self_attention(layer.attention, hidden, bias, packing)))
     return layer.final_layer_norm(hidden + layer.feed_forward(hidden))  # type: ignore[no-any-return]
-
-
-def _attention(attention: Any, hidden: Tensor, bias: Tensor, padding: Tensor) -> Tensor:
-    """WavLM's self-attention, gated relative position `bias [1, H, F, F]`, `padding [B, 1, 1, F]` of 0 and -inf."""
-    batch, frames, width = hidden.shape
-
-    def heads(x: Tensor) -> Tensor:
-        return x.view(batch, frames, attention.num_heads, -1).transpose(1, 2)
-
-    gates = attention.gru_rel_pos_linear(heads(hidden)).view(batch, attention.num_heads, frames, 2, 4).sum(-1)
-    first, second = torch.sigmoid(gates).chunk(2, dim=-1)
-    gate = first * (second * attention.gru_rel_pos_const - 1.0) + 2.0
-    query, key, value = (
-        heads(projection(hidden)) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    context = functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=(gate * bias + padding).to(query.dtype),
-        dropout_p=attention.dropout if attention.training else 0.0,
-    )
-    return attention.out_proj(context.transpose(1, 2).reshape(batch, frames, width))  # type: ignore[no-any-return]
 
 
 def load_wavlm(files: EncoderFiles, dropout: float | None = None) -> Any:

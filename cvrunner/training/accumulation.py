@@ -31,7 +31,7 @@ class Encodes(Protocol):
 
 
 class MicroBatch(Protocol):
-    """Some utterances, padded, to be encoded at once."""
+    """Some utterances to be encoded at once."""
 
     @property
     def features(self) -> Tensor: ...

@@ -60,6 +60,8 @@ from cvrunner.training.weights_ema import WeightsEma
 
 Event = Placed | Waiting | FeatureProgress | TrialStarted | EpochRecord | TrialResult
 Predictions = dict[str, npt.NDArray[np.float64]]
+HEAD_BATCH = 32
+"""Utterances that a frozen condition predicts at once."""
 LOCK_S = 120.0
 """How long a process that trained this trial before, perhaps on a node that died, has to let go of it."""
 
@@ -338,7 +340,8 @@ class FoldTrainer:
 
     def _predict(self, utterances: Sequence[Utterance]) -> Predictions:
         """Predictions on the rating scale, by dimension, in the order of `utterances`."""
-        batch_size = self.batch_size
+        # A head alone holds little; an encoder gets what fits while it trains.
+        batch_size = max(self.batch_size, HEAD_BATCH) if self.trial.frozen else self.batch_size
         while True:
             try:
                 return self._predict_by(batch_size, utterances)

@@ -110,7 +110,7 @@ class Schedule:
                 ]
                 decay = self.train.weight_decay if decayed else 0.0
                 groups.append({"params": parameters, "weight_decay": decay, "group": group, "lr": 0.0})
-        return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(groups, fused=True)
 
     def learning_rate(self, group: str, update: int, updates_per_epoch: int) -> float:
         """Of a group at an update (from 0): linear warm-up from where the group starts, then cosine to 0."""

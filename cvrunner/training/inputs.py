@@ -1,6 +1,7 @@
-"""From utterances to padded tensors: features out of the cache, and the cache filled by the trial's own encoder.
+"""From utterances to tensors: features out of the cache, and the cache filled by the trial's own encoder.
 
-`b` utterances of a micro-batch, `F` frames, `K` dimensions.
+`b` utterances of a micro-batch, `S` frames of all of them, `C` conv channels; `N` frames at the model's frame rate, `L`
+layers, `D` width; `K` dimensions.
 """
 
 from __future__ import annotations
@@ -13,24 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvrunner.data.batches import Update
+from cvrunner.data.batches import Update, micro_batches
 from cvrunner.data.features import Features, FeatureStore, Recipe
 from cvrunner.data.utterance import Utterance, read_audio
 from cvrunner.model.encoder_files import EncoderFiles
+from cvrunner.model.packing import Packing
 from cvrunner.model.speech_encoder import ENCODER_FRAME_RATE_HZ, SpeechEncoder
 from cvrunner.records.results import FeatureProgress
 
+CPU = torch.device("cpu")
+FILL_S = 30.0
+"""Seconds of audio that a frozen encoder takes at once: on a CPU 60 take no less time, and 10 more."""
+
 
 @dataclass(frozen=True)
-class PaddedBatch:
-    """A micro-batch on its device."""
+class Batch:
+    """A micro-batch."""
 
     features: Tensor
-    """`[b, F, ...]` in float32, right-padded with 0."""
+    """On the device in float32: conv features `[S, C]`, one utterance after the other, or hidden states
+    `[b, N, L, D]`, right-padded with 0."""
     lengths: Tensor
-    """`[b]` real frames."""
+    """`[b]` real frames, on the CPU."""
     positions: Tensor
-    """`[b]` places in the effective batch."""
+    """`[b]` places in the effective batch, on the device."""
 
 
 class Inputs:
@@ -77,25 +84,26 @@ class Inputs:
             for done, shards in store.fill(compute):
                 yield FeatureProgress(kind=kind, done=done, shards=shards)
 
-    def batches(self, update: Update) -> Iterator[PaddedBatch]:
+    def batches(self, update: Update) -> Iterator[Batch]:
         """The micro-batches of an update, one after the other."""
         for positions in update.micro_batches:
             features = [self.store.read(update.utterances[i]) for i in positions]
-            padded, lengths = pad(features)
-            yield PaddedBatch(
-                padded.to(self.device, torch.float32, non_blocking=True),
-                lengths.to(self.device),
+            together = pad(features) if self.encoder.freeze else pack(features)
+            yield Batch(
+                together.to(self.device, torch.float32, non_blocking=True),
+                torch.tensor([len(array) for array in features]),
                 torch.tensor(positions, device=self.device),
             )
 
     def padding(self, updates: Iterable[Update]) -> float:
-        """Share of frames that are padding when these updates are encoded."""
+        """Share of frames that are padding when these updates are encoded: in the attention of an encoder that trains,
+        in the head where it is frozen."""
         real = padded = 0
         for update in updates:
             for positions in update.micro_batches:
                 frames = [self.encoder.frames(update.utterances[i].samples) for i in positions]
                 real += sum(frames)
-                padded += max(frames) * len(frames)
+                padded += max(frames) * len(frames) if self.encoder.freeze else Packing(frames, CPU).padded_frames
         return 1 - real / padded if padded else 0.0
 
     def _conv_features(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
@@ -105,20 +113,28 @@ class Inputs:
 
     @torch.no_grad()
     def _hidden_states(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
-        """One utterance at a time: no padding, and what is kept does not depend on a batch size."""
-        for u in utterances:
-            conv, lengths = pad([self.conv.read(u)])
-            states, _ = self.encoder(conv.to(self.device, torch.float32), lengths.to(self.device))
-            yield states[0].half().cpu().numpy()
+        """Some seconds of a shard at once: what is kept does not depend on a trial's batch size."""
+        found: dict[int, Features] = {}
+        for positions in micro_batches(utterances, len(utterances), FILL_S):
+            features = [self.conv.read(utterances[i]) for i in positions]
+            lengths = torch.tensor([len(array) for array in features])
+            states, frames = self.encoder(pack(features).to(self.device, torch.float32), lengths)
+            for i, one, count in zip(positions, states.half().cpu().numpy(), frames.tolist(), strict=True):
+                found[i] = one[:count]
+        yield from (found[i] for i in range(len(utterances)))
 
 
-def pad(features: Sequence[Features]) -> tuple[Tensor, Tensor]:
-    """Arrays `[f, ...]` to a tensor `[b, F, ...]` in float16, zero where there is none, and lengths `[b]`."""
-    lengths = [len(array) for array in features]
-    padded = np.zeros((len(features), max(lengths), *features[0].shape[1:]), dtype=np.float16)
+def pack(features: Sequence[Features]) -> Tensor:
+    """Arrays `[f, C]` one after the other: `[S, C]` in float16."""
+    return torch.from_numpy(np.concatenate(features))
+
+
+def pad(features: Sequence[Features]) -> Tensor:
+    """Arrays `[n, ...]` to a tensor `[b, N, ...]` in float16, zero where there is none."""
+    padded = np.zeros((len(features), max(map(len, features)), *features[0].shape[1:]), dtype=np.float16)
     for row, array in zip(padded, features, strict=True):
         row[: len(array)] = array
-    return torch.from_numpy(padded), torch.tensor(lengths)
+    return torch.from_numpy(padded)
 
 
 def scaled_labels(

@@ -42,8 +42,8 @@ class TimedUpdate:
     utterances: int
     longest_s: float
     """The longest of them, seconds of audio."""
-    padded_s: float
-    """Seconds of audio that are encoded, padding with it."""
+    audio_s: float
+    """Seconds of audio that are encoded."""
     step_s: float
     """Median over the timed updates."""
 
@@ -91,17 +91,17 @@ class ConditionProbe:
     """Of the weights that are trained."""
     checkpoint_bytes: int
 
-    def step_s(self, padded_s: float) -> float:
-        """Seconds of an update with so many seconds of padded audio: on the line through the two that were measured."""
+    def step_s(self, audio_s: float) -> float:
+        """Seconds of an update with so many seconds of audio: on the line through the two that were measured."""
         short, long = self.typical, self.longest
-        if long.padded_s <= short.padded_s or long.step_s <= short.step_s:
+        if long.audio_s <= short.audio_s or long.step_s <= short.step_s:
             return (short.step_s + long.step_s) / 2
-        slope = (long.step_s - short.step_s) / (long.padded_s - short.padded_s)
-        return max(0.0, short.step_s + slope * (padded_s - short.padded_s))
+        slope = (long.step_s - short.step_s) / (long.audio_s - short.audio_s)
+        return max(0.0, short.step_s + slope * (audio_s - short.audio_s))
 
     def epoch_s(self, trial: Trial) -> float:
         """Seconds of the first epoch's real batches and of validation."""
-        steps = sum(self.step_s(padded_s(update)) for update in updates_of(trial, self.batch_size, epoch=1))
+        steps = sum(self.step_s(audio_s(update)) for update in updates_of(trial, self.batch_size, epoch=1))
         return steps + self.validation_s * len(trial.fold.validation)
 
     def trial_s(self, trial: Trial) -> float:
@@ -191,10 +191,9 @@ def largest_batch_size(fits: Callable[[int], bool], start: int, limit: int) -> i
     return size
 
 
-def padded_s(update: Update) -> float:
-    """Seconds of audio that are encoded in an update, padding with it."""
-    batches = [[update.utterances[i].duration_s for i in positions] for positions in update.micro_batches]
-    return sum(max(durations) * len(durations) for durations in batches)
+def audio_s(update: Update) -> float:
+    """Seconds of audio in an update."""
+    return sum(u.duration_s for u in update.utterances)
 
 
 def resident_mib() -> float:
@@ -252,7 +251,7 @@ def _feature_passes(trainer: FoldTrainer, seconds: Sequence[float]) -> Iterator[
 def _timed_update(trainer: FoldTrainer, batch: Sequence[Utterance], batch_size: int) -> TimedUpdate:
     update = trainer.rehearse(batch, batch_size)
     times = [_time(lambda: trainer.rehearse(batch, batch_size), trainer.place.device) for _ in range(TIMED_UPDATES)]
-    return TimedUpdate(len(batch), max(u.duration_s for u in batch), padded_s(update), median(times))
+    return TimedUpdate(len(batch), max(u.duration_s for u in batch), audio_s(update), median(times))
 
 
 def _time(work: Callable[[], object], device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""The limit: what the arithmetic alone takes, over ready, length-sorted, padded batches held in memory.
+"""The limit: what the arithmetic alone takes, over ready, length-sorted batches held in memory.
 
 cvrunner's own model and optimizer and nothing else: no reading, no shuffling, no clipping, no validation, no records.
 """
@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cvrunner.data.batches import evaluation_update
 from cvrunner.data.utterance import Utterance
-from cvrunner.training.inputs import pad
+from cvrunner.training.inputs import pack
 from cvrunner.training.loss import ccc_loss
 from tests.benchmarks.material import Material
 from tests.benchmarks.workload import Workload
 
 Answer = dict[str, Any]
 Ready = tuple[Tensor, Tensor, Tensor]
-"""Features `[B, F, ...]` in float32, lengths `[B]`, labels `[B, K]`."""
+"""Features as the model takes them, lengths `[B]`, labels `[B, K]`."""
 
 
 def epochs(workload: Workload) -> Answer:
@@ -54,8 +55,8 @@ def encoder_pass(workload: Workload) -> Answer:
     conv = [encoder.conv_features(waveform).half().numpy() for waveform in waveforms]
     middle = time.perf_counter()
     for first in range(0, len(conv), workload.batch_size):
-        padded, lengths = pad(conv[first : first + workload.batch_size])
-        encoder(padded.float(), lengths)
+        members = conv[first : first + workload.batch_size]
+        encoder(pack(members).float(), torch.tensor([len(array) for array in members]))
     end = time.perf_counter()
     return {"front_end_s": middle - start, "transformer_s": end - middle, "pass_s": end - start}
 
@@ -65,8 +66,11 @@ def _ready(material: Material, utterances: Sequence[Utterance], size: int) -> li
     batches = []
     for first in range(0, len(ordered), size):
         members = ordered[first : first + size]
-        padded, lengths = pad([material.inputs.store.read(u) for u in members])
-        batches.append((padded.float(), lengths, material.labels(members)))
+        update = evaluation_update(members, size, by_dialogue=False)
+        batch = next(material.inputs.batches(update))
+        batches.append(
+            (batch.features, batch.lengths, material.labels([update.utterances[i] for i in update.micro_batches[0]]))
+        )
     return batches
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cvrunner.data.utterance import Utterance, read_audio
+from cvrunner.model.mamba import frame_mask
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.model.speech_encoder import SpeechEncoder, average_frames, load_wavlm
+from cvrunner.model.speech_encoder import SpeechEncoder, load_wavlm
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, scaled_labels
 from cvrunner.training.trial import Trial
@@ -85,3 +87,13 @@ class Material:
         lengths = wavlm._get_feat_extract_output_lengths(samples)
         averaged = [average_frames(states, lengths, self.encoder.group) for states in hidden]
         return torch.stack([states for states, _ in averaged], dim=2), averaged[0][1]
+
+
+def average_frames(states: Tensor, lengths: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Means of `group` neighbouring real frames: `[B, F, D]`, `[B]` to `[B, N, D]`, `[B]`."""
+    batch, frames, width = states.shape
+    mask = frame_mask(lengths, frames)
+    padding = -frames % group
+    sums = functional.pad(states * mask[..., None], (0, 0, 0, padding)).view(batch, -1, group, width).sum(2)
+    counts = functional.pad(mask, (0, padding)).view(batch, -1, group).sum(2)
+    return sums / counts.clamp(min=1)[..., None], (lengths + group - 1) // group

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from cvrunner.config import EmaConfig, MambaConfig, ModelConfig
+from cvrunner.model.dual_form import LONGEST, dual_form
 from cvrunner.model.mamba import MambaBlock, MambaStack, reverse
 from cvrunner.model.mamba_ema import Head, TurnEma
 
@@ -45,13 +46,39 @@ def naive_mixer(mixer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 11])
-def test_the_mixer_equals_a_naive_loop_over_time(steps: int) -> None:
+@pytest.mark.parametrize("form", [dual_form, lambda mixer, x, mask: mixer(x, attention_mask=mask)])
+def test_both_forms_of_the_mixer_equal_a_naive_loop_over_time(steps: int, form: Any) -> None:
     torch.manual_seed(0)
-    block = MambaBlock(16, SMALL)
+    mixer = MambaBlock(16, SMALL).mixer
     x = torch.randn(1, steps, 16)
     with torch.no_grad():
-        fast = block.mixer(x, attention_mask=torch.ones(1, steps))[0]
-        torch.testing.assert_close(fast, naive_mixer(block.mixer, x[0]), atol=1e-5, rtol=1e-4)
+        found = form(mixer, x, torch.ones(1, steps))[0]
+        torch.testing.assert_close(found, naive_mixer(mixer, x[0]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [9, LONGEST])
+def test_both_forms_have_the_same_gradients(steps: int) -> None:
+    torch.manual_seed(0)
+    mixer = MambaBlock(16, SMALL).mixer
+    mask = (torch.arange(steps) < torch.tensor([[steps], [steps - 4]])).float()
+    gradients = []
+    for form in (dual_form, lambda mixer, x, mask: mixer(x, attention_mask=mask)):
+        x = torch.randn(2, steps, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        mixer.zero_grad()
+        (form(mixer, x, mask) * mask[..., None]).square().sum().backward()
+        gradients.append({"x": x.grad, **{name: p.grad for name, p in mixer.named_parameters()}})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-3)
+
+
+def test_long_sequences_are_scanned_in_chunks_with_the_same_result() -> None:
+    torch.manual_seed(0)
+    block = MambaBlock(16, SMALL).eval()
+    x = torch.randn(1, LONGEST + 40, 16)
+    with torch.no_grad():
+        whole = block(x, torch.ones(1, LONGEST + 40))
+        start = block(x[:, :LONGEST], torch.ones(1, LONGEST))
+    torch.testing.assert_close(whole[:, :LONGEST], start, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

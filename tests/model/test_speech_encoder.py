@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from cvrunner.errors import EncoderError
 from cvrunner.model.encoder_files import find_encoder
-from cvrunner.model.speech_encoder import SpeechEncoder, average_frames, load_wavlm
+from cvrunner.model.speech_encoder import SpeechEncoder, load_wavlm
 from tests.encoders import save_encoder, tiny_encoder, tiny_wavlm
 
 
@@ -22,11 +21,11 @@ def test_hidden_states_equal_those_of_transformers(stable: bool) -> None:
     expected = wavlm(waveform[None], output_hidden_states=True)
     encoder = SpeechEncoder(wavlm, frame_rate_hz=50.0)
     conv = encoder.conv_features(waveform)
-    states, lengths = encoder(conv[None], torch.tensor([len(conv)]))
+    states, lengths = encoder(conv, torch.tensor([len(conv)]))
     assert lengths.tolist() == [len(conv)] == [encoder.frames(9000)]
     for layer in range(3):
-        torch.testing.assert_close(states[0, :, layer], expected.hidden_states[layer][0].float())
-    torch.testing.assert_close(states[0, :, 3], expected.last_hidden_state[0].float())
+        torch.testing.assert_close(states[0, :, layer], expected.hidden_states[layer][0])
+    torch.testing.assert_close(states[0, :, 3], expected.last_hidden_state[0])
 
 
 @pytest.mark.parametrize("stable", [False, True])
@@ -35,9 +34,9 @@ def test_an_utterance_has_the_same_states_alone_and_with_longer_batch_mates(stab
     encoder = tiny_encoder(stable, frame_rate_hz=rate_hz).eval()
     convs = [encoder.conv_features(torch.randn(samples)) for samples in (16000, 5000, 11111)]
     lengths = torch.tensor([len(c) for c in convs])
-    together, n = encoder(pad_sequence(convs, batch_first=True), lengths)
+    together, n = encoder(torch.cat(convs), lengths)
     for row, conv in enumerate(convs):
-        alone, m = encoder(conv[None], lengths[row : row + 1])
+        alone, m = encoder(conv, lengths[row : row + 1])
         assert n[row] == m[0] == encoder.averaged_frames([16000, 5000, 11111][row])
         torch.testing.assert_close(together[row, : m[0]], alone[0], atol=1e-5, rtol=1e-5)
 
@@ -60,8 +59,8 @@ def test_the_length_formula_agrees_with_the_front_end(samples: int) -> None:
 def test_frozen_stays_in_evaluation_mode_and_repeats_itself_bit_for_bit() -> None:
     encoder = SpeechEncoder(tiny_wavlm(hidden_dropout=0.5, attention_dropout=0.5), freeze=True).train()
     assert not any(module.training for module in encoder.modules())
-    conv = encoder.conv_features(torch.randn(8000))[None]
-    lengths = torch.tensor([conv.shape[1]])
+    conv = encoder.conv_features(torch.randn(8000))
+    lengths = torch.tensor([len(conv)])
     first, _ = encoder(conv, lengths)
     assert torch.equal(first, encoder(conv, lengths)[0])
     assert not first.requires_grad
@@ -71,8 +70,8 @@ def test_unfrozen_trains_all_but_the_front_end() -> None:
     encoder = SpeechEncoder(tiny_wavlm(hidden_dropout=0.5), freeze=False).train()
     assert encoder.wavlm.encoder.training
     assert not encoder.wavlm.feature_extractor.training
-    conv = encoder.conv_features(torch.randn(8000))[None]
-    states, _ = encoder(conv, torch.tensor([conv.shape[1]]))
+    conv = encoder.conv_features(torch.randn(8000))
+    states, _ = encoder(conv, torch.tensor([len(conv)]))
     states.sum().backward()
     without = {n for n, p in encoder.named_parameters() if p.grad is None}
     assert {n for n in without if "feature_extractor" not in n} <= {"wavlm.masked_spec_embed"}
@@ -83,19 +82,12 @@ def test_spec_augment_leaves_short_utterances_alone_and_masks_long_ones() -> Non
                        activation_dropout=0.0, feat_proj_dropout=0.0)  # fmt: skip
     encoder = SpeechEncoder(wavlm, freeze=False, spec_augment=True)
     for samples, changed in ((2000, False), (32000, True)):
-        conv = encoder.conv_features(torch.randn(samples))[None]
-        lengths = torch.tensor([conv.shape[1]])
+        conv = encoder.conv_features(torch.randn(samples))
+        lengths = torch.tensor([len(conv)])
         plain, _ = encoder.eval()(conv, lengths)
         torch.manual_seed(0)
         masked, _ = encoder.train()(conv, lengths)
         assert torch.equal(plain, masked) != changed
-
-
-def test_frames_are_averaged_over_what_is_there() -> None:
-    states = torch.arange(7.0).view(1, 7, 1).repeat(2, 1, 1)
-    means, lengths = average_frames(states, torch.tensor([7, 5]), 4)
-    assert lengths.tolist() == [2, 2]
-    assert means[:, :, 0].tolist() == [[1.5, 5.0], [1.5, 4.0]]
 
 
 def test_normalisation_makes_the_volume_irrelevant() -> None:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from cvrunner.config import MambaConfig, ModelConfig
 from cvrunner.model.mamba_ema import MambaEMAModel
+from cvrunner.model.speech_encoder import SpeechEncoder
 from cvrunner.training.accumulation import averaged_backward, exact_backward
 from cvrunner.training.loss import ccc_loss
-from tests.encoders import tiny_encoder
+from tests.encoders import tiny_encoder, tiny_wavlm
 
 CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]
 
@@ -49,14 +50,13 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def cut(features: list[Tensor], size: int, order: list[int]) -> list[Batch]:
-    """Micro-batches of `size` in this order, padded."""
+    """Micro-batches of `size` in this order, one utterance after the other."""
     batches = []
     for start in range(0, len(features), size):
         positions = order[start : start + size]
         members = [features[i] for i in positions]
-        padded = nn.utils.rnn.pad_sequence(members, batch_first=True)
         lengths = torch.tensor([len(f) for f in members])
-        batches.append(Batch(padded, lengths, torch.tensor(positions)))
+        batches.append(Batch(torch.cat(members), lengths, torch.tensor(positions)))
     return batches
 
 
@@ -123,8 +123,24 @@ def test_the_whole_model_gives_the_same_gradient_for_every_cut(protocol: str, si
     assert found.keys() == expected.keys()
     assert any(name.startswith("encoder.wavlm.encoder.layers.0") for name in found)
     for name, gradient in found.items():
-        # transformers computes the scan in float32 whatever the model is in.
-        torch.testing.assert_close(gradient, expected[name], atol=2e-6, rtol=1e-4)
+        torch.testing.assert_close(gradient, expected[name], atol=1e-12, rtol=1e-8)
+
+
+def test_the_whole_model_repeats_its_dropout_in_the_second_encoding() -> None:
+    wavlm = tiny_wavlm(hidden_dropout=0.3, attention_dropout=0.3, activation_dropout=0.3)
+    encoder = SpeechEncoder(wavlm, freeze=False, spec_augment=True)
+    config = ModelConfig(width=16, dropout=0.3, mamba=MambaConfig(state_size=4, head_dim=8, layers=1))
+    model = MambaEMAModel(encoder, config, 2).double().train()
+    batches = cut([encoder.conv_features(torch.randn(4000 + 500 * i, dtype=torch.float64)) for i in range(8)], 2, ORDER)
+    torch.manual_seed(3)
+    z = torch.cat([model.encode(b.features, b.lengths) for b in batches])
+    order = torch.cat([b.positions for b in batches]).argsort()
+    ccc_loss(model.predict(z[order], [1] * 8), LABELS).backward()
+    expected = gradients(model)
+    torch.manual_seed(3)
+    exact_backward(model, batches, LABELS, [1] * 8)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-12, rtol=1e-8)
 
 
 def test_averaged_accumulation_is_another_gradient() -> None:

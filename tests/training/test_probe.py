@@ -66,7 +66,7 @@ def test_the_longest_batch_holds_the_longest_utterances_and_the_typical_one_thos
     middle = (len(by_length) - 4) // 2
     assert [u.samples for u in typical_batch(trial)] == by_length[middle : middle + 4]
     found = probe(trial, CPU, tmp_path / "probe")
-    assert found.longest.padded_s > found.typical.padded_s
+    assert found.longest.audio_s > found.typical.audio_s
     assert found.longest.longest_s == by_length[0] / 16_000
 
 
@@ -130,9 +130,9 @@ class TestBatchSize:
 
 
 class TestTime:
-    @pytest.mark.parametrize(("padded_s", "step_s"), [(5, 1.0), (10, 1.5), (15, 2.0), (20, 2.5), (0, 0.5)])
-    def test_a_step_lies_on_the_line_through_the_two_measured_ones(self, padded_s: float, step_s: float) -> None:
-        assert made_up().step_s(padded_s) == pytest.approx(step_s)
+    @pytest.mark.parametrize(("audio_s", "step_s"), [(5, 1.0), (10, 1.5), (15, 2.0), (20, 2.5), (0, 0.5)])
+    def test_a_step_lies_on_the_line_through_the_two_measured_ones(self, audio_s: float, step_s: float) -> None:
+        assert made_up().step_s(audio_s) == pytest.approx(step_s)
 
     def test_where_longer_is_not_slower_every_step_takes_the_mean(self) -> None:
         faster = made_up(longest=replace(made_up().longest, step_s=0.5))
