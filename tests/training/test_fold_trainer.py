@@ -378,7 +378,7 @@ class TestOutOfMemory:
         encode = fold_trainer.MambaEMAModel.encode
 
         def limited(self: Any, features: Tensor, lengths: Tensor) -> Tensor:
-            if torch.is_grad_enabled() and len(features) > largest:
+            if torch.is_grad_enabled() and len(lengths) > largest:
                 raise torch.OutOfMemoryError("injected")
             return encode(self, features, lengths)
 
