@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from cvrunner.data.folds import Fold
     from cvrunner.data.utterance import Corpus
+    from cvrunner.orchestration.gauges import Gauges
     from cvrunner.orchestration.run_book import RunBook
     from cvrunner.orchestration.scheduler import Executor, Observer
     from cvrunner.records.run_directory import RunDirectory
@@ -98,7 +100,12 @@ def all_folds(
             places = {name: state.node for name, state in record.trials.items() if state.node}
             return RayExecutor(record.run, prepared.config.cluster, prepared.cache_dir, len(todo), chaos, places)
 
-        return _conclude(run, _train(run, todo, executor) if todo else None)
+        def exported(gauges: Gauges) -> AbstractContextManager[object]:
+            from cvrunner.orchestration.ray_metrics import exported
+
+            return exported(gauges)
+
+        return _conclude(run, _train(run, todo, executor, exported) if todo else None)
 
 
 def one_fold(
@@ -350,8 +357,14 @@ def _stop_window() -> str:
     )
 
 
-def _train(run: Run, todo: Sequence[Trial], make_executor: Callable[[], Executor]) -> Ending:
-    """Run the trials that have no result."""
+def _train(
+    run: Run,
+    todo: Sequence[Trial],
+    make_executor: Callable[[], Executor],
+    exported: Callable[[Gauges], AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Ending:
+    """Run the trials that have no result; `exported`: while it lasts, others can see the gauges."""
+    from cvrunner.orchestration.gauges import Gauges
     from cvrunner.orchestration.scheduler import run_trials
     from cvrunner.reporting.progress import Progress
     from cvrunner.reporting.tracking_observer import TrackingObserver
@@ -364,11 +377,13 @@ def _train(run: Run, todo: Sequence[Trial], make_executor: Callable[[], Executor
     try:
         run.book.begin()
         run.tracker.start(run.book.record, run.prepared.config, run.book.directory)
+        gauges = Gauges(run.book.record.run, run.trials, todo, executor.slots)
         with (
+            exported(gauges),
             _stop_on_signals(run.console) as stop,
             Progress(todo, executor.slots, run.console, run.quiet) as progress,
         ):
-            observers: list[Observer] = [run.book, progress, TrackingObserver(run.tracker)]
+            observers: list[Observer] = [run.book, progress, gauges, TrackingObserver(run.tracker)]
             retries = run.prepared.config.cluster.retries
             aborted = run_trials(todo, run.book.trial_directory, executor, observers, retries, stop.is_set)
         return Ending(stop.is_set(), UsageError(aborted.message) if aborted else None)

@@ -7,6 +7,7 @@ never restarted by Ray, so that what is tried again is decided in one place.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -21,6 +22,7 @@ from cvrunner.config import ClusterConfig
 from cvrunner.errors import ClusterError, ClusterLostError
 from cvrunner.files import write_atomically
 from cvrunner.orchestration.capacity import capacity, logical_gpus
+from cvrunner.orchestration.event_text import event_text
 from cvrunner.orchestration.failures import Failure
 from cvrunner.records.results import Placed, TrialResult, Waiting
 from cvrunner.records.run_directory import TrialDirectory
@@ -52,11 +54,11 @@ class FoldActor:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.trial = "idle"
         self.stopping = threading.Event()
 
+    # Ray asks once, when the actor has begun. The trial it works on is its task's name, and stands in every log line.
     def __repr__(self) -> str:
-        return f"{self.label} {self.trial}"
+        return self.label
 
     def run(self, trial: Trial, directory: TrialDirectory, cache_dir: Path, chaos: Chaos) -> Any:
         """A generator of the trial's events; the last one is its result or its failure."""
@@ -65,11 +67,10 @@ class FoldActor:
         from cvrunner.training.device import default_device
         from cvrunner.training.fold_trainer import Workplace
 
-        self.trial = trial.name
-        try:
-            yield from attempt(trial, Workplace(directory, cache_dir, default_device(), self.stopping.is_set, chaos))
-        finally:
-            self.trial = "idle"
+        place = Workplace(directory, cache_dir, default_device(), self.stopping.is_set, chaos)
+        for event in attempt(trial, place):
+            _log(trial, event)
+            yield event
 
     # On a thread of its own, so that it is heard while a trial runs. Cancelling the task would end its stream at once,
     # and the driver could not wait for what the trial still saves.
@@ -307,6 +308,14 @@ class RayExecutor:
         )
 
 
+def _log(trial: Trial, event: Event | Failure) -> None:
+    """A line for the dashboard's view of the actor's log; with the traceback, where something broke."""
+    if text := event_text(event, (*trial.config.corpus.dimensions, "avg")):
+        print(f"{time.strftime('%H:%M:%S')}  {trial.name}  {text}", flush=True)
+    if isinstance(event, Failure) and event.details:
+        print(event.details, flush=True)
+
+
 def _alive() -> dict[str, dict[str, Any]]:
     """What Ray knows of each node that it takes to be there, by id."""
     return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
@@ -321,7 +330,12 @@ def _answers(node: dict[str, Any]) -> bool:
 
 
 def _connect(run: str, cluster: ClusterConfig) -> None:
-    common: dict[str, Any] = {"namespace": run, "log_to_driver": False, "logging_level": "ERROR"}
+    verbose = logging.getLogger().isEnabledFor(logging.INFO)
+    common: dict[str, Any] = {
+        "namespace": run,
+        "log_to_driver": verbose,
+        "logging_level": "INFO" if verbose else "ERROR",
+    }
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**common)
         return

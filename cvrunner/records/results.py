@@ -17,6 +17,11 @@ Decision = Literal["better", "worse", "not distinguishable"]
 TrialStatus = Literal["WAITING", "RUNNING", "DONE", "FAILED", "STOPPED"]
 
 
+def ccc_label(dimension: str) -> str:
+    """`CCC-V` for `valence`, `CCC-Avg` for `avg`."""
+    return "CCC-Avg" if dimension == "avg" else f"CCC-{dimension[0].upper()}"
+
+
 class Record(BaseModel):
     """A frozen record; unknown fields of newer versions are passed over."""
 

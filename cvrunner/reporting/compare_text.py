@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from cvrunner.records.results import ccc_label
 from cvrunner.reporting.compare_runs import RunComparison
 from cvrunner.reporting.evidence import differing
 from cvrunner.reporting.render import tables_as_text
-from cvrunner.reporting.report import ccc_label
 from cvrunner.reporting.tables import Table, table_of_differences, table_of_folds, table_of_scores
 
 

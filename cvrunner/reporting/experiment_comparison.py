@@ -6,9 +6,8 @@ from pathlib import Path
 
 from cvrunner.errors import ResultsError
 from cvrunner.files import write_atomically
-from cvrunner.records.results import RunRecord, Summary
+from cvrunner.records.results import RunRecord, Summary, ccc_label
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.reporting.report import ccc_label
 from cvrunner.reporting.tables import markdown_cell, number
 
 FILE_NAME = "experiment_comparison.md"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cvrunner.records.results import Aggregate, Difference
+from cvrunner.records.results import Aggregate, Difference, ccc_label
 from cvrunner.reporting.panels import INK, Look, legend_below, looks, row_of_panels, whole_numbers
 from cvrunner.reporting.predictions import Floats, OutOfFold
-from cvrunner.reporting.report import Report, ccc_label
+from cvrunner.reporting.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import Any
 from cvrunner.config import Config, load_config
 from cvrunner.errors import ResultsError
 from cvrunner.records import journal
-from cvrunner.records.results import EpochRecord, FloorRecord, RunRecord, Summary, TrialResult
+from cvrunner.records.results import EpochRecord, FloorRecord, RunRecord, Summary, TrialResult, ccc_label
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.reporting.comparison import summarise
 from cvrunner.reporting.predictions import OutOfFold, out_of_fold
@@ -39,11 +39,6 @@ class Report:
     def label(self) -> dict[str, str]:
         """What each dimension is called in a heading, CCC-Avg last."""
         return {dimension: ccc_label(dimension) for dimension in (*self.run.dimensions, "avg")}
-
-
-def ccc_label(dimension: str) -> str:
-    """`CCC-V` for `valence`, `CCC-Avg` for `avg`."""
-    return "CCC-Avg" if dimension == "avg" else f"CCC-{dimension[0].upper()}"
 
 
 def read_report(

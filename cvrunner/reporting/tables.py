@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cvrunner.records.results import Aggregate, Difference, Interval
-from cvrunner.reporting.report import Report, ccc_label
+from cvrunner.records.results import Aggregate, Difference, Interval, ccc_label
+from cvrunner.reporting.report import Report
 
 NONE = "–"
 NUMERIC_STARTS = "0123456789+-" + NONE
