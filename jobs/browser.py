@@ -1,4 +1,4 @@
-"""MLflow's page and report.html in a real browser, without a screen: for the screenshots, and for the tests of both.
+"""MLflow's page, Ray's dashboard and report.html in a real browser, without a screen: for screenshots and tests.
 
 Playwright drives the Chromium of the system; it brings none of its own here.
 """
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 START_LIMIT_S = 60
 WAIT_LIMIT_MS = 30_000
+ACTOR = "FoldActor"
 # A test must not call home, and neither must a screenshot.
 FLAGS = (
     "--disable-gpu",
@@ -102,6 +103,26 @@ def open_comparison(page: Page, links: Mapping[str, str]) -> str:
     page.get_by_text("Run details").wait_for(timeout=WAIT_LIMIT_MS)
     page.get_by_text("ccc_mean/avg").first.wait_for(timeout=WAIT_LIMIT_MS)
     _close_assistant(page)
+    return page.inner_text("body")
+
+
+def open_actors(page: Page, address: str) -> str:
+    """The Actors page of Ray's dashboard with ours that are alive, once they are there; gives its text."""
+    page.goto(f"{address}/#/actors")
+    page.get_by_label("Class", exact=True).fill(ACTOR)
+    page.get_by_label("State", exact=True).fill("ALIVE")
+    page.get_by_role("option", name="ALIVE").click()
+    page.locator("tbody").get_by_text(ACTOR).first.wait_for(timeout=WAIT_LIMIT_MS)
+    return page.inner_text("body")
+
+
+def open_actor(page: Page) -> str:
+    """From there to the first actor: what it printed, and its tasks, which bear the trials' names; gives its text."""
+    page.locator("tbody").get_by_role("link").first.click()
+    page.get_by_text("STDOUT").click()
+    page.get_by_text("/seed-").first.wait_for(timeout=WAIT_LIMIT_MS)
+    page.get_by_text("Tasks History").click()
+    page.get_by_text("RUNNING").first.wait_for(timeout=WAIT_LIMIT_MS)
     return page.inner_text("body")
 
 

@@ -1,8 +1,10 @@
-"""Pictures of a finished run for the documentation: its report, MLflow's charts, MLflow's comparison.
+"""Pictures for the documentation: of a finished run its report, MLflow's charts and comparison; of a run that trains
+the actors on Ray's dashboard.
 
     python jobs/screenshots.py results/demo-1234abcd
+    python jobs/screenshots.py --ray http://127.0.0.1:8265
 
-The run's MLflow store has to lie beside it, as after `all-folds` or `sync`.
+The finished run's MLflow store has to lie beside it, as after `all-folds` or `sync`.
 """
 
 from __future__ import annotations
@@ -15,30 +17,45 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cvrunner.records.run_directory import RunDirectory
-from jobs.browser import browser, chromium_path, links_at, mlflow_page, open_charts, open_comparison
+from jobs.browser import (
+    browser,
+    chromium_path,
+    links_at,
+    mlflow_page,
+    open_actor,
+    open_actors,
+    open_charts,
+    open_comparison,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 OUTPUT = Path(__file__).parent.parent / "docs" / "images"
 DESK = {"width": 1440, "height": 900}
+DASHBOARD = {"width": 1280, "height": 720}
+ONE_ACTOR = {"width": 1280, "height": 1540}
 REPORT = {"width": 1000, "height": 1200}
 LARGEST_BYTES = 300_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run")
+    parser.add_argument("--ray", metavar="ADDRESS", help="of a dashboard, while a run trains there")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     executable = chromium_path()
     if executable is None:
         sys.exit("there is no `chromium` on the PATH (Debian: apt-get install chromium)")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    directory = RunDirectory(arguments.run.absolute())
     with browser(executable) as chromium:
-        picture_of_report(chromium, directory, arguments.output / "report.png")
-        pictures_of_mlflow(chromium, directory, arguments.output)
+        if arguments.run:
+            directory = RunDirectory(arguments.run.absolute())
+            picture_of_report(chromium, directory, arguments.output / "report.png")
+            pictures_of_mlflow(chromium, directory, arguments.output)
+        if arguments.ray:
+            pictures_of_ray(chromium, arguments.ray, arguments.output)
     for file in sorted(arguments.output.glob("*.png")):
         size = file.stat().st_size
         print(f"{file}  {size / 1000:.0f} kB" + ("  TOO LARGE for the repository" if size > LARGEST_BYTES else ""))
@@ -68,6 +85,17 @@ def pictures_of_mlflow(chromium: Browser, directory: RunDirectory, folder: Path)
         page.get_by_text("Show diff only").first.click()
         page.screenshot(path=folder / "mlflow-compare.png", animations="disabled")
         page.close()
+
+
+def pictures_of_ray(chromium: Browser, address: str, folder: Path) -> None:
+    """The Actors page, and one actor with its log and its tasks."""
+    page = chromium.new_page(viewport=DASHBOARD)  # type: ignore[arg-type]
+    open_actors(page, address)
+    page.screenshot(path=folder / "ray-actors.png", animations="disabled")
+    page.set_viewport_size(ONE_ACTOR)  # type: ignore[arg-type]
+    open_actor(page)
+    page.screenshot(path=folder / "ray-actor.png", animations="disabled")
+    page.close()
 
 
 if __name__ == "__main__":

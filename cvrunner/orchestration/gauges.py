@@ -36,7 +36,7 @@ class Metric:
 
 
 TRIALS = Metric("cvrunner_trials", "Trials", "Trials of the run, by state.", (*RUN, "state"))
-RUN_ETA = Metric("cvrunner_run_eta_seconds", "Time left", "Time until the last trial ends, about.", RUN)
+RUN_ETA = Metric("cvrunner_run_eta_seconds", "Time left", "Until the last trial ends, from the epochs so far.", RUN)
 RETRIES = Metric("cvrunner_retries", "Retries", "Attempts that failed and were repeated.", (*RUN, "kind"))
 EPOCH = Metric("cvrunner_epoch", "Epoch", "The last epoch that has ended.", TRIAL)
 EPOCHS = Metric("cvrunner_epochs", "Epochs to train", "The most epochs; training may stop early.", TRIAL)
@@ -44,7 +44,9 @@ VALIDATION_CCC = Metric(
     "cvrunner_validation_ccc", "Validation CCC", "Of the last epoch; absent where undefined.", (*TRIAL, "dimension")
 )
 TRAIN_LOSS = Metric("cvrunner_train_loss", "Training loss", "Mean over the last epoch's updates.", TRIAL)
-ETA = Metric("cvrunner_eta_seconds", "Time left of each trial", "Training before a trial, about.", TRIAL)
+ETA = Metric(
+    "cvrunner_eta_seconds", "Time left of each trial", "Training that is left, without the wait for a GPU.", TRIAL
+)
 SPEED = Metric("cvrunner_utterances_per_second", "Speed", "Utterances trained a second, in the last epoch.", TRIAL)
 MEMORY = Metric("cvrunner_peak_memory_mib", "Peak memory", "Of the GPU; on a CPU of the process.", TRIAL)
 METRICS = (TRIALS, RUN_ETA, RETRIES, VALIDATION_CCC, TRAIN_LOSS, EPOCH, EPOCHS, ETA, SPEED, MEMORY)

@@ -81,8 +81,8 @@ class Outlook:
 
     def trial_remaining_s(self, name: str) -> float | None:
         """Seconds of training that a trial has before it, without its waiting; None before any epoch of the run."""
-        means = epoch_means_s(list(self.rows.values()))
-        return _work_s(self.rows[name], means) if means else None
+        means, row = epoch_means_s(list(self.rows.values())), self.rows[name]
+        return 0.0 if row.over else _work_s(row, means) if means else None
 
     def remaining_s(self) -> float | None:
         """Seconds until the last trial ends; None before the first epoch."""
