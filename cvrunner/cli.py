@@ -6,12 +6,14 @@ stopped; 130 where Ctrl-C left a job running on a cluster.
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cvrunner import completion
 from cvrunner.chaos import NONE, Chaos, parse_chaos
 from cvrunner.errors import CvrunnerError
 from cvrunner.files import PERMANENT
@@ -20,14 +22,30 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Does unfreezing the speech encoder help, by how much, and how sure are we?",
 )
+
+
+def _verbose(wanted: bool) -> bool:
+    """Logging from INFO on, to standard error; Ray follows it (`ray_executor.py`)."""
+    if wanted:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    return wanted
+
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML configuration.", show_default="configs/demo.yaml")
 ]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, such as train.lr=1e-4.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Override a key, such as train.lr=1e-4.",
+        autocompletion=completion.settings,
+    ),
 ]
 ChaosOption = Annotated[
     str | None,
@@ -46,6 +64,13 @@ Address = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only problems and the result.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also what libraries, Ray and its processes log.", callback=_verbose)
+]
+RunFolder = Annotated[
+    Path, typer.Argument(help="A run's folder, or its name in results.", autocompletion=completion.runs)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 @app.callback()
@@ -70,8 +95,9 @@ def all_folds(
     new: Annotated[bool, typer.Option("--new", help="Begin a new run even where this one is there.")] = False,
     chaos: ChaosOption = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """The main job: every condition, fold and seed on Ray, then the comparison; run again, it repeats nothing."""
+    """Every condition, fold and seed on Ray, then the comparison. Run again, it repeats nothing."""
     from cvrunner import commands
 
     _end(commands.all_folds(config, set_ or [], new, quiet, _console(), _chaos(chaos)))
@@ -80,25 +106,29 @@ def all_folds(
 @app.command("fold")
 def fold(
     fold: Annotated[int, typer.Option("--fold", help="Fold number, from 1.")],
-    condition: Annotated[str | None, typer.Option("--condition", help="One condition; all without it.")] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option("--condition", help="One condition; all without it.", autocompletion=completion.conditions),
+    ] = None,
     gpu: Annotated[int | None, typer.Option("--gpu", help="Index of the GPU to use.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
     chaos: ChaosOption = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """One fold in this process, without Ray: the same numbers bit for bit."""
+    """One fold in this process, without Ray. The same numbers bit for bit."""
     from cvrunner import commands
 
     _end(commands.one_fold(config, set_ or [], fold, condition, gpu, quiet, _console(), _chaos(chaos)))
 
 
 @app.command("audit")
-def audit(config: ConfigFile = None, set_: Set = None) -> None:
-    """Corpus, labels, folds, leaks and no-audio floor; trains nothing."""
+def audit(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+    """Corpus, labels, folds, leaks and no-audio floor. Trains nothing."""
     from cvrunner import commands
 
-    _end(commands.audit(config, set_ or [], _console()))
+    _end(commands.audit(config, set_ or [], _console(), as_json))
 
 
 @app.command("plan")
@@ -108,32 +138,39 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option("--gpus", help="Plan for so many GPUs.", show_default="those here")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Memory, batch size, time and makespan, from real updates of each condition; trains nothing."""
+    """Memory, batch size, time and makespan. From real updates of each condition; trains nothing."""
     from cvrunner import commands
 
     _end(commands.plan(config, set_ or [], gpus, as_json, _console()))
 
 
 @app.command("report")
-def report(run: Annotated[Path, typer.Argument(help="A run's folder, or its name in results.")]) -> None:
-    """Tables, figures and report.html again, from the files of a run alone."""
+def report(run: RunFolder, as_json: Json = False) -> None:
+    """Tables, figures and report.html again. From the files of a run alone."""
     from cvrunner import commands
 
-    _end(commands.report(run, _console()))
+    _end(commands.report(run, _console(), as_json))
 
 
 @app.command("compare")
 def compare(
-    first: Annotated[Path, typer.Argument(help="A run's folder, or its name in results.")],
-    second: Annotated[Path, typer.Argument(help="Another run, which is held against the first.")],
-    condition: Annotated[str | None, typer.Option("--condition", help="Condition of the first run.")] = None,
-    with_: Annotated[str | None, typer.Option("--with", help="Condition of the second run.")] = None,
+    first: RunFolder,
+    second: Annotated[
+        Path, typer.Argument(help="Another run, which is held against the first.", autocompletion=completion.runs)
+    ],
+    condition: Annotated[
+        str | None,
+        typer.Option("--condition", help="Condition of the first run.", autocompletion=completion.conditions),
+    ] = None,
+    with_: Annotated[
+        str | None, typer.Option("--with", help="Condition of the second run.", autocompletion=completion.conditions)
+    ] = None,
     unpaired: Annotated[bool, typer.Option("--unpaired", help="Scores side by side, without a difference.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Two runs on the same split, paired: conditions of the same name, or --condition against --with."""
+    """Two runs on the same split, paired. Conditions of the same name, or --condition against --with."""
     from cvrunner import commands
 
     _end(commands.compare(first, second, condition, with_, unpaired, as_json, _console()))
@@ -141,27 +178,15 @@ def compare(
 
 @app.command("sync")
 def sync(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or its name in results.")],
+    run: RunFolder,
     uri: Annotated[
         str | None, typer.Option("--uri", help="MLflow store or server.", show_default="the run's own")
     ] = None,
 ) -> None:
-    """Rebuild the run in MLflow from its files; what is there already stays."""
+    """The run in MLflow again, from its files. What is there already stays."""
     from cvrunner import commands
 
     _end(commands.sync(run, uri, _console()))
-
-
-@app.command("doctor")
-def doctor(
-    config: ConfigFile = None,
-    set_: Set = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
-) -> None:
-    """Versions, Ray, tokens, ports, GPUs, stores, disk: what is wrong and what to type. Exit code 1 with problems."""
-    from cvrunner import commands
-
-    _end(commands.doctor(config, set_ or [], as_json, _console()))
 
 
 @app.command("submit", context_settings={"allow_interspersed_args": False})
@@ -180,7 +205,8 @@ def submit(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the job.")] = False,
     python: Annotated[str, typer.Option("--python", help="The cluster's Python.")] = "python",
 ) -> None:
-    """A command as a job on a Ray cluster, followed to its end; its exit code. What runs already is only followed."""
+    """A command as a job on a Ray cluster, followed to its end. Ends with its exit code. What runs already is only
+    followed."""
     from cvrunner import job_commands
 
     _end(job_commands.submit(arguments or [], address, working_dir, runtime_env, not no_wait, python, _console()))
@@ -190,20 +216,12 @@ def submit(
 def status(
     job: Annotated[str | None, typer.Argument(help="One job.", show_default="all of cvrunner's")] = None,
     address: Address = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """The jobs on a cluster: how they stand, since when, where their results are."""
+    """The jobs on a cluster and how they stand. Since when, and where their results are."""
     from cvrunner import job_commands
 
     _end(job_commands.status(job, address, as_json, _console()))
-
-
-@app.command("stop")
-def stop(job: Annotated[str, typer.Argument(help="Its id, as `status` shows it.")], address: Address = None) -> None:
-    """Have a job save and end, and wait for it."""
-    from cvrunner import job_commands
-
-    _end(job_commands.stop(job, address, _console()))
 
 
 @app.command("logs")
@@ -218,13 +236,34 @@ def logs(
     _end(job_commands.logs(job, address, follow, _console()))
 
 
+@app.command("stop")
+def stop(job: Annotated[str, typer.Argument(help="Its id, as `status` shows it.")], address: Address = None) -> None:
+    """Have a job save and end, and wait for it."""
+    from cvrunner import job_commands
+
+    _end(job_commands.stop(job, address, _console()))
+
+
+@app.command("doctor")
+def doctor(
+    config: ConfigFile = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """What is wrong with this machine, and what to type. Versions, Ray, tokens, ports, GPUs, stores, disk. Exit code 1
+    with problems."""
+    from cvrunner import commands
+
+    _end(commands.doctor(config, set_ or [], as_json, _console()))
+
+
 @app.command("demo-data")
 def demo_data(
     root: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("demo-corpus"),
     seed: Annotated[int, typer.Option(help="Seed of the corpus.")] = 0,
     utterances: Annotated[int, typer.Option(help="How many utterances, about.", min=40, max=5000)] = 480,
 ) -> None:
-    """Write the synthetic IEMOCAP tree."""
+    """The synthetic corpus, as a folder in IEMOCAP's layout."""
     from cvrunner import commands
 
     _end(commands.demo_data(root, seed, utterances, _console()))
@@ -247,16 +286,16 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _chaos(text: str | None) -> Chaos:
+    return NONE if text is None else parse_chaos(text)
+
+
 def _console() -> Any:
     from rich.console import Console
 
     console = Console()
     # Where no one is watching, lines are as long as they are.
     return console if console.is_terminal else Console(width=200, soft_wrap=True)
-
-
-def _chaos(text: str | None) -> Chaos:
-    return NONE if text is None else parse_chaos(text)
 
 
 def _end(code: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cvrunner import paths
+from cvrunner import completion, paths
 from cvrunner.chaos import NONE, Chaos
 from cvrunner.config import Config, load_config
 from cvrunner.errors import ClusterError, ClusterLostError, CvrunnerError, LeakError, ResultsError, Stopped, UsageError
@@ -149,23 +150,28 @@ def _check_fold(fold: int, count: int | None) -> None:
         raise UsageError(f"--fold {fold}: {there}")
 
 
-def audit(config_path: Path | None, overrides: Sequence[str], console: Console) -> int:
+def audit(config_path: Path | None, overrides: Sequence[str], console: Console, as_json: bool = False) -> int:
     """Corpus, labels, folds, leaks, no-audio floor; trains nothing. Exit code 2 when folds leak."""
     prepared = prepare(config_path, overrides, for_training=False)
-    from cvrunner.evaluation.audit import audit, render
+    from cvrunner.evaluation import audit
 
-    found = audit(prepared.corpus, prepared.folds, prepared.config)
-    console.print(render(found), markup=False, highlight=False, soft_wrap=True)
+    found = audit.audit(prepared.corpus, prepared.folds, prepared.config)
+    console.print(
+        audit.as_json(found) if as_json else audit.render(found), markup=False, highlight=False, soft_wrap=True
+    )
     return LeakError.exit_code if found.leaks else 0
 
 
-def report(run: Path, console: Console) -> int:
+def report(run: Path, console: Console, as_json: bool = False) -> int:
     """Tables, figures and report.html again, from the files of a run alone."""
     directory = find_run_directory(run)
     from cvrunner.reporting.write import write_report
 
-    write_report(directory)
-    _show(directory, console)
+    summary = write_report(directory).summary
+    if as_json:
+        console.print(summary.to_json().rstrip(), markup=False, highlight=False, soft_wrap=True)
+    else:
+        _show(directory, console)
     return 0 if directory.read_run().status == "COMPLETE" else 1
 
 
@@ -253,7 +259,9 @@ def find_run_directory(run: Path) -> RunDirectory:
     for path in (run, paths.lasting("results", "results.root") / run):
         if (path / "run.json").is_file():
             return RunDirectory(path.absolute())
-    raise ResultsError(f"{run}: no run here (run.json is missing)")
+    near = difflib.get_close_matches(run.name, completion.run_names(), n=3, cutoff=0.3)
+    there = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ResultsError(f"{run}: no run here (run.json is missing){there}")
 
 
 # --- the parts of a run ---------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 OUTPUT = Path(__file__).parent.parent / "docs" / "images"
 DESK = {"width": 1440, "height": 900}
 DASHBOARD = {"width": 1280, "height": 720}
-ONE_ACTOR = {"width": 1280, "height": 1540}
+ONE_ACTOR = {"width": 1280, "height": 1580}
 REPORT = {"width": 1000, "height": 1200}
 LARGEST_BYTES = 300_000
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -88,6 +89,11 @@ def audit(corpus: Corpus, folds: Sequence[Fold], config: Config) -> AuditReport:
         leaks=tuple(find_leaks(folds)),
         floor=no_audio_floor(folds, settings.dimensions),
     )
+
+
+def as_json(report: AuditReport) -> str:
+    """All fields; what is undefined is null."""
+    return json.dumps(asdict(report), indent=1)
 
 
 def _session_sizes(corpus: Corpus, session: str) -> SessionSizes:

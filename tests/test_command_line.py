@@ -1,0 +1,196 @@
+"""The command line's manners: help, typos, completion, JSON, colours, quiet and verbose."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.main import get_command
+
+from cvrunner import commands, completion
+from cvrunner.cli import app, main
+from cvrunner.config import load_config
+from cvrunner.paths import default_config
+from cvrunner.reporting.progress import Progress
+from tests.runs import make_run
+from tests.trials import tiny_trials
+
+NAMES = list(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def says(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int | str | None, str, str]:
+    """Exit code, standard output and standard error of `cvrunner ...` in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    output = capsys.readouterr()
+    return ended.value.code, output.out, output.err
+
+
+def python(script: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process of its own, whose output is captured."""
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(commands.__file__).parent.parent), **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def loads(statement: str) -> list[str]:
+    """Which of the slow libraries a process of its own has imported after `statement`."""
+    slow = "{'torch', 'transformers', 'ray', 'mlflow', 'pandas'}"
+    return (
+        python(f"import sys\n{statement}\nprint('loaded', *{slow} & set(sys.modules))")
+        .stdout.split("loaded")[-1]
+        .split()
+    )
+
+
+def test_without_arguments_it_shows_its_help_and_the_exit_code_is_that_of_misuse(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = says(capsys)
+    assert code == 2
+    assert "Usage: cvrunner [OPTIONS] COMMAND" in out + err
+
+
+def test_the_list_of_commands_is_in_the_order_of_their_use_and_no_line_is_cut(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, _ = says(capsys, "--help")
+    assert code == 0
+    assert "..." not in out[out.index("Commands:") :]
+    order = [name for name in NAMES if name in ("all-folds", "report", "compare", "submit", "status", "logs", "stop")]
+    assert order == ["all-folds", "report", "compare", "submit", "status", "logs", "stop"]
+    assert says(capsys, "-h")[1] == out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_help_page_is_plain_and_explains_each_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = says(capsys, name, "--help")
+    assert code == 0
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    for parameter in get_command(app).commands[name].params:  # type: ignore[attr-defined]
+        assert getattr(parameter, "help", None) or parameter.name == "help", parameter.name
+
+
+def test_help_loads_nothing_slow() -> None:
+    assert loads("from cvrunner.cli import main\ntry: main(['all-folds', '--help'])\nexcept SystemExit: pass") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["al-folds"], "No such command 'al-folds'. Did you mean 'all-folds'"),
+        (["all-folds", "--confg", "x"], "No such option: --confg"),
+        (["all-folds", "--confg", "x"], "--config"),
+        (["audit", "--set", "train.lrr=1"], "train.lrr: unknown key in --set train.lrr=1; did you mean train.lr?"),
+        (["fold", "--fold", "1", "--condition", "frozn"], "unknown condition; choose one of frozen, unfrozen"),
+        (["audit", "--set", "corpus.dimensions=[valnce]"], "should be 'valence', 'arousal' or 'dominance'"),
+    ],
+)
+def test_a_typo_is_answered_with_what_there_is_and_without_a_traceback(
+    arguments: list[str], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = says(capsys, *arguments)
+    assert code == 2
+    assert answer in err
+    assert "Traceback" not in out + err
+
+
+def test_a_run_that_is_not_there_is_answered_with_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "results", "demo-1a2b3c4d", epochs=1)
+    code, _, err = says(capsys, "report", "demo-1a2b")
+    assert (code, err) == (2, "error: demo-1a2b: no run here (run.json is missing); did you mean demo-1a2b3c4d?\n")
+
+
+def test_debug_shows_where_a_users_error_was_raised() -> None:
+    with pytest.raises(commands.ResultsError):
+        main(["--debug", "report", "nothing"])
+
+
+# --- completion -------------------------------------------------------------------------------------------------------
+
+
+def completed(line: str) -> list[str]:
+    """What bash would offer after `line`."""
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    asked = python("from cvrunner.cli import main; main()", _CVRUNNER_COMPLETE="complete_bash", **words)
+    assert asked.stderr == ""
+    return asked.stdout.split()
+
+
+def test_the_shell_completes_commands_options_runs_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "results", "demo-1a2b3c4d", epochs=1)
+    assert completed("cvrunner all") == ["all-folds"]
+    assert "--config" in completed("cvrunner all-folds --c")
+    assert completed("cvrunner report de") == ["demo-1a2b3c4d"]
+    assert completed("cvrunner all-folds --set train.accumulation_") == ["train.accumulation_steps="]
+    assert completed("cvrunner fold --condition un") == ["unfrozen"]
+
+
+def test_completed_conditions_are_those_of_the_default_configuration() -> None:
+    assert tuple(load_config(default_config()).conditions) == completion.CONDITIONS
+
+
+def test_completing_needs_no_results_and_loads_nothing_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert completion.runs("") == []
+    assert loads("from cvrunner import completion; completion.settings('train.'); completion.runs('')") == []
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_as_json_is_the_summary(tmp_path: Path) -> None:
+    directory = make_run(tmp_path, folds=2, epochs=1)
+    console = Console(file=io.StringIO(), width=60)
+    assert commands.report(directory.path, console, as_json=True) == 0
+    printed = json.loads(console.file.getvalue())  # type: ignore[attr-defined]
+    assert printed == json.loads(directory.summary_file.read_text())
+
+
+def test_an_audit_as_json_has_all_that_its_tables_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert commands.audit(None, ["corpus.demo.utterances=60"], Console(width=60), as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [fold["fold"] for fold in found["folds"]] == [1, 2, 3, 4, 5]
+    assert found["leaks"] == []
+    assert {"valence", "arousal", "avg"} <= set(found["floor"]["scenario"]["mean"])
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_no_color_is_respected(no_color: str, coloured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    screen = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=100)
+    progress = Progress(tiny_trials(tmp_path), 1, screen)
+    next(iter(progress.outlook.rows.values())).state = "done"
+    screen.print(progress._table())
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert bool(re.search(r"\x1b\[3[0-7]m", text)) is coloured
+
+
+def test_verbose_lets_libraries_speak() -> None:
+    script = (
+        "import logging, sys\nfrom cvrunner import commands\nfrom cvrunner.cli import main\n"
+        "commands.all_folds = lambda *_: logging.getLogger('some.library').info('hello') or 0\nmain(sys.argv[1:])"
+    )
+    for options, said in ((["-v"], "some.library: hello\n"), ([], ""), (["-q", "-v"], "some.library: hello\n")):
+        ended = python(script, "all-folds", *options)
+        assert (ended.returncode, ended.stderr) == (0, said)
