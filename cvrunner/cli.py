@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cvrunner import completion
+from cvrunner import __version__, completion
 from cvrunner.chaos import NONE, Chaos, parse_chaos
 from cvrunner.errors import CvrunnerError
 from cvrunner.files import PERMANENT
@@ -32,6 +32,12 @@ def _verbose(wanted: bool) -> bool:
     if wanted:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     return wanted
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cvrunner {__version__}")
+        raise typer.Exit
 
 
 ConfigFile = Annotated[
@@ -76,15 +82,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 @app.callback()
 def options(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of user errors.")] = False,
 ) -> None:
     """Options of all commands."""
-    if version:
-        import cvrunner
-
-        typer.echo(f"cvrunner {cvrunner.__version__}")
-        raise typer.Exit
     ctx.obj = debug
 
 

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from typer.main import get_command
 
-from cvrunner import commands, completion
+from cvrunner import __version__, commands, completion
 from cvrunner.cli import app, main
 from cvrunner.config import load_config
 from cvrunner.paths import default_config
@@ -61,6 +61,10 @@ def test_without_arguments_it_shows_its_help_and_the_exit_code_is_that_of_misuse
     code, out, err = says(capsys)
     assert code == 2
     assert "Usage: cvrunner [OPTIONS] COMMAND" in out + err
+
+
+def test_the_version_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert says(capsys, "--version") == (0, f"cvrunner {__version__}\n", "")
 
 
 def test_the_list_of_commands_is_in_the_order_of_their_use_and_no_line_is_cut(
@@ -157,11 +161,12 @@ def test_completing_needs_no_results_and_loads_nothing_slow(tmp_path: Path, monk
 
 
 def test_a_report_as_json_is_the_summary(tmp_path: Path) -> None:
-    directory = make_run(tmp_path, folds=2, epochs=1)
+    directory = make_run(tmp_path, folds=2, epochs=1, missing=["frozen/fold-1/seed-0"])
     console = Console(file=io.StringIO(), width=60)
-    assert commands.report(directory.path, console, as_json=True) == 0
+    assert commands.report(directory.path, console, as_json=True) == 1
     printed = json.loads(console.file.getvalue())  # type: ignore[attr-defined]
     assert printed == json.loads(directory.summary_file.read_text())
+    assert printed["missing"] == ["frozen/fold-1/seed-0"]
 
 
 def test_an_audit_as_json_has_all_that_its_tables_have(

@@ -1,4 +1,4 @@
-"""Trials as one-GPU actors on Ray. With `ray_cluster.py` and the sweep, all that imports Ray.
+"""Trials as one-GPU actors on Ray.
 
 A pool of actors, one a slot, each taking one trial after the other: an actor costs seconds of imports to start. Events
 come back as a streaming generator, so a trial's epochs are seen as they end. An actor whose trial failed is replaced,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 # Ray folds lines that differ only in numbers; those are the ones a user wants.
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+    # Ray colours the names of actors everywhere, also in files.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
 if "RAY_ADDRESS" not in os.environ:
     # A Ray of our own on one machine: without this its ports listen to the whole network, whatever address it is given.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
