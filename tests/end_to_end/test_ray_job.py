@@ -78,7 +78,11 @@ def test_actors_hold_one_gpu_each_and_have_readable_names(cluster: tuple[Path, d
         p for p in (folder / "home" / "results").glob("tiny-*") if RunDirectory(p).read_run().status == "RUNNING"
     )
     assert {row["ray_namespace"] for row in rows} == {run.name}
+    assert {row["repr_name"] for row in rows} == {row["name"] for row in rows}
     wait_until(lambda: any(run.rglob("journal.jsonl")), "the first epoch")
+    running = ray_says(env, "list", "tasks", "--format", "json", "--filter", "state=RUNNING").stdout
+    assert {row["name"] for row in json.loads(running)} <= set(RunDirectory(run).read_run().trials)
+    assert "unfrozen/fold-" in running
     ray_says(env, "job", "stop", job)
     end = time.monotonic() + 60
     while RunDirectory(run).read_run().status == "RUNNING" and time.monotonic() < end:
