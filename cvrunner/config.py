@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from cvrunner.errors import ConfigError
 
@@ -288,6 +288,118 @@ class ReferenceConfig(Section):
         return tuple(value) if isinstance(value, list) else value
 
 
+class VerifyConfig(Section):
+    """The quick check before a long run: one fold of one condition."""
+
+    fold: Count = 1
+    """The fold that is trained."""
+    condition: Condition | None = None
+    """The condition that is trained; null: `unfrozen` where there is one, else the last."""
+    target: dict[
+        Literal["ccc_valence", "ccc_arousal", "ccc_dominance", "ccc_avg"], Annotated[float, Field(ge=-1, le=1)]
+    ] = {}
+    """The least test CCC by quantity, such as `ccc_valence: 0.62`; empty: no target, all that is trained is good."""
+
+
+class SearchRange(Section):
+    """Values between two ends, drawn evenly."""
+
+    low: float
+    high: float
+    scale: Literal["linear", "log"] = "linear"
+    """`log`: drawn evenly in the logarithm, as suits learning rates."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"scale log needs low above 0, not {self.low:g}")
+        return self
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """Values that tell whether a key can take all of them: the ends, and one between that is not whole."""
+        return self.low, self.high, self.low + (self.high - self.low) / 3.1
+
+
+class SearchChoices(Section):
+    """Some values, each as likely as the others."""
+
+    choices: tuple[Any, ...]
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.choices:
+            raise ValueError("choices must name one value or more")
+        return self
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """All of them."""
+        return self.choices
+
+
+def _kind_of_search(value: object) -> str:
+    return (
+        "choices" if isinstance(value, SearchChoices) or (isinstance(value, dict) and "choices" in value) else "range"
+    )
+
+
+Search = Annotated[
+    Annotated[SearchRange, Tag("range")] | Annotated[SearchChoices, Tag("choices")], Discriminator(_kind_of_search)
+]
+
+
+class TuneConfig(Section):
+    """A search for better settings of one condition, by the validation parts of the folds (docs/tuning.md)."""
+
+    samples: Count = 12
+    """Number of settings; the first is the configuration as it is, the others are drawn."""
+    condition: Condition | None = None
+    """The condition whose settings are searched; null: `unfrozen` where there is one, else the last."""
+    folds: tuple[Count, ...] | None = None
+    """The folds that a setting is trained on; null: all."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the drawing; training uses the first of `train.seeds`."""
+    epochs: Count | None = None
+    """Of each setting; null: `train.epochs`."""
+    grace_epochs: Count = 3
+    """No setting is stopped before so many epochs."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    """At epochs grace, grace x factor and so on only the best 1/factor of the settings that came so far go on."""
+    space: dict[str, Search] = {
+        "train.encoder_lr": SearchRange(low=5e-6, high=5e-5, scale="log"),
+        "train.lr": SearchRange(low=3e-5, high=1e-3, scale="log"),
+        "train.grad_clip": SearchChoices(choices=(0.3, 1.0)),
+        "model.unfreeze_layers": SearchChoices(choices=(None, 2, 4)),
+    }
+    """Which keys of `model` and `train` are searched and how: `{low, high, scale: linear or log}` or `{choices: []}`.
+    Naming it replaces all of it."""
+
+    @field_validator("folds", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.folds is not None and (not self.folds or len(set(self.folds)) != len(self.folds)):
+            raise ValueError("folds must name one fold or more, each once")
+        if not self.space:
+            raise ValueError("space must name one key or more")
+        return self
+
+
+NOT_SEARCHED = {"train.seeds": "averaged over, not searched", "train.epochs": "set by tune.epochs"}
+"""Keys of `train` that a sweep cannot search, and why."""
+
+
 class Config(Section):
     """One resolved configuration. Only `corpus`, `folds`, `model` and `train` change a trial's numbers."""
 
@@ -304,6 +416,8 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     results: ResultsConfig = ResultsConfig()
     reference: ReferenceConfig = ReferenceConfig()
+    verify: VerifyConfig = VerifyConfig()
+    tune: TuneConfig = TuneConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -326,6 +440,14 @@ class Config(Section):
         data = merge(self.model_dump(mode="json"), overrides)
         data["conditions"] = {name: overrides}
         return validate(data, f"conditions.{name}")
+
+    def chosen_condition(self, name: str | None, key: str) -> str:
+        """The condition that `key` names, or where it names none `unfrozen`, else the last. Raises ConfigError."""
+        if name is None:
+            return "unfrozen" if "unfrozen" in self.conditions else list(self.conditions)[-1]
+        if name not in self.conditions:
+            raise ConfigError(f"{key} {name}: unknown condition; choose one of {', '.join(self.conditions)}")
+        return name
 
     @cached_property
     def numerics(self) -> dict[str, Any]:
@@ -370,10 +492,7 @@ def parse_override(text: str) -> dict[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not re.fullmatch(rf"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){{,{DEEPEST}}}", key):
         raise ConfigError(f"--set {text}: must look like section.key=value")
-    nested: Any = _parse_yaml(value, f"--set {text}")
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return dict(nested)
+    return nested(key, _parse_yaml(value, f"--set {text}"))
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -397,7 +516,52 @@ def validate(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ())
     if len(config.conditions) > 1:
         for name in config.conditions:
             config.for_condition(name)
+        # Not again for each condition.
+        _check_space(config, where, overrides)
     return config
+
+
+def _check_space(config: Config, where: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError where `tune.space` names a key that cannot be searched, or a value that its key cannot take."""
+    problems = []
+    for key, search in config.tune.space.items():
+        place = f"({_origin(f'tune.space.{key}', where, overrides)})"
+        if key in NOT_SEARCHED:
+            problems.append(f"tune.space.{key}: is {NOT_SEARCHED[key]} {place}")
+        elif key not in searchable_keys():
+            hint = _nearest(key, searchable_keys())
+            problems.append(f"tune.space.{key}: no key of model or train {place}{hint}")
+        else:
+            problems += [
+                f"tune.space.{key}: {rule} {place}" for value in search.examples if (rule := _misfit(key, value))
+            ]
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def searchable_keys() -> list[str]:
+    """The keys of `model` and `train` that hold a value, not a section."""
+    keys = valid_keys()
+    sections = {key.rpartition(".")[0] for key in keys}
+    return [key for key in keys if key.startswith(("model.", "train.")) and key not in sections]
+
+
+def _misfit(key: str, value: object) -> str | None:
+    """Why a key cannot have a value, whatever the other keys say."""
+    try:
+        Config.model_validate(nested(key, value))
+    except ValidationError as error:
+        for item in error.errors():
+            if item["type"] != "value_error":
+                return f"{item['msg'][0].lower()}{item['msg'][1:]}, not {_short(value)}"
+    return None
+
+
+def nested(key: str, value: object) -> dict[str, Any]:
+    """`{"train": {"lr": value}}` of `train.lr`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)  # type: ignore[call-overload, no-any-return]
 
 
 def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -550,9 +714,9 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _nearest(key: str) -> str:
+def _nearest(key: str, among: Sequence[str] | None = None) -> str:
     """`; did you mean train.epochs?`: the same word elsewhere, else the likest key, else the likest word."""
-    keys = valid_keys()
+    keys = among or valid_keys()
     last = key.rpartition(".")[2]
     if elsewhere := [name for name in keys if name.endswith(f".{last}")]:
         return f"; did you mean {elsewhere[0]}?"

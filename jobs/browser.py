@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cvrunner.commands import UI_ADDRESS
 from cvrunner.records.results import RunRecord
+from cvrunner.run_steps import UI_ADDRESS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -18,6 +18,7 @@ from cvrunner.orchestration import ray_executor
 from cvrunner.orchestration.failures import Failure
 from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.records.run_directory import RunDirectory
+from cvrunner.run_steps import open_run, prepare
 from tests.corpora import manifest_rows, write_manifest
 from tests.encoders import save_encoder
 from tests.runs import make_run
@@ -137,10 +138,10 @@ def test_another_setting_is_another_run(config: Path, monkeypatch: pytest.Monkey
 
 def test_a_run_that_is_in_use_is_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
-    prepared = commands.prepare(config, [])
+    prepared = prepare(config, [])
     console = Console(file=io.StringIO())
     with (
-        commands._open_run(prepared, False, True, console),
+        open_run(prepared, False, True, console),
         pytest.raises(ResultsError, match="another process is working on this run"),
     ):
         all_folds(config)
