@@ -1,5 +1,6 @@
 # make demo   the whole job on synthetic data     make test    install what tests need, run them
 # make ui     MLflow on 127.0.0.1:5000            make check   lint, types, layering
+# make verify CONFIG=configs/finetune.yaml ARGS="--set corpus.root=/data/IEMOCAP": one fold, against the target
 # make job CONFIG=configs/finetune.yaml ARGS="--set corpus.root=/data/IEMOCAP": the main job on a Ray cluster
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -8,7 +9,7 @@ RESULTS ?= results
 PORT ?= 5000
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo ui job test check bench encoder clean
+.PHONY: demo ui job verify test check bench encoder clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m cvrunner all-folds
@@ -18,6 +19,10 @@ ui: $(VENV)/.demo
 
 job: $(VENV)/.demo
 	$(BIN)/python -m cvrunner submit -- all-folds --config $(CONFIG) $(ARGS)
+
+verify: CONFIG = configs/finetune.yaml
+verify: $(VENV)/.demo
+	$(BIN)/python -m cvrunner verify --config $(CONFIG) $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -1,7 +1,7 @@
 """The command line: parses, calls a command, and turns errors into one sentence and an exit code.
 
-0 ok; 1 a trial failed, the run is incomplete or `doctor` found a problem; 2 usage, configuration or corpus error; 143
-stopped; 130 where Ctrl-C left a job running on a cluster.
+0 ok; 1 a trial failed, the run is incomplete or `doctor` found a problem; 2 usage, configuration or corpus error; 3
+`verify` missed its target; 143 stopped; 130 where Ctrl-C left a job running on a cluster.
 """
 
 from __future__ import annotations
@@ -124,6 +124,33 @@ def fold(
     from cvrunner import commands
 
     _end(commands.one_fold(config, set_ or [], fold, condition, gpu, quiet, _console(), _chaos(chaos)))
+
+
+@app.command("verify")
+def verify(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML configuration.", show_default="configs/finetune.yaml")
+    ] = None,
+    set_: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """A quick check before a long run: one fold, its result beside the reference and the target. 3: target missed."""
+    from cvrunner import verify_commands
+
+    _end(verify_commands.verify(config, set_ or [], quiet, _console()))
+
+
+@app.command("tune")
+def tune(
+    config: ConfigFile = None,
+    set_: Set = None,
+    new: Annotated[bool, typer.Option("--new", help="Begin a new sweep even where this one is there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search one condition's settings by the folds' validation parts, with Ray Tune; run again, it continues."""
+    from cvrunner import tune_commands
+
+    _end(tune_commands.tune(config, set_ or [], new, quiet, _console()))
 
 
 @app.command("audit")

@@ -29,6 +29,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Retries = Annotated[int, Field(ge=0)]
+CccQuantity = Literal["ccc_valence", "ccc_arousal", "ccc_dominance", "ccc_avg"]
 
 
 class Section(BaseModel):
@@ -295,14 +296,17 @@ class VerifyConfig(Section):
     """The fold that is trained."""
     condition: Condition | None = None
     """The condition that is trained; null: `unfrozen` where there is one, else the last."""
-    target: dict[
-        Literal["ccc_valence", "ccc_arousal", "ccc_dominance", "ccc_avg"], Annotated[float, Field(ge=-1, le=1)]
-    ] = {}
+    target: dict[CccQuantity, Annotated[float, Field(ge=-1, le=1)]] = {}
     """The least test CCC by quantity, such as `ccc_valence: 0.62`; empty: no target, all that is trained is good."""
+
+    @property
+    def least_ccc(self) -> dict[str, float]:
+        """The target by dimension or `avg`."""
+        return {quantity.removeprefix("ccc_"): least for quantity, least in self.target.items()}
 
 
 class SearchRange(Section):
-    """Values between two ends, drawn evenly."""
+    """Fractions between two ends, drawn evenly; for whole numbers there are `choices`."""
 
     low: float
     high: float
@@ -319,8 +323,8 @@ class SearchRange(Section):
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Values that tell whether a key can take all of them: the ends, and one between that is not whole."""
-        return self.low, self.high, self.low + (self.high - self.low) / 3.1
+        """Values that tell whether a key can take all of them: one that is not whole, and the ends."""
+        return self.low + (self.high - self.low) / 3.1, self.low, self.high
 
 
 class SearchChoices(Section):
@@ -345,14 +349,17 @@ class SearchChoices(Section):
         return self.choices
 
 
+RANGE, CHOICES = "(range)", "(choices)"
+"""Tags of the union: with brackets, so that no message shows them as keys."""
+
+
 def _kind_of_search(value: object) -> str:
-    return (
-        "choices" if isinstance(value, SearchChoices) or (isinstance(value, dict) and "choices" in value) else "range"
-    )
+    chosen = "choices" in value if isinstance(value, dict) else isinstance(value, SearchChoices)
+    return CHOICES if chosen else RANGE
 
 
 Search = Annotated[
-    Annotated[SearchRange, Tag("range")] | Annotated[SearchChoices, Tag("choices")], Discriminator(_kind_of_search)
+    Annotated[SearchRange, Tag(RANGE)] | Annotated[SearchChoices, Tag(CHOICES)], Discriminator(_kind_of_search)
 ]
 
 
@@ -531,12 +538,10 @@ def _check_space(config: Config, where: str, overrides: Sequence[str]) -> None:
         elif key not in searchable_keys():
             hint = _nearest(key, searchable_keys())
             problems.append(f"tune.space.{key}: no key of model or train {place}{hint}")
-        else:
-            problems += [
-                f"tune.space.{key}: {rule} {place}" for value in search.examples if (rule := _misfit(key, value))
-            ]
+        elif rule := next((rule for value in search.examples if (rule := _misfit(key, value))), None):
+            problems.append(f"tune.space.{key}: {rule} {place}")
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+        raise ConfigError("\n".join(problems))
 
 
 def searchable_keys() -> list[str]:
@@ -703,7 +708,7 @@ def _origin(key: str, where: str, overrides: Sequence[str]) -> str:
 def _key(place: Sequence[int | str], unknown: bool) -> str:
     """The dotted key. Pydantic adds the tags of union members to it; only what the user wrote is shown."""
     parts = [str(part) for part in place]
-    plain = [part for part in parts if re.fullmatch(r"[A-Za-z0-9_-]+", part)]
+    plain = [part for part in parts if re.fullmatch(r"[A-Za-z0-9_.-]+", part)]
     # An unknown key is the user's in any case.
     return ".".join([*plain, _short(parts[-1])] if unknown and parts[-1] not in plain else plain)
 

@@ -57,9 +57,9 @@ def corpus_root(path: str) -> Path:
     return given.absolute() if os.path.exists(given) else base_folder() / given
 
 
-def default_config() -> Path:
-    """configs/demo.yaml, of the repository or of the installed package."""
-    return _shipped("configs", "demo.yaml")
+def default_config(name: str = "demo.yaml") -> Path:
+    """configs/demo.yaml or another one, of the repository or of the installed package."""
+    return _shipped("configs", name)
 
 
 def default_runtime_env() -> Path:

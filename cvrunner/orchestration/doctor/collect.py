@@ -37,6 +37,7 @@ from cvrunner.orchestration.doctor.facts import (
     Store,
     Token,
 )
+from cvrunner.orchestration.doctor.gpus import gpu_names
 from cvrunner.orchestration.doctor.machine import CHECKED_PACKAGES
 from cvrunner.orchestration.ray_cluster import ask_nodes
 
@@ -199,29 +200,12 @@ def find_hardware(environment: Mapping[str, str]) -> Hardware:
         host=socket.gethostname(),
         cores=os.cpu_count() or 1,
         available_bytes=psutil.virtual_memory().available,
-        gpus=_gpu_names(),
+        gpus=gpu_names(),
         shm_bytes=shutil.disk_usage(shm).free if shm.is_dir() else None,
         temp=temp.rstrip("/"),
         temp_used=1 - used.free / used.total if used.total else 0.0,
         socket_path_limit=UNIX_PATH_LIMIT,
     )
-
-
-def _gpu_names() -> tuple[str, ...]:
-    """From NVIDIA's driver; empty without one."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no library, no driver, no permission: all the same here
-        return ()
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
-    except pynvml.NVMLError:
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def find_encoder_facts(model: ModelConfig) -> Encoder:
