@@ -137,7 +137,7 @@ def sync(run: Path, uri: str | None, console: Console) -> int:
     from cvrunner.reporting.write import write_report
 
     store = uri or tracking_uri(load_config(directory.config), directory.path.parent)
-    with held(directory):
+    with held(directory.path):
         links, record = sync_run(directory, store, UI_ADDRESS), directory.read_run()
         if links != record.links:
             # The report shows the addresses too, and MLflow has a copy of the report.

@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING
 
 from cvrunner import completion, paths
 from cvrunner.chaos import NONE, Chaos
-from cvrunner.config import Config, load_config
-from cvrunner.errors import ClusterError, ClusterLostError, CvrunnerError, ResultsError, Stopped, UsageError
+from cvrunner.config import Config, ModelConfig, load_config
+from cvrunner.errors import (
+    ClusterError,
+    ClusterLostError,
+    ConfigError,
+    CvrunnerError,
+    ResultsError,
+    Stopped,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -73,12 +81,23 @@ def prepare(config_path: Path | None, overrides: Sequence[str], for_training: bo
 
 
 def _check_encoders(config: Config) -> None:
-    """Raise EncoderError for an encoder that a condition cannot use."""
+    """Raise EncoderError or ConfigError for an encoder that a condition cannot use."""
     from cvrunner.model.encoder_files import check_encoder
 
     for name in config.conditions:
         model = config.for_condition(name).model
         check_encoder(model.encoder, model.revision, () if model.layers == "all" else model.layers)
+        if model.unfreeze_layers is not None:
+            check_depth(model, [model.unfreeze_layers], "model.unfreeze_layers")
+
+
+def check_depth(model: ModelConfig, wanted: Sequence[int], key: str) -> None:
+    """Raise ConfigError where the encoder has fewer transformer layers than `key` wants trained."""
+    from cvrunner.model.encoder_files import encoder_depth
+
+    depth = encoder_depth(model.encoder, model.revision)
+    if (most := max(wanted, default=0)) > depth:
+        raise ConfigError(f"{key}: {most} is more than the {depth} transformer layers of the encoder {model.encoder}")
 
 
 def find_run_directory(run: Path) -> RunDirectory:
@@ -141,22 +160,20 @@ def open_run(prepared: Prepared, new: bool, quiet: bool, console: Console, chaos
         new,
     )
     tracker = tracker_for(prepared.config, prepared.results_root, teller(console), chaos)
-    with held(book.directory):
+    with held(book.directory.path):
         yield Run(prepared, book, trials, tracker, console, quiet)
 
 
 @contextlib.contextmanager
-def held(directory: RunDirectory) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
     """The run's folder is this process's alone. Raises ResultsError when it is in use."""
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(directory.path / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout:
-        raise ResultsError(
-            f"{directory.path}: another process is working on this run; wait for it or stop it"
-        ) from None
+        raise ResultsError(f"{folder}: another process is working on this run; wait for it or stop it") from None
 
 
 def announce(run: Run, chosen: Sequence[Trial], todo: Sequence[Trial]) -> None:
@@ -173,12 +190,12 @@ def announce(run: Run, chosen: Sequence[Trial], todo: Sequence[Trial]) -> None:
     done = len(chosen) - len(todo)
     if todo:
         tell(f"{len(chosen)} trials, {done} done, {len(todo)} to train: {', '.join(t.name for t in todo)}")
-        tell(_stop_window())
+        tell(stop_window())
     else:
         tell(f"all {len(chosen)} trials are done: nothing to train")
 
 
-def _stop_window() -> str:
+def stop_window() -> str:
     """What stopping means, and how long there is for it."""
     if not paths.in_ray_session(Path.cwd()):
         return "Ctrl-C or SIGTERM saves what is running and ends; the same command continues"

@@ -64,6 +64,12 @@ def check_encoder(name: str, revision: str | None, layers: Sequence[int]) -> Non
         raise EncoderError(f"model.layers {max(layers)}: {there}")
 
 
+def encoder_depth(name: str, revision: str | None) -> int:
+    """Its transformer layers; of a hub encoder this takes its settings alone. Raises EncoderError."""
+    config, _ = _checked_settings(_local(name) or _from_hub(name, revision, ("*.json",)), name)
+    return int(config["num_hidden_layers"])
+
+
 # --- where ------------------------------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ KINDS: tuple[tuple[type[BaseException], FailureKind], ...] = (
 
 
 def attempt(trial: Trial, place: Workplace) -> Iterator[Event | Failure]:
-    """Ends with a TrialResult or a Failure, which is made here, where the exception still has its traceback."""
+    """Ends with TrialResult, Trained or Failure, which is made here, where the exception still has its traceback."""
     try:
         yield from FoldTrainer(trial, place).run()
     except Exception as error:

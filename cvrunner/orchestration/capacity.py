@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cvrunner.config import ClusterConfig
 from cvrunner.errors import ClusterError
@@ -18,6 +18,16 @@ def trials_that_fit(gpus: float, cpus: float, cluster: ClusterConfig) -> int:
     """0 where none does."""
     # 1e-9: three trials of a third of a GPU fit into one.
     return min(math.floor(gpus / cluster.gpus_per_trial + 1e-9), math.floor(cpus / cluster.cpus_per_trial))
+
+
+def capacity_by_node(nodes: Iterable[Mapping[str, float]], cluster: ClusterConfig) -> int:
+    """How many trials these nodes can hold at a time, none of them across two. Raises ClusterError where it is none."""
+    resources = [dict(node) for node in nodes]
+    room = sum(trials_that_fit(node.get("GPU", 0.0), node.get("CPU", 0.0), cluster) for node in resources)
+    if room < 1:
+        largest = max(resources, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)), default={})
+        return capacity(largest, cluster)
+    return room
 
 
 def capacity(resources: Mapping[str, float], cluster: ClusterConfig) -> int:

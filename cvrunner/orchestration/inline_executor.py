@@ -10,7 +10,7 @@ import torch
 from cvrunner.chaos import NONE, Chaos
 from cvrunner.orchestration.attempt import attempt
 from cvrunner.orchestration.failures import Failure
-from cvrunner.records.results import TrialResult
+from cvrunner.records.results import Trained, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.device import default_device
 from cvrunner.training.fold_trainer import Event, Workplace
@@ -38,7 +38,7 @@ class InlineExecutor:
             return []
         trial, events = self.current
         event = next(events)
-        if isinstance(event, (Failure, TrialResult)):
+        if isinstance(event, (Failure, TrialResult, Trained)):
             self.current = None
         return [(trial, event)]
 

@@ -25,7 +25,7 @@ from cvrunner.files import write_atomically
 from cvrunner.orchestration.capacity import capacity, logical_gpus
 from cvrunner.orchestration.event_text import event_text
 from cvrunner.orchestration.failures import Failure
-from cvrunner.records.results import Placed, TrialResult, Waiting
+from cvrunner.records.results import Placed, Trained, TrialResult, Waiting
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.trial import Trial
 
@@ -145,8 +145,8 @@ class RayExecutor:
         self.attempts: list[Attempt] = []
         self.started_ray = not ray.is_initialized()
         if self.started_ray:
-            _connect(run, cluster)
-        here = _alive().get(ray.get_runtime_context().get_node_id())
+            connect(run, cluster)
+        here = alive_nodes().get(ray.get_runtime_context().get_node_id())
         try:
             if here is None:
                 raise ClusterLostError("Ray has died on this node before it began; the same command tries again")
@@ -182,7 +182,7 @@ class RayExecutor:
         index = self._slot(trial)
         method = self.occupied[index].actor.run.options(name=trial.name, num_returns="streaming")
         events = method.remote(trial, there, self.cache_dir, self.chaos)
-        self.attempts.append(Attempt(trial, directory, there, index, events, list(_alive())))
+        self.attempts.append(Attempt(trial, directory, there, index, events, list(alive_nodes())))
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
         if not self.attempts:
@@ -193,7 +193,7 @@ class RayExecutor:
         for attempt in [a for a in self.attempts if a.events in ready]:
             event = self._next(attempt)
             happened.append((attempt.trial, event))
-            if isinstance(event, (Failure, TrialResult)):
+            if isinstance(event, (Failure, TrialResult, Trained)):
                 self.attempts.remove(attempt)
         self._free_idle()
         return happened + [(a.trial, self._waiting(a)) for a in self.attempts if self._waits(a)]
@@ -248,7 +248,7 @@ class RayExecutor:
             "name": label,
             "namespace": self.run,
         }
-        if node is not None:
+        if node is not None and ray.util.get_current_placement_group() is None:  # whose bundles have their nodes
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
         return ray.remote(**options)(FoldActor).remote(label)
 
@@ -292,7 +292,7 @@ class RayExecutor:
         if isinstance(error, OutOfMemoryError):
             return Failure("host_memory", f"ended by Ray's memory monitor: {reason}")
         # An actor that never had a process was to have it on any of the nodes that were there.
-        node, alive = self.occupied[attempt.slot].node, _alive()
+        node, alive = self.occupied[attempt.slot].node, alive_nodes()
         gone = any(n not in alive or not _answers(alive[n]) for n in ([node] if node else attempt.nodes))
         if isinstance(error, NodeDiedError) or getattr(error, "preempted", False) or gone:
             self.places.pop(attempt.trial.name, None)
@@ -320,7 +320,7 @@ def _log(trial: Trial, event: Event | Failure) -> None:
         print(event.details, flush=True)
 
 
-def _alive() -> dict[str, dict[str, Any]]:
+def alive_nodes() -> dict[str, dict[str, Any]]:
     """What Ray knows of each node that it takes to be there, by id."""
     return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
@@ -333,7 +333,8 @@ def _answers(node: dict[str, Any]) -> bool:
     return True
 
 
-def _connect(run: str, cluster: ClusterConfig) -> None:
+def connect(run: str, cluster: ClusterConfig) -> None:
+    """Join the cluster of RAY_ADDRESS, or start Ray for this machine alone."""
     verbose = logging.getLogger().isEnabledFor(logging.INFO)
     common: dict[str, Any] = {
         "namespace": run,

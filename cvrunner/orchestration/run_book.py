@@ -35,13 +35,12 @@ def find_run(root: Path, name: str, key: str) -> RunDirectory | None:
     return max(same, key=lambda run: natural_order(run.name), default=None)
 
 
-def new_run(root: Path, name: str, key: str) -> RunDirectory:
-    """A folder that is not there yet."""
-    base = root / f"{name}-{key[:8]}"
+def free_folder(base: Path) -> Path:
+    """One that is not there yet: `base`, `base`-2 and so on."""
     number = 1
     while (path := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
         number += 1
-    return RunDirectory(path)
+    return path
 
 
 STATUS: dict[Decision, TrialStatus] = {
@@ -79,7 +78,7 @@ class RunBook:
         directory = None if new else find_run(root, name, key)
         if directory is not None:
             return cls(directory, directory.read_run())
-        directory = new_run(root, name, key)
+        directory = RunDirectory(free_folder(root / f"{name}-{key[:8]}"))
         record = RunRecord(
             run=directory.name,
             key=key,

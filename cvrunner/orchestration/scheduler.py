@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cvrunner.config import RetriesConfig
 from cvrunner.orchestration.failures import Decision, Failure, decide
-from cvrunner.records.results import EpochRecord, TrialResult
+from cvrunner.records.results import EpochRecord, Trained, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.trial import Trial
 
@@ -32,7 +32,7 @@ class Executor(Protocol):
         ...
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
-        """What has happened, waiting at most so long; a TrialResult or a Failure ends the attempt."""
+        """What has happened, waiting at most so long; a TrialResult, Trained or a Failure ends the attempt."""
         ...
 
     def stop(self) -> None:
@@ -89,7 +89,7 @@ def run_trials(
             if not isinstance(event, Failure):
                 for observer in observers:
                     observer.event(trial, event)
-                if isinstance(event, TrialResult):
+                if isinstance(event, (TrialResult, Trained)):
                     running.discard(trial.name)
                 elif isinstance(event, EpochRecord):
                     failures.pop(trial.name, None)

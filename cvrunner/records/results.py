@@ -131,6 +131,14 @@ class FeatureProgress(Record):
     shards: int
 
 
+class Trained(Record):
+    """The last event of a trial that has no test part, as in a sweep: its epochs are all there will be."""
+
+    key: str
+    best_epoch: int
+    epochs_run: int
+
+
 class TrialResult(Record):
     """The outcome of one trial, written once, after its test set was scored."""
 

@@ -32,6 +32,7 @@ from cvrunner.records.results import (
     FeatureProgress,
     GroupRecord,
     Placed,
+    Trained,
     TrialResult,
     TrialStarted,
     Waiting,
@@ -58,7 +59,7 @@ from cvrunner.training.outcome import write_outcome
 from cvrunner.training.trial import Trial
 from cvrunner.training.weights_ema import WeightsEma
 
-Event = Placed | Waiting | FeatureProgress | TrialStarted | EpochRecord | TrialResult
+Event = Placed | Waiting | FeatureProgress | TrialStarted | EpochRecord | Trained | TrialResult
 Predictions = dict[str, npt.NDArray[np.float64]]
 HEAD_BATCH = 32
 """Utterances that a frozen condition predicts at once."""
@@ -125,6 +126,10 @@ class FoldTrainer:
             record = self._judge_epoch(progress, validation_ccc, time.monotonic() - validation_began)
             progress = self._keep(progress, record)
             yield record
+
+        if not self.fold.test:
+            yield Trained(key=self.trial.key, best_epoch=progress.best_epoch, epochs_run=progress.epoch - 1)
+            return
 
         # Test: once, with the weights that validation has chosen.
         self._load_weights(self.checkpoints.load_best(progress))

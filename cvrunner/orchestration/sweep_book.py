@@ -1,0 +1,160 @@
+"""sweep.json and the sweep's folder, kept up to date by the driver alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import cvrunner
+from cvrunner.config import Config
+from cvrunner.data.folds import Fold, split_table
+from cvrunner.data.utterance import Corpus, natural_order
+from cvrunner.errors import ResultsError
+from cvrunner.files import write_atomically
+from cvrunner.orchestration.run_book import free_folder
+from cvrunner.records.results import RunStatus
+from cvrunner.records.sweep import SettingEpoch, SettingState, SettingStatus, SweepDirectory, SweepRecord
+from cvrunner.training.trial import Trial
+
+Tell = Callable[[SweepRecord, str], object]
+"""Called with the record and the setting that has changed."""
+
+
+class SweepBook:
+    """The record of a sweep on disk: every decision is here before it takes effect."""
+
+    def __init__(self, directory: SweepDirectory, record: SweepRecord, fresh: bool = False) -> None:
+        self.directory = directory
+        self.record = record
+        self.fresh = fresh
+        """Nothing was trained in it yet."""
+        self.listeners: list[Tell] = []
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        name: str,
+        key: str,
+        config: Config,
+        corpus: Corpus,
+        folds: Sequence[Fold],
+        settings: Mapping[str, Mapping[str, Any]],
+        trials: Mapping[str, Sequence[Trial]],
+        command: list[str],
+        new: bool,
+    ) -> SweepBook:
+        """Continue the sweep of this key, or begin one; `new`: begin one in any case. Raises ResultsError."""
+        directory = None if new else find_sweep(root, name, key)
+        if directory is not None:
+            return cls(directory, directory.read())
+        directory, some = SweepDirectory(free_folder(root / f"{name}-tune-{key[:8]}")), next(iter(trials.values()))
+        record = SweepRecord(
+            run=directory.name,
+            key=key,
+            status="RUNNING",
+            started_at=_now(),
+            command=command,
+            host=socket.gethostname(),
+            cvrunner_version=cvrunner.__version__,
+            corpus=corpus.describe(),
+            split_digest=some[0].split_digest,
+            corpus_digest=some[0].corpus_digest,
+            synthetic=corpus.synthetic,
+            dimensions=list(config.corpus.dimensions),
+            protocol=config.model.protocol,
+            condition=some[0].condition,
+            folds=[trial.fold.number for trial in some],
+            seed=some[0].seed,
+            epochs=some[0].config.train.epochs,
+            searched=list(next(iter(settings.values()))),
+            settings={name: SettingState(values=dict(values)) for name, values in settings.items()},
+        )
+        try:
+            directory.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(directory.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            write_atomically(directory.split, json.dumps(split_table(folds), indent=1) + "\n")
+            directory.write(record)
+        except OSError as error:
+            raise ResultsError(f"results.root: {directory.path} cannot be written: {error.strerror}") from None
+        return cls(directory, record, fresh=True)
+
+    def discard(self) -> None:
+        """Leave nothing of a sweep that could not begin."""
+        if self.fresh:
+            shutil.rmtree(self.directory.path, ignore_errors=True)
+
+    @property
+    def todo(self) -> list[str]:
+        """The settings that have not ended."""
+        return [name for name, state in self.record.settings.items() if not state.ended]
+
+    def begin(self) -> None:
+        """The sweep is being worked on; what failed is tried again."""
+        settings = {
+            name: state.model_copy(update={"status": "WAITING", "error": None}) if state.status == "FAILED" else state
+            for name, state in self.record.settings.items()
+        }
+        self._write(settings=settings, status="RUNNING", finished_at=None)
+
+    def decided(self, setting: str, epoch: int) -> SettingEpoch | None:
+        """What was decided after an epoch, if it was."""
+        return next((known for known in self.record.settings[setting].epochs if known.epoch == epoch), None)
+
+    def decide(self, setting: str, epoch: SettingEpoch) -> None:
+        """Write an epoch down, and what follows from it."""
+        state = self.record.settings[setting]
+        status: SettingStatus = "DONE" if epoch.epoch >= self.record.epochs else "PRUNED" if epoch.stops else "WAITING"
+        self._set(setting, epochs=(*state.epochs, epoch), status=status)
+
+    def done(self, setting: str) -> None:
+        """All folds have ended, perhaps before the last epoch (`train.early_stopping`)."""
+        self._set(setting, status="DONE")
+
+    def failed(self, setting: str, error: str) -> None:
+        self._set(setting, status="FAILED", error=error)
+
+    def end(self, stopped: bool) -> RunStatus:
+        """Set and return the final status: COMPLETE when every setting has ended, though some may have failed."""
+        ended = not self.todo and self.record.best is not None
+        status: RunStatus = "COMPLETE" if ended else "STOPPED" if stopped else "INCOMPLETE"
+        self._write(status=status, finished_at=_now())
+        self.clean()
+        return status
+
+    def clean(self) -> None:
+        """Drop the checkpoints of the settings that have ended."""
+        for name, state in self.record.settings.items():
+            if state.ended:
+                for fold in self.record.folds:
+                    shutil.rmtree(self.directory.fold(name, fold).checkpoint, ignore_errors=True)
+
+    def _set(self, setting: str, **changes: Any) -> None:
+        changed = self.record.settings[setting].model_copy(update=changes)
+        self._write(settings={**self.record.settings, setting: changed})
+        if changed.ended:
+            self.clean()
+        for tell in self.listeners:
+            tell(self.record, setting)
+
+    def _write(self, **changes: Any) -> None:
+        self.record = self.record.model_copy(update=changes)
+        self.directory.write(self.record)
+
+
+def find_sweep(root: Path, name: str, key: str) -> SweepDirectory | None:
+    """The newest sweep of this key, `<name>-tune-<key>` or `<name>-tune-<key>-<n>`."""
+    found = [SweepDirectory(path.parent) for path in root.glob(f"{name}-tune-{key[:8]}*/sweep.json")]
+    same = [sweep for sweep in found if sweep.read().key == key]
+    return max(same, key=lambda sweep: natural_order(sweep.name), default=None)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
