@@ -214,3 +214,34 @@ def test_merging_lets_the_upper_one_win_and_changes_neither(below: dict[str, Any
     assert digest([below, above]) == before
     assert set(merged) == {*below, *above}
     assert merge(merged, above) == merged
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            "{train.encodr_lr: {low: 1e-5, high: 1e-4}}",
+            r"tune\.space\.train\.encodr_lr: .*did you mean train\.encoder_lr",
+        ),
+        ("{corpus.scale: {choices: [[1, 5]]}}", r"tune\.space\.corpus\.scale: no key of model or train"),
+        ("{model.mamba: {choices: [1]}}", r"tune\.space\.model\.mamba: no key of model or train"),
+        ("{train.seeds: {choices: [[1]]}}", r"tune\.space\.train\.seeds: is averaged over"),
+        ("{train.batch_size: {low: 1, high: 8}}", r"tune\.space\.train\.batch_size: .*valid integer"),
+        ("{train.grad_clip: {choices: [0.3, -1]}}", r"tune\.space\.train\.grad_clip: .*greater than 0, not -1"),
+        ("{train.grad_clip: {choices: []}}", r"tune\.space\.train\.grad_clip: choices must name one"),
+        ("{train.lr: {low: 1e-3, high: 1e-4}}", r"tune\.space\.train\.lr: low 0\.001 must be below high 0\.0001"),
+        ("{train.lr: {low: 0, high: 1, scale: log}}", r"tune\.space\.train\.lr: scale log needs low above 0"),
+        ("{train.lr: {low: 1e-4, high: 1e-3, scale: lin}}", r"tune\.space\.train\.lr\.scale: .*'linear' or 'log'"),
+        ("{train.lr: {lo: 1e-4, high: 1e-3}}", r"tune\.space\.train\.lr\.lo: unknown key"),
+        ("{}", r"tune: space must name one key"),
+    ],
+)
+def test_what_a_sweep_cannot_search_is_an_error_that_names_the_key(tmp_path: Path, space: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, f"tune: {{space: {space}}}\n")
+
+
+def test_naming_a_space_replaces_the_default_one(tmp_path: Path) -> None:
+    assert list(load(tmp_path, "tune: {space: {model.layers: {choices: [all, [0, 1]]}}}").tune.space) == [
+        "model.layers"
+    ]

@@ -1,0 +1,135 @@
+"""A sweep as a user runs it: killed in the middle, the same command gives the table of folds trained one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cvrunner.config import RetriesConfig, load_config
+from cvrunner.orchestration.inline_executor import InlineExecutor
+from cvrunner.orchestration.objective import Objective
+from cvrunner.orchestration.scheduler import run_trials
+from cvrunner.orchestration.settings import plan_setting
+from cvrunner.records import journal
+from cvrunner.records.results import EpochRecord, TrialResult
+from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.records.sweep import SettingEpoch, SweepDirectory, SweepRecord
+from cvrunner.run_steps import prepare
+from cvrunner.training.trial import Trial
+from tests.end_to_end.programs import command, cvrunner, environment, started, tiny_config, wait_until
+from tests.orchestration.test_scheduler import Notes
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore"),
+]
+SPACE = "{train.lr: {low: 1e-4, high: 1e-2, scale: log}, model.unfreeze_layers: {choices: [null, 1]}}"
+SETTINGS = f"tune={{samples: 2, folds: [1, 2], epochs: 3, grace_epochs: 3, space: {SPACE}}}"
+
+
+def sweep_in(folder: Path) -> SweepDirectory | None:
+    found = list(folder.glob("results/tiny-tune-*/sweep.json"))
+    return SweepDirectory(found[0].parent) if found else None
+
+
+def epochs_of_first(folder: Path) -> int:
+    directory = sweep_in(folder)
+    return len(next(iter(directory.read().settings.values())).epochs) if directory else 0
+
+
+def test_a_sweep_that_was_killed_ends_with_the_table_of_one_that_was_not(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    arguments = ("tune", "--config", config, "--set", SETTINGS)
+    with started(command(*arguments), tmp_path, environment(tmp_path), tmp_path / "log") as driver:
+        wait_until(lambda: epochs_of_first(tmp_path) or driver.poll() is not None, "the first epoch")
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait(20)
+    directory = sweep_in(tmp_path)
+    assert directory is not None, (tmp_path / "log").read_text()
+    before = {name: state.epochs for name, state in directory.read().settings.items()}
+
+    finished = cvrunner(*arguments, folder=tmp_path)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    record = directory.read()
+    assert record.status == "COMPLETE"
+    for name, epochs in before.items():
+        assert record.settings[name].epochs[: len(epochs)] == epochs
+    assert expected(config, record, tmp_path) == {name: state.epochs for name, state in record.settings.items()}
+    nothing_was_repeated(directory, record, len(before["setting-01"]))
+    nothing_of_the_test_parts_is_there(directory)
+    in_mlflow(tmp_path / "results" / "mlflow.db")
+
+    best = record.best
+    assert best is not None
+    assert f"{best} is the best of 2" in finished.stdout or "none is better than the configuration" in finished.stdout
+    tuned = load_config(tmp_path / "configs" / directory.tuned.name)
+    assert tuned == load_config(directory.tuned)
+    assert tuned.for_condition("unfrozen").train.lr == record.settings[best].values["train.lr"]
+    assert tuned.for_condition("unfrozen").train.epochs == 2  # the configuration's own
+
+    again = cvrunner(*arguments, folder=tmp_path)
+    assert again.returncode == 0
+    assert directory.read().settings == record.settings
+
+
+def expected(config: Path, record: SweepRecord, folder: Path) -> dict[str, tuple[object, ...]]:
+    """The epochs of each setting from its folds trained in this process."""
+    prepared = prepare(config, [SETTINGS, f"corpus.root={folder / 'corpus'}"])
+    found = {}
+    for name, state in record.settings.items():
+        trials = plan_setting(prepared.config, "unfrozen", state.values, prepared.corpus, prepared.folds, record.folds)
+        found[name] = tuple(trained_alone(trials, folder / "alone" / name, folder / "another cache"))
+    return found
+
+
+def trained_alone(trials: list[Trial], folder: Path, cache_dir: Path) -> Iterator[SettingEpoch]:
+    objective = Objective([trial.fold.number for trial in trials])
+
+    class Collect(Notes):
+        def event(self, trial: Trial, event: object) -> None:
+            assert not isinstance(event, TrialResult)
+            if isinstance(event, EpochRecord):
+                objective.epoch(trial.fold.number, event)
+
+    executor = InlineExecutor(cache_dir)
+    run_trials(trials, lambda t: TrialDirectory(folder / t.name), executor, [Collect()], RetriesConfig())
+    yield from objective.news()
+
+
+def nothing_was_repeated(directory: SweepDirectory, record: SweepRecord, told: int) -> None:
+    """Of the first setting each epoch was trained once; only one that was not saved yet may be there again."""
+    for fold in record.folds:
+        lines = list(journal.read(directory.fold("setting-01", fold).journal))
+        again = [line["resumed_epoch"] for line in lines if line["event"] == "started"][1:]
+        assert all(epoch >= told for epoch in again)
+        trained = [line["epoch"] for line in lines if line["event"] == "epoch"]
+        assert sorted(set(trained)) == list(range(1, record.epochs + 1))
+        assert len(trained) <= record.epochs + len(again)
+
+
+def nothing_of_the_test_parts_is_there(directory: SweepDirectory) -> None:
+    names = {path.name for path in (directory.path / "settings").rglob("*") if path.is_file()}
+    assert names == {"journal.jsonl", ".lock"}
+    assert not list((directory.path / "settings").rglob("checkpoint/*"))
+
+
+def in_mlflow(database: Path) -> None:
+    """A parent and two settings, all finished, every epoch once."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        roles = connection.execute(
+            "select t.value, r.status, count(*) from runs r join tags t on t.run_uuid = r.run_uuid "
+            "where t.key = 'cvrunner.role' group by 1, 2 order by 1"
+        ).fetchall()
+        steps = connection.execute(
+            "select step, count(*) from metrics where key = 'mean/validation_ccc_avg' group by step order by step"
+        ).fetchall()
+    assert roles == [("setting", "FINISHED", 2), ("sweep", "FINISHED", 1)]
+    assert steps == [(1, 2), (2, 2), (3, 2)]
