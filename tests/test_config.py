@@ -221,7 +221,7 @@ def test_merging_lets_the_upper_one_win_and_changes_neither(below: dict[str, Any
     [
         (
             "{train.encodr_lr: {low: 1e-5, high: 1e-4}}",
-            r"tune\.space\.train\.encodr_lr: .*did you mean train\.encoder_lr",
+            r"tune\.space\.train\.encodr_lr: .*mean train\.encoder_lr",
         ),
         ("{corpus.scale: {choices: [[1, 5]]}}", r"tune\.space\.corpus\.scale: no key of model or train"),
         ("{model.mamba: {choices: [1]}}", r"tune\.space\.model\.mamba: no key of model or train"),
