@@ -133,8 +133,9 @@ def verify(
     ] = None,
     set_: Set = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """A quick check before a long run: one fold, its result beside the reference and the target. 3: target missed."""
+    """One fold before a long run, against the target. Exit code 3 where it is missed."""
     from cvrunner import verify_commands
 
     _end(verify_commands.verify(config, set_ or [], quiet, _console()))
@@ -146,8 +147,9 @@ def tune(
     set_: Set = None,
     new: Annotated[bool, typer.Option("--new", help="Begin a new sweep even where this one is there.")] = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Search one condition's settings by the folds' validation parts, with Ray Tune; run again, it continues."""
+    """Search for better settings by the folds' validation parts. With Ray Tune; run again, it continues."""
     from cvrunner import tune_commands
 
     _end(tune_commands.tune(config, set_ or [], new, quiet, _console()))

@@ -17,6 +17,7 @@ from typer.main import get_command
 from cvrunner import __version__, commands, completion
 from cvrunner.cli import app, main
 from cvrunner.config import load_config
+from cvrunner.errors import ResultsError
 from cvrunner.paths import default_config
 from cvrunner.reporting.progress import Progress
 from tests.runs import make_run
@@ -122,7 +123,7 @@ def test_a_run_that_is_not_there_is_answered_with_the_nearest(
 
 
 def test_debug_shows_where_a_users_error_was_raised() -> None:
-    with pytest.raises(commands.ResultsError):
+    with pytest.raises(ResultsError):
         main(["--debug", "report", "nothing"])
 
 
