@@ -190,13 +190,13 @@ def announce(run: Run, chosen: Sequence[Trial], todo: Sequence[Trial]) -> None:
     done = len(chosen) - len(todo)
     if todo:
         tell(f"{len(chosen)} trials, {done} done, {len(todo)} to train: {', '.join(t.name for t in todo)}")
-        tell(stop_window())
+        tell(stop_window("; `saving takes about` below should be well under it"))
     else:
         tell(f"all {len(chosen)} trials are done: nothing to train")
 
 
-def stop_window() -> str:
-    """What stopping means, and how long there is for it."""
+def stop_window(hint: str = "") -> str:
+    """What stopping means, and how long there is for it; `hint`: what to hold that against."""
     if not paths.in_ray_session(Path.cwd()):
         return "Ctrl-C or SIGTERM saves what is running and ends; the same command continues"
     from cvrunner.orchestration.jobs import RAY_STOP_WAIT_S, STOP_WAIT
@@ -204,7 +204,7 @@ def stop_window() -> str:
     window_s = float(os.environ.get(STOP_WAIT, RAY_STOP_WAIT_S))
     return (
         f"`ray job stop` saves what is running within {window_s:g} s ({STOP_WAIT} of the job's runtime "
-        "environment; `saving takes about` below should be well under it); the same command continues"
+        f"environment{hint}); the same command continues"
     )
 
 

@@ -104,7 +104,8 @@ def _advice(record: SweepRecord, others: list[str]) -> list[str]:
     names = " and ".join(others)
     return [
         f"Only {record.condition} was searched, so a comparison with {names} favours it by the search. Give {names}",
-        f"the same search (`cvrunner tune --set tune.condition={others[0]}`), or report that it had none.",
+        f"the same search (`cvrunner tune --config <this file> --set tune.condition={others[0]}`),",
+        "or report that it had none.",
     ]
 
 

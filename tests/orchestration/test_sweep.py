@@ -262,7 +262,7 @@ def test_the_tuned_configuration_is_complete_and_its_header_is_honest(tmp_path: 
         "2 settings of unfrozen were searched by the mean validation CCC-Avg of folds 1, 2",
         f"Best: {best} with 0.3000; as configured 0.2000",
         "Only unfrozen was searched, so a comparison with frozen favours it",
-        "cvrunner tune --set tune.condition=frozen",
+        "cvrunner tune --config <this file> --set tune.condition=frozen",
         "training data of others",
         "searched with 2 epochs; below are the configuration's own",
     ):
