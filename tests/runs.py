@@ -87,7 +87,7 @@ def numbers(directory: RunDirectory) -> dict[str, tuple[object, list[bytes]]]:
     found: dict[str, tuple[object, list[bytes]]] = {}
     for name, result in directory.results(directory.read_run()).items():
         values = result.model_dump(exclude={"key", "train_s", "total_s", "peak_memory_mib"})
-        files = ("predictions.csv", "model.safetensors")
+        files = ("predictions.csv", "model/model.safetensors", "model/config.json", "model/README.md")
         found[name] = values, [(directory.path / name / file).read_bytes() for file in files]
     return found
 

@@ -21,13 +21,12 @@ from cvrunner.data.utterance import (
     AudioError,
     Utterance,
     audio_digest,
+    check_length,
     natural_order,
     read_audio,
 )
 from cvrunner.errors import CorpusError
 
-SHORTEST_SAMPLES = 400
-"""The receptive field of one WavLM frame."""
 LONG_S = 40.0
 Rater = tuple[float, float, float | None]
 
@@ -205,12 +204,9 @@ def _read(path: Path, resample: bool) -> tuple[int, str] | AudioError:
     """Length and digest; the waveform itself is let go at once."""
     try:
         samples = read_audio(path, resample)
+        check_length(samples)
     except AudioError as error:
         return error
-    if len(samples) < SHORTEST_SAMPLES:
-        return AudioError(
-            f"has {len(samples)} samples at 16 kHz, must have {SHORTEST_SAMPLES} or more (one WavLM frame)"
-        )
     return len(samples), audio_digest(samples)
 
 

@@ -21,6 +21,8 @@ from cvrunner.files import is_transient, patiently
 SAMPLE_RATE_HZ = 16_000
 LONGEST_S = 600.0
 """Longer audio is refused unread: the longest turn of IEMOCAP has 34 s, and memory grows with the square of it."""
+SHORTEST_SAMPLES = 400
+"""The receptive field of one WavLM frame."""
 DIMENSIONS = ("valence", "arousal", "dominance")
 
 
@@ -111,13 +113,17 @@ class AudioError(Exception):
     """Audio breaks a rule; the message is the rule and what to do, without the file's name."""
 
 
-def read_audio(path: Path, resample: bool = False) -> npt.NDArray[np.float32]:
+def read_audio(path: Path, resample: bool = False, longest_s: float = LONGEST_S) -> npt.NDArray[np.float32]:
     """The samples of a 16 kHz mono WAV or FLAC file, `[T]` in -1..1; with `resample`, of any rate and channels.
 
     Raises AudioError for a file that is missing, cannot be read, is cut off, too long, empty, silent, not finite, or
     not 16 kHz mono.
     """
-    samples, rate_hz = _decoded(path, resample)
+    return mono_16khz(*_decoded(path, resample, longest_s))
+
+
+def mono_16khz(samples: npt.NDArray[np.float32], rate_hz: int) -> npt.NDArray[np.float32]:
+    """All channels `[T, channels]` at any rate to `[T]` at 16 kHz. Raises AudioError: empty, silent, not finite."""
     mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
     if not len(mono):
         raise AudioError("holds no audio")
@@ -133,7 +139,7 @@ def read_audio(path: Path, resample: bool = False) -> npt.NDArray[np.float32]:
 
 
 @patiently
-def _decoded(path: Path, resample: bool) -> tuple[npt.NDArray[np.float32], int]:
+def _decoded(path: Path, resample: bool, longest_s: float) -> tuple[npt.NDArray[np.float32], int]:
     """All channels `[T, channels]` of a file and its rate; what its header tells is checked before the rest is read."""
     # Opening a pipe would wait for ever.
     if not os.path.isfile(path):
@@ -142,7 +148,7 @@ def _decoded(path: Path, resample: bool) -> tuple[npt.NDArray[np.float32], int]:
         with path.open("rb", buffering=0) as file:
             _refuse_cut_off(file)
             with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-                _check_header(sound.samplerate, sound.channels, sound.frames, resample)
+                _check_header(sound.samplerate, sound.channels, sound.frames, resample, longest_s)
                 samples = sound.read(dtype="float32", always_2d=True)
                 frames = sound.frames
     except soundfile.LibsndfileError as error:
@@ -177,15 +183,23 @@ def _refuse_cut_off(file: BinaryIO) -> None:
         raise AudioError(f"is cut off: {there} of {promised} bytes are there; copy it again")
 
 
-def _check_header(rate_hz: int, channels: int, frames: int, resample: bool) -> None:
+def _check_header(rate_hz: int, channels: int, frames: int, resample: bool, longest_s: float) -> None:
     if (rate_hz, channels) != (SAMPLE_RATE_HZ, 1) and not resample:
         raise AudioError(
             f"{rate_hz} Hz with {channels} channel{'s' if channels > 1 else ''}, must be 16000 Hz mono: convert with "
             "`sox IN -r 16000 -c 1 OUT`, or set corpus.resample: true"
         )
-    if frames > LONGEST_S * rate_hz:
+    if frames > longest_s * rate_hz:
         raise AudioError(
-            f"is {frames / rate_hz:.0f} s long, must be at most {LONGEST_S:g} s: cut it into one file an utterance"
+            f"is {frames / rate_hz:.0f} s long, must be at most {longest_s:g} s: cut it into one file an utterance"
+        )
+
+
+def check_length(samples: npt.NDArray[np.float32]) -> None:
+    """Raise AudioError where `[T]` at 16 kHz is too short for a model."""
+    if len(samples) < SHORTEST_SAMPLES:
+        raise AudioError(
+            f"has {len(samples)} samples at 16 kHz, must have {SHORTEST_SAMPLES} or more (one WavLM frame)"
         )
 
 

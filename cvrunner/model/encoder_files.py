@@ -35,6 +35,8 @@ class EncoderFiles:
     """SHA-256 of configuration, preprocessing and weights."""
     normalize: bool
     """Whether each waveform is scaled to mean 0, variance 1 first, as the checkpoint's preprocessor says."""
+    revision: str | None = None
+    """The commit of a hub encoder."""
 
 
 def find_encoder(name: str, revision: str | None = None) -> EncoderFiles:
@@ -42,12 +44,14 @@ def find_encoder(name: str, revision: str | None = None) -> EncoderFiles:
 
     Raises EncoderError: not found, not a WavLM, pickled, broken or other weights only, or tuned for emotion already.
     """
-    folder = _local(name) or _from_hub(name, revision, ("*.json", "*.safetensors"))
+    local = _local(name)
+    folder = local or _from_hub(name, revision, ("*.json", "*.safetensors", "README.md"))
     config, preprocessing = _checked_settings(folder, name)
     weights = _weights(folder, name)
     _check_weights(weights, config, name)
     digest = _digest((folder / "config.json", folder / "preprocessor_config.json", *weights))
-    return EncoderFiles(name, folder, digest, bool(preprocessing.get("do_normalize", True)))
+    commit = None if local else folder.name  # the hub's cache has a folder for each commit
+    return EncoderFiles(name, folder, digest, bool(preprocessing.get("do_normalize", True)), commit)
 
 
 def check_encoder(name: str, revision: str | None, layers: Sequence[int]) -> None:
@@ -68,6 +72,18 @@ def encoder_depth(name: str, revision: str | None) -> int:
     """Its transformer layers; of a hub encoder this takes its settings alone. Raises EncoderError."""
     config, _ = _checked_settings(_local(name) or _from_hub(name, revision, ("*.json",)), name)
     return int(config["num_hidden_layers"])
+
+
+def stated_licence(files: EncoderFiles) -> str | None:
+    """The licence in the front matter of the encoder's README.md; None where it has none."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    try:
+        data = metadata_load(files.folder / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):  # a spoilt card must not cost a trained model
+        return None
+    return str(data["license"]) if data.get("license") else None
 
 
 # --- where ------------------------------------------------------------------------------------------------------------

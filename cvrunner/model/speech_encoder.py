@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import WavLMModel
 from transformers.utils import logging
 
+from cvrunner.config import ModelConfig
 from cvrunner.errors import EncoderError
 from cvrunner.model.attention import relative_position_bias, self_attention
 from cvrunner.model.encoder_files import EncoderFiles
@@ -170,6 +171,23 @@ def _transformer_layer(layer: Any, hidden: Tensor, bias: Tensor, packing: Packin
         return hidden + layer.feed_forward(layer.final_layer_norm(hidden))  # type: ignore[no-any-return]
     hidden = layer.layer_norm(hidden + layer.dropout(self_attention(layer.attention, hidden, bias, packing)))
     return layer.final_layer_norm(hidden + layer.feed_forward(hidden))  # type: ignore[no-any-return]
+
+
+def build_encoder(
+    files: EncoderFiles, config: ModelConfig, precision: torch.dtype, gradient_checkpointing: bool = False
+) -> SpeechEncoder:
+    """The pretrained encoder as the configuration wants it. Raises EncoderError where its files do not allow that."""
+    return SpeechEncoder(
+        load_wavlm(files, config.encoder_dropout),
+        layers=None if config.layers == "all" else config.layers,
+        frame_rate_hz=config.frame_rate_hz,
+        freeze=config.freeze_speech_encoder,
+        normalize=files.normalize,
+        unfreeze_layers=config.unfreeze_layers,
+        spec_augment=config.spec_augment,
+        gradient_checkpointing=gradient_checkpointing,
+        precision=precision,
+    )
 
 
 def load_wavlm(files: EncoderFiles, dropout: float | None = None) -> Any:

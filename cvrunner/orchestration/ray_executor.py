@@ -85,8 +85,8 @@ class FoldActor:
 
     @ray.method(concurrency_group="control")
     def read(self, directory: TrialDirectory) -> dict[str, bytes]:
-        """The files of a finished trial by name, the result last."""
-        return {path.name: path.read_bytes() for path in directory.kept}
+        """The files of a finished trial by their place in its folder, the result last."""
+        return {str(path.relative_to(directory.path)): path.read_bytes() for path in directory.kept}
 
 
 @dataclass

@@ -3,7 +3,7 @@
 <root>/<run>/
     config.yaml  split.json  run.json  summary.json  comparison.md  report.html  figures/
     <condition>/fold-<k>/seed-<s>/
-        journal.jsonl  result.json  predictions.csv  checkpoint/  model.safetensors
+        journal.jsonl  result.json  predictions.csv  model/  checkpoint/
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cvrunner.errors import ResultsError
 from cvrunner.files import write_atomically
+from cvrunner.records.model_folder import ModelFolder
 from cvrunner.records.results import RunRecord, Summary, TrialResult
 
 
@@ -43,9 +44,9 @@ class TrialDirectory:
         return self.path / "checkpoint"
 
     @property
-    def weights(self) -> Path:
-        """The trained tensors at the best epoch."""
-        return self.path / "model.safetensors"
+    def model(self) -> ModelFolder:
+        """The trained model at the best epoch."""
+        return ModelFolder(self.path / "model")
 
     @property
     def result_file(self) -> Path:
@@ -54,7 +55,7 @@ class TrialDirectory:
     @property
     def kept(self) -> tuple[Path, ...]:
         """What a finished trial leaves, the result last: while it is missing, nothing is finished."""
-        return self.journal, self.predictions, self.weights, self.result_file
+        return self.journal, self.predictions, *self.model.files, self.result_file
 
     def result(self, key: str | None = None) -> TrialResult | None:
         """The result, or None where there is none, or none of this trial key. Spoilt files count as none."""

@@ -24,7 +24,7 @@ from cvrunner.errors import MemoryLimitError, NonFiniteError, Stopped, TrialInUs
 from cvrunner.evaluation.ccc import ccc_by_dimension
 from cvrunner.files import remove_leftovers
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.model.speech_encoder import SpeechEncoder, load_wavlm
+from cvrunner.model.speech_encoder import build_encoder
 from cvrunner.records import journal
 from cvrunner.records.results import (
     Ccc,
@@ -54,7 +54,7 @@ from cvrunner.training.device import (
     start_memory_count,
 )
 from cvrunner.training.freezing import Schedule
-from cvrunner.training.inputs import Inputs, scaled_labels
+from cvrunner.training.inputs import Inputs, ratings, scaled_labels
 from cvrunner.training.outcome import write_outcome
 from cvrunner.training.trial import Trial
 from cvrunner.training.weights_ema import WeightsEma
@@ -182,17 +182,7 @@ class FoldTrainer:
         torch.set_num_threads(self.trial.config.cluster.cpus_per_trial)
         start_memory_count(device)
         self.precision = choose_precision(self.train_config.precision, device)
-        encoder = SpeechEncoder(
-            load_wavlm(self.trial.encoder, config.encoder_dropout),
-            layers=None if config.layers == "all" else config.layers,
-            frame_rate_hz=config.frame_rate_hz,
-            freeze=config.freeze_speech_encoder,
-            normalize=self.trial.encoder.normalize,
-            unfreeze_layers=config.unfreeze_layers,
-            spec_augment=config.spec_augment,
-            gradient_checkpointing=self.train_config.gradient_checkpointing,
-            precision=self.precision,
-        )
+        encoder = build_encoder(self.trial.encoder, config, self.precision, self.train_config.gradient_checkpointing)
         # Both conditions of a fold start from the same head.
         torch.manual_seed(_seed(self.trial.seed, 0, 0))
         self.model = MambaEMAModel(encoder, config, len(self.dimensions)).to(device)
@@ -364,14 +354,14 @@ class FoldTrainer:
         # One batch in memory at a time, whatever the size of the set.
         encoded = [(self.model.encode(b.features, b.lengths), b.positions) for b in self.inputs.batches(update)]
         z, positions = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-        scaled = self.model.predict(z[positions.argsort()], list(update.turns)).double().cpu().numpy()
-        low, high = self.trial.config.corpus.scale
-        if not np.isfinite(scaled).all():
+        scaled = self.model.predict(z[positions.argsort()], list(update.turns))
+        rated = ratings(scaled, self.trial.config.corpus.scale)
+        if not np.isfinite(rated).all():
             raise NonFiniteError(
-                f"{int((~np.isfinite(scaled)).any(1).sum())} of {len(scaled)} predictions are not numbers"
+                f"{int((~np.isfinite(rated)).any(1).sum())} of {len(rated)} predictions are not numbers"
             )
         row = {u.id: i for i, u in enumerate(update.utterances)}
-        values = low + (high - low) * scaled[[row[u.id] for u in utterances]]
+        values = rated[[row[u.id] for u in utterances]]
         return {dimension: values[:, k] for k, dimension in enumerate(self.dimensions)}
 
     def _truth(self, utterances: Sequence[Utterance]) -> Predictions:

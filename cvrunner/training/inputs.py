@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from cvrunner.model.packing import Packing
 from cvrunner.model.speech_encoder import ENCODER_FRAME_RATE_HZ, SpeechEncoder
 from cvrunner.records.results import FeatureProgress
 
+Waveform = npt.NDArray[np.float32]
 CPU = torch.device("cpu")
 FILL_S = 30.0
 """Seconds of audio that a frozen encoder takes at once: on a CPU 60 take no less time, and 10 more."""
@@ -88,9 +90,8 @@ class Inputs:
         """The micro-batches of an update, one after the other."""
         for positions in update.micro_batches:
             features = [self.store.read(update.utterances[i]) for i in positions]
-            together = pad(features) if self.encoder.freeze else pack(features)
             yield Batch(
-                together.to(self.device, torch.float32, non_blocking=True),
+                joined(self.encoder, features).to(self.device, torch.float32, non_blocking=True),
                 torch.tensor([len(array) for array in features]),
                 torch.tensor(positions, device=self.device),
             )
@@ -108,20 +109,34 @@ class Inputs:
 
     def _conv_features(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
         for u in utterances:
-            waveform = torch.from_numpy(read_audio(u.path, self.resample)).to(self.device)
-            yield self.encoder.conv_features(waveform).half().cpu().numpy()
+            yield conv_features(self.encoder, read_audio(u.path, self.resample), self.device)
 
-    @torch.no_grad()
     def _hidden_states(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
         """Some seconds of a shard at once: what is kept does not depend on a trial's batch size."""
         found: dict[int, Features] = {}
         for positions in micro_batches(utterances, len(utterances), FILL_S):
-            features = [self.conv.read(utterances[i]) for i in positions]
-            lengths = torch.tensor([len(array) for array in features])
-            states, frames = self.encoder(pack(features).to(self.device, torch.float32), lengths)
-            for i, one, count in zip(positions, states.half().cpu().numpy(), frames.tolist(), strict=True):
-                found[i] = one[:count]
+            states = hidden_states(self.encoder, [self.conv.read(utterances[i]) for i in positions], self.device)
+            found |= zip(positions, states, strict=True)
         yield from (found[i] for i in range(len(utterances)))
+
+
+def conv_features(encoder: SpeechEncoder, waveform: Waveform, device: torch.device) -> Features:
+    """Conv features `[F, C]` of one waveform `[T]`, as they are kept."""
+    return encoder.conv_features(torch.from_numpy(waveform).to(device)).half().cpu().numpy()
+
+
+@torch.no_grad()
+def hidden_states(encoder: SpeechEncoder, conv: Sequence[Features], device: torch.device) -> list[Features]:
+    """Hidden states `[N, L, D]` of each utterance, as they are kept, from all their conv features `[F, C]` at once."""
+    lengths = torch.tensor([len(array) for array in conv])
+    states, frames = encoder(pack(conv).to(device, torch.float32), lengths)
+    kept = states.half().cpu().numpy()
+    return [one[:count] for one, count in zip(kept, frames.tolist(), strict=True)]
+
+
+def joined(encoder: SpeechEncoder, features: Sequence[Features]) -> Tensor:
+    """What a model takes at once: hidden states of a frozen encoder padded, conv features packed."""
+    return pad(features) if encoder.freeze else pack(features)
 
 
 def pack(features: Sequence[Features]) -> Tensor:
@@ -144,3 +159,10 @@ def scaled_labels(
     low, high = scale
     rows = [[u.label(dimension) for dimension in dimensions] for u in utterances]
     return (torch.tensor(rows, device=device, dtype=torch.float32) - low) / (high - low)
+
+
+def ratings(scaled: Tensor, scale: tuple[float, float]) -> npt.NDArray[np.float64]:
+    """The reverse of `scaled_labels`: predictions `[b, K]` on the scale 0..1 to the rating scale, in float64."""
+    low, high = scale
+    values: npt.NDArray[np.float64] = low + (high - low) * scaled.double().cpu().numpy()
+    return values

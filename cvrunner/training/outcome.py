@@ -1,10 +1,12 @@
-"""What a finished trial leaves on disk: predictions, weights and, once all of it is there, the result."""
+"""What a finished trial leaves on disk: predictions, model and, once all of it is there, the result."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +14,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cvrunner.data.corpus_checks import labels_outside
+from cvrunner.data.utterance import SAMPLE_RATE_HZ
 from cvrunner.evaluation.ccc import ccc_by_dimension, is_collapsed
-from cvrunner.files import write_atomically
+from cvrunner.files import write_atomically, write_folder_atomically
+from cvrunner.model.encoder_files import stated_licence
 from cvrunner.records import journal
+from cvrunner.records.model_card import model_card
+from cvrunner.records.model_folder import ModelDescription, ModelFolder
 from cvrunner.records.predictions import write_predictions
 from cvrunner.records.results import ParameterCount, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
@@ -40,14 +46,13 @@ def write_outcome(
 ) -> TrialResult:
     """Write the outcome of the test set, `truth` and `predictions` by dimension on the rating scale.
 
-    In this order: predictions, weights, result. A result is there only when all of it is.
+    In this order: predictions, model, result. A result is there only when all of it is.
     """
     fold, config = trial.fold, trial.config.corpus
     epochs = {line["epoch"]: line for line in journal.read(directory.journal, "epoch")}
     best, last = epochs[progress.best_epoch], epochs[progress.epoch - 1]
     trial_id = (trial.condition, fold.number, trial.seed)
     write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
-    write_atomically(directory.weights, save({n: p.detach().contiguous() for n, p in weights.items()}))
     result = TrialResult(
         key=trial.key,
         condition=trial.condition,
@@ -78,6 +83,42 @@ def write_outcome(
         versions={name: version(name) for name in ("torch", "transformers", "numpy")},
         predictions_sha256=hashlib.sha256(directory.predictions.read_bytes()).hexdigest(),
     )
+    write_model(directory.model, trial, result, weights)
     write_atomically(directory.result_file, result.to_json())
     journal.append(directory.journal, "result", test_ccc=result.test_ccc, best_epoch=result.best_epoch)
     return result
+
+
+def write_model(folder: ModelFolder, trial: Trial, result: TrialResult, weights: Mapping[str, Tensor]) -> None:
+    """The folder that the model can be loaded from again, whole or not at all."""
+    config, description = trial.config.corpus, describe_model(trial)
+    licence = stated_licence(trial.encoder)
+
+    def fill(path: Path) -> None:
+        new = ModelFolder(path)
+        tensors = {n: p.detach().contiguous() for n, p in weights.items()}
+        new.weights.write_bytes(save(tensors, metadata={"format": "pt"}))
+        new.config.write_text(description.to_json())
+        new.card.write_text(model_card(description, result, config.format, config.labels, licence))
+
+    shutil.rmtree(folder.path, ignore_errors=True)  # of an attempt that was killed before its result was written
+    write_folder_atomically(folder.path, fill)
+
+
+def describe_model(trial: Trial) -> ModelDescription:
+    """What a trial's model is rebuilt from, beside its weights."""
+    return ModelDescription(
+        model=trial.config.model,
+        encoder_revision=trial.encoder.revision,
+        encoder_digest=trial.encoder.digest,
+        encoder_normalize=trial.encoder.normalize,
+        precision=trial.config.train.precision,
+        dimensions=list(trial.config.corpus.dimensions),
+        scale=trial.config.corpus.scale,
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        condition=trial.condition,
+        fold=trial.fold.number,
+        seed=trial.seed,
+        trial_key=trial.key,
+        synthetic=trial.config.corpus.format == "demo",
+    )

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from cvrunner.errors import EncoderError
 from cvrunner.model import encoder_files
-from cvrunner.model.encoder_files import check_encoder, find_encoder
+from cvrunner.model.encoder_files import check_encoder, find_encoder, stated_licence
 from tests.encoders import save_encoder
 
 NAME = "nobody/wavlm"
@@ -64,6 +64,17 @@ def test_a_downloaded_encoder_is_used_where_the_hub_does_not_answer(cache: Path)
 def test_a_downloaded_encoder_is_used_offline(cache: Path) -> None:
     folder = save_in_cache(cache)
     assert find_encoder(NAME).digest == find_encoder(str(folder)).digest
+    assert find_encoder(NAME).revision == COMMIT
+    assert find_encoder(str(folder)).revision is None
+
+
+def test_a_licence_is_told_where_the_encoders_own_files_state_it(tmp_path: Path) -> None:
+    assert stated_licence(find_encoder("demo")) == "mit"
+    files = find_encoder(str(save_encoder(tmp_path / "wavlm")))
+    for text in (None, "no front matter", "---\nlanguage: en\n---\n", "---\n: [\n---\n"):
+        if text is not None:
+            (files.folder / "README.md").write_text(text)
+        assert stated_licence(files) is None
 
 
 def test_a_downloaded_encoder_without_its_weights_is_refused(cache: Path) -> None:

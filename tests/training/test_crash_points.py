@@ -56,6 +56,6 @@ def test_killed_wherever_something_becomes_durable_it_ends_bit_identical(tmp_pat
         points += 1
         train(trial, tmp_path, name)
         files = directory(tmp_path, trial, name)
-        assert sorted(p.name for p in files.path.iterdir()) == [".lock", *sorted(p.name for p in files.kept)]
+        assert {p for p in files.path.rglob("*") if p.is_file()} == {files.path / ".lock", *files.kept}
         assert outcome(tmp_path, trial, name) == whole, f"killed at fsync {at}"
     assert points * step > 50

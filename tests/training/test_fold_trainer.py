@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cvrunner.errors import EncoderError, MemoryLimitError, MovementError, NonFiniteError, Stopped, TrialInUseError
-from cvrunner.model.speech_encoder import load_wavlm
+from cvrunner.model.speech_encoder import SpeechEncoder, load_wavlm
 from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
 from cvrunner.records.run_directory import TrialDirectory
@@ -39,7 +39,7 @@ def outcome(folder: Path, trial: Trial, name: str) -> tuple[dict[str, Any], byte
     result = json.loads(files.result_file.read_bytes())
     for key in ("train_s", "total_s", "peak_memory_mib"):
         del result[key]
-    weights = {n: t.numpy().tobytes() for n, t in load_file(files.weights).items()}
+    weights = {n: t.numpy().tobytes() for n, t in load_file(files.model.weights).items()}
     return result, files.predictions.read_bytes(), weights
 
 
@@ -207,7 +207,7 @@ def test_a_frozen_encoder_is_bit_identical_after_training(tmp_path: Path) -> Non
     list(one.run())
     pretrained = load_wavlm(trial.encoder).state_dict()
     assert all(torch.equal(value, pretrained[name]) for name, value in one.model.encoder.wavlm.state_dict().items())
-    weights = load_file(directory(tmp_path, trial).weights)
+    weights = load_file(directory(tmp_path, trial).model.weights)
     assert all(name.startswith("head.") for name in weights)
 
 
@@ -244,13 +244,13 @@ def test_the_guard_stops_an_unfrozen_trial_whose_encoder_gets_no_gradient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old script's mistake: features detached from the encoder that should learn."""
-    forward = fold_trainer.SpeechEncoder.forward
+    forward = SpeechEncoder.forward
 
     def detached(self: Any, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         states, n = forward(self, conv, lengths)
         return states.detach(), n
 
-    monkeypatch.setattr(fold_trainer.SpeechEncoder, "forward", detached)
+    monkeypatch.setattr(SpeechEncoder, "forward", detached)
     with pytest.raises(MovementError, match="the loss does not reach it"):
         train(pick(tiny_trials(tmp_path), "unfrozen"), tmp_path)
 
@@ -351,7 +351,7 @@ def test_with_unfreeze_layers_what_is_below_does_not_move(tmp_path: Path) -> Non
     assert not any(module.training for module in one.model.encoder.wavlm.encoder.layers[0].modules())
     assert all(
         n.startswith(("head.", "encoder.wavlm.encoder.layers.1."))
-        for n in load_file(directory(tmp_path, trial).weights)
+        for n in load_file(directory(tmp_path, trial).model.weights)
     )
 
 
