@@ -1,7 +1,8 @@
 """The command line: parses, calls a command, and turns errors into one sentence and an exit code.
 
-0 ok; 1 a trial failed, the run is incomplete or `doctor` found a problem; 2 usage, configuration or corpus error; 3
-`verify` missed its target; 143 stopped; 130 where Ctrl-C left a job running on a cluster.
+0 ok; 1 a trial failed, the run is incomplete, `doctor` found a problem or `predict` could not read a file; 2 usage,
+configuration or corpus error; 3 `verify` missed its target; 143 stopped; 130 where Ctrl-C left a job running on a
+cluster.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -69,12 +70,24 @@ Address = Annotated[
         show_default="RAY_ADDRESS if http, RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265",
     ),
 ]
+EncoderFolder = Annotated[
+    str | None, typer.Option("--encoder", help="Where the encoder is now.", show_default="where it was in training")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only problems and the result.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also what libraries, Ray and its processes log.", callback=_verbose)
 ]
 RunFolder = Annotated[
     Path, typer.Argument(help="A run's folder, or its name in results.", autocompletion=completion.runs)
+]
+ModelsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--condition",
+        help="Whose models.",
+        show_default="the best on validation",
+        autocompletion=completion.conditions,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -219,6 +232,49 @@ def sync(
     from cvrunner import commands
 
     _end(commands.sync(run, uri, _console()))
+
+
+@app.command("predict")
+def predict(
+    run: RunFolder,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Audio files, or folders of them.")],
+    condition: ModelsOf = None,
+    format_: Annotated[Literal["csv", "json"], typer.Option("--format", help="json has each model's own too.")] = "csv",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write.", show_default="standard output")
+    ] = None,
+    by_window: Annotated[bool, typer.Option("--windows", help="Each window of long files, not their mean.")] = False,
+    window_s: Annotated[
+        float | None, typer.Option("--window-s", help="Longer files are cut into windows of it.", show_default="15")
+    ] = None,
+    hop_s: Annotated[
+        float | None, typer.Option("--hop-s", help="From one window's start to the next.", show_default="2/3 window")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1.", show_default="the first GPU, else cpu")
+    ] = None,
+    encoder: EncoderFolder = None,
+) -> None:
+    """Ratings of audio files by the folds' models. Mean, and sd over the models. Exit code 1 where a file could not be
+    read."""
+    from cvrunner import predict_commands
+
+    as_json = format_ == "json"
+    _end(predict_commands.predict(run, files, condition, as_json, output, by_window, window_s, hop_s, device, encoder))
+
+
+@app.command("export")
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+    condition: ModelsOf = None,
+    encoder: EncoderFolder = None,
+    log: Annotated[bool, typer.Option("--log", help="Put it into MLflow too, beside the condition's run.")] = False,
+) -> None:
+    """The folds' models as one MLflow model. With all that it needs, the encoder too."""
+    from cvrunner import predict_commands
+
+    _end(predict_commands.export(run, folder, condition, encoder, log, _console()))
 
 
 @app.command("submit", context_settings={"allow_interspersed_args": False})

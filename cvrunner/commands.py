@@ -15,6 +15,7 @@ from cvrunner.config import load_config
 from cvrunner.errors import LeakError, UsageError
 from cvrunner.run_steps import (
     UI_ADDRESS,
+    Prepared,
     announce,
     conclude,
     find_run_directory,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cvrunner.orchestration.scheduler import Executor
+    from cvrunner.records.run_directory import RunDirectory
 
 
 def all_folds(
@@ -43,11 +45,17 @@ def all_folds(
     chaos: Chaos = NONE,
 ) -> int:
     """Every condition x fold x seed on Ray; continues an interrupted run, repeats nothing that is done."""
-    with open_run(prepare(config_path, overrides), new, quiet, console, chaos) as run:
+    directory = run_all_folds(prepare(config_path, overrides), new, quiet, console, chaos)
+    return 0 if directory.read_run().status == "COMPLETE" else 1
+
+
+def run_all_folds(prepared: Prepared, new: bool, quiet: bool, console: Console, chaos: Chaos = NONE) -> RunDirectory:
+    """As `all_folds`; returns where the run is. Raises what ended it for all trials, and Stopped."""
+    with open_run(prepared, new, quiet, console, chaos) as run:
         todo = run.todo(run.trials)
         announce(run, run.trials, todo)
-
-        return conclude(run, train_on_ray(run, todo, chaos) if todo else None)
+        conclude(run, train_on_ray(run, todo, chaos) if todo else None)
+        return run.book.directory
 
 
 def one_fold(

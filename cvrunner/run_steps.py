@@ -333,8 +333,14 @@ def gpu_device(gpu: int | None) -> torch.device | None:
 
 @contextlib.contextmanager
 def stop_on_signals(console: Console) -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C set the event, so that trials can save; a second Ctrl-C ends at once."""
+    """SIGTERM and Ctrl-C set the event, so that trials can save; a second Ctrl-C ends at once.
+
+    Outside of the main thread, where Python hears no signals, nothing sets it.
+    """
     stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def on_signal(number: int, frame: object) -> None:
         if stop.is_set() and number == signal.SIGINT:

@@ -173,6 +173,12 @@ RUN: dict[str, tuple[Build, str]] = {
     "unknown chaos": (arguments("all-folds", "--chaos", "flood=1"), r"--chaos flood=1: must be kill, oom, tracker"),
     "a report of no run": (arguments("report", "nowhere"), r"nowhere: no run here"),
     "a comparison of no runs": (arguments("compare", "here", "there"), r"here: no run here"),
+    "ratings by no run": (arguments("predict", "nowhere", "a.wav"), r"nowhere: no run here"),
+    "windows with gaps": (
+        arguments("predict", "nowhere", "a.wav", "--window-s", "5", "--hop-s", "6"),
+        r"--hop-s 6: must be from 0\.1 s to the window's 5 s",
+    ),
+    "an export of no run": (arguments("export", "nowhere", "folder"), r"nowhere: no run here"),
     "MLflow for no run": (arguments("sync", "nowhere"), r"nowhere: no run here"),
 }
 

@@ -1,4 +1,4 @@
-"""Reading and writing an MLflow tracking server: the only file that imports mlflow, and only when it is used."""
+"""Reading and writing MLflow: with the model file `pyfunc_model.py` all that imports mlflow, and only when used."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import cvrunner
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -130,6 +132,16 @@ class Store:
         """Write a text as an artifact."""
         self._client.log_text(run_id, text, name)
 
+    def log_model(self, run_id: str, experiment_id: str, name: str, folder: Path) -> str:
+        """A saved model as one of the run's; returns its address."""
+        from mlflow.entities import LoggedModelOutput
+
+        model = self._client.create_logged_model(experiment_id, name, source_run_id=run_id)
+        self._client.log_model_artifacts(model.model_id, str(folder))
+        self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        return str(model.model_uri)
+
     def _search(self, experiment_id: str, tags: Mapping[str, str], extra: str = "") -> Iterator[Run]:
         clauses = [f"tags.`{name}` = '{value}'" for name, value in tags.items()] + ([extra] if extra else [])
         token = None
@@ -147,11 +159,36 @@ class Store:
         return (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / experiment).as_uri()
 
 
+def save_pyfunc(folder: Path, code: Path, artifacts: Path, dimensions: Sequence[str], about: Mapping[str, str]) -> None:
+    """An MLflow model in `folder`, which is empty: the code as text, no pickle, and a copy of the folder `artifacts`,
+    which the code finds under its name.
+
+    Its signature: a column `path` in, `<dimension>` and `<dimension>_sd` out.
+    """
+    _set_up()
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc import save_model
+    from mlflow.types.schema import ColSpec, Schema, TensorSpec
+
+    out: list[ColSpec | TensorSpec] = [
+        ColSpec("double", name) for dimension in dimensions for name in (dimension, f"{dimension}_sd")
+    ]
+    save_model(
+        path=str(folder),
+        python_model=str(code),
+        artifacts={artifacts.name: str(artifacts)},
+        signature=ModelSignature(inputs=Schema([ColSpec("string", "path")]), outputs=Schema(out)),
+        pip_requirements=[f"cvrunner=={cvrunner.__version__}"],
+        metadata=dict(about),
+    )
+
+
 def _set_up() -> None:
     """Short waits, no chatter, nothing sent elsewhere; what the user has set stays."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # What mlflow's own libraries will drop some day is nothing that a reader of a run's output can act on.
     warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|alembic)(\.|$)")
     for name in ("mlflow", "mlflow.store", "alembic"):

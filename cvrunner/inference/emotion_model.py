@@ -1,0 +1,140 @@
+"""A trained model, rebuilt from its folder and the encoder that it was trained on.
+
+`B` utterances, `T` samples at 16 kHz, `Z` width of an utterance's vector, `K` dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cvrunner.config import TrainConfig
+from cvrunner.data.features import Features
+from cvrunner.data.utterance import SAMPLE_RATE_HZ, check_length, mono_16khz
+from cvrunner.errors import EncoderError, ResultsError
+from cvrunner.model.encoder_files import find_encoder
+from cvrunner.model.mamba_ema import MambaEMAModel
+from cvrunner.model.speech_encoder import SpeechEncoder, build_encoder
+from cvrunner.records.model_folder import ModelDescription, ModelFolder
+from cvrunner.training.device import choose_precision
+from cvrunner.training.freezing import NEVER, match, rules
+from cvrunner.training.inputs import Waveform, conv_features, hidden_states, joined, ratings
+
+
+@dataclass(frozen=True)
+class EmotionModel:
+    """Ratings of speech, as the model of one trial gives them."""
+
+    description: ModelDescription
+    network: MambaEMAModel
+    """In evaluation mode."""
+    device: torch.device
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        return tuple(self.description.dimensions)
+
+    def predict(self, waveform: npt.ArrayLike, sample_rate_hz: int = SAMPLE_RATE_HZ) -> dict[str, float]:
+        """The rating of one utterance by dimension, on the rating scale: `[T]` or `[T, channels]` in -1..1, any rate.
+
+        A model of `protocol: dialogue` takes it for the first turn of a dialogue. Raises AudioError.
+        """
+        return self.predict_dialogue([waveform], sample_rate_hz)[0]
+
+    def predict_dialogue(
+        self, waveforms: Sequence[npt.ArrayLike], sample_rate_hz: int = SAMPLE_RATE_HZ
+    ) -> list[dict[str, float]]:
+        """The ratings of a dialogue's turns, in order. By `protocol: utterance` each turn is rated by itself."""
+        z = [self.encode(self.features(_prepared(waveform, sample_rate_hz))) for waveform in waveforms]
+        values = self.rate(torch.cat(z), [len(z)])
+        return [dict(zip(self.dimensions, row, strict=True)) for row in values.tolist()]
+
+    def features(self, waveform: Waveform) -> Features:
+        """What training reads from its cache, of `[T]` at 16 kHz; models with one frozen encoder share it."""
+        encoder = self.network.encoder
+        conv = conv_features(encoder, waveform, self.device)
+        return hidden_states(encoder, [conv], self.device)[0] if encoder.freeze else conv
+
+    @torch.no_grad()
+    def encode(self, features: Features) -> Tensor:
+        """An utterance's vector `[1, Z]`."""
+        batch = joined(self.network.encoder, [features]).to(self.device, torch.float32)
+        return self.network.encode(batch, torch.tensor([len(features)]))
+
+    @torch.no_grad()
+    def rate(self, z: Tensor, turns: list[int]) -> npt.NDArray[np.float64]:
+        """Ratings `[B, K]` of vectors `[B, Z]`, dialogue after dialogue with so many `turns` each."""
+        return ratings(self.network.predict(z, turns), self.description.scale)
+
+
+def load_model(folder: Path, device: torch.device, encoder: str | None = None) -> EmotionModel:
+    """The model in a folder. `encoder`: where its encoder is now, if not where it was.
+
+    Raises ResultsError for a folder that holds no whole model, and EncoderError where the encoder is not the one that
+    it was trained on.
+    """
+    return load_models([folder], device, encoder)[0]
+
+
+def load_models(folders: Sequence[Path], device: torch.device, encoder: str | None = None) -> list[EmotionModel]:
+    """Models of one condition with a frozen encoder, which they share; or one model. Raises as `load_model`."""
+    descriptions = [ModelFolder(folder).read() for folder in folders]
+    shared = _encoder(descriptions[0], device, encoder)
+    return [
+        _rebuilt(ModelFolder(folder), description, shared, device)
+        for folder, description in zip(folders, descriptions, strict=True)
+    ]
+
+
+def _encoder(description: ModelDescription, device: torch.device, elsewhere: str | None) -> SpeechEncoder:
+    name = elsewhere or description.model.encoder
+    try:
+        files = find_encoder(name, None if elsewhere else description.encoder_revision)
+    except EncoderError as error:
+        raise EncoderError(f"{error}; where it lies elsewhere now, name the folder (--encoder, encoder=)") from None
+    if files.digest != description.encoder_digest:
+        raise EncoderError(
+            f"model.encoder {name}: its files have digest {files.digest[:12]}, the model was trained on "
+            f"{description.encoder_digest[:12]}; use the encoder's files as they were then (--encoder, encoder=)"
+        )
+    return build_encoder(files, description.model, choose_precision(description.precision, device))
+
+
+def _rebuilt(
+    folder: ModelFolder, description: ModelDescription, encoder: SpeechEncoder, device: torch.device
+) -> EmotionModel:
+    network = MambaEMAModel(encoder, description.model, len(description.dimensions))
+    try:
+        weights = load_file(folder.weights)
+    except (OSError, SafetensorError) as error:
+        raise ResultsError(f"{folder.weights}: cannot be read, copy it again: {error}") from None
+    _check_weights(folder.weights, network, description, weights)
+    network.load_state_dict(weights, strict=False)
+    return EmotionModel(description, network.to(device).eval(), device)
+
+
+def _check_weights(
+    path: Path, network: MambaEMAModel, description: ModelDescription, weights: dict[str, Tensor]
+) -> None:
+    """Raise ResultsError unless the weights are exactly those that training this model changes."""
+    encoder = network.encoder
+    table = rules(TrainConfig(), description.frozen, encoder.below, encoder.stable)
+    expected = {name: p.shape for name, p in network.named_parameters() if match(name, table).start < NEVER}
+    found = {name: p.shape for name, p in weights.items()}
+    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        raise ResultsError(f"{path}: not of the model that config.json describes: {wrong[0]} does not fit")
+
+
+def _prepared(waveform: npt.ArrayLike, sample_rate_hz: int) -> Waveform:
+    samples = np.asarray(waveform, dtype=np.float32)
+    mono = mono_16khz(samples if samples.ndim == 2 else samples.reshape(-1, 1), sample_rate_hz)
+    check_length(mono)
+    return mono

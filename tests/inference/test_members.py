@@ -1,0 +1,58 @@
+"""Whose models speak: chosen by validation alone, and what is missing is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cvrunner.errors import ResultsError, UsageError
+from cvrunner.files import write_atomically
+from cvrunner.inference.members import best_condition, find_members
+from cvrunner.records.run_directory import RunDirectory
+from tests.runs import make_run
+
+LOST = "unfrozen/fold-2/seed-0"
+
+
+def with_models(directory: RunDirectory) -> RunDirectory:
+    """A stand-in for a model wherever there is a result."""
+    for name in directory.results(directory.read_run()):
+        write_atomically(directory.path / name / "model" / "config.json", "{}")
+    return directory
+
+
+def test_the_test_set_has_no_say_in_the_choice(tmp_path: Path) -> None:
+    directory = make_run(tmp_path, folds=2)
+    run, results = directory.read_run(), directory.results(directory.read_run())
+    assert best_condition(run, results)[0] == "unfrozen"
+    for name, result in results.items():
+        better_in_validation = 0.9 if name.startswith("frozen") else 0.1
+        results[name] = result.model_copy(update={"validation_ccc": {"avg": better_in_validation}})
+    chosen, reason = best_condition(run, results)
+    assert chosen == "frozen"
+    assert reason == "mean validation CCC-Avg 0.9000; unfrozen 0.1000"
+
+
+def test_an_incomplete_condition_is_not_chosen_but_may_be_named(tmp_path: Path) -> None:
+    directory = with_models(make_run(tmp_path, folds=3, missing=[LOST]))
+    assert find_members(directory).condition == "frozen"
+    members = find_members(directory, "unfrozen")
+    assert [folder.path.parent.parent.name for folder in members.folders] == ["fold-1", "fold-3"]
+    assert members.missing == (LOST,)
+
+
+def test_without_a_complete_condition_one_has_to_be_named(tmp_path: Path) -> None:
+    directory = make_run(tmp_path, folds=2, missing=[LOST, "frozen/fold-1/seed-0"])
+    with pytest.raises(UsageError, match=r"choose with --condition \(frozen, unfrozen\)"):
+        find_members(directory)
+
+
+def test_a_condition_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--condition thawed: the run has frozen, unfrozen"):
+        find_members(make_run(tmp_path, folds=2), "thawed")
+
+
+def test_a_run_whose_models_were_removed_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="condition frozen has no trained models"):
+        find_members(make_run(tmp_path, folds=2), "frozen")
