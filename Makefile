@@ -1,5 +1,6 @@
 # make demo   the whole job on synthetic data     make test    install what tests need, run them
-# make ui     MLflow on 127.0.0.1:5000            make check   lint, types, layering
+# make ui     MLflow on 127.0.0.1:5000            make check   lint, types, layering, documentation
+# make docs   the documentation, in site/         make install the environment alone, in .venv
 # make verify CONFIG=configs/finetune.yaml ARGS="--set corpus.root=/data/IEMOCAP": one fold, against the target
 # make job CONFIG=configs/finetune.yaml ARGS="--set corpus.root=/data/IEMOCAP": the main job on a Ray cluster
 PYTHON ?= python3.11
@@ -9,7 +10,9 @@ RESULTS ?= results
 PORT ?= 5000
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo ui job verify test check bench encoder clean
+.PHONY: install demo ui job verify test check docs bench encoder clean
+
+install: $(VENV)/.demo
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m cvrunner all-folds
@@ -27,11 +30,14 @@ verify: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.benchmarks
@@ -50,4 +56,4 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache

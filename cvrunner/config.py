@@ -85,10 +85,13 @@ class MambaConfig(Section):
     layers: Count = 2
     """Mamba2 blocks over the frames of an utterance."""
     state_size: Count = 32
+    """Values that each channel of a block remembers."""
     expand: Count = 2
     """Inner width = expand x width."""
     head_dim: Count = 32
+    """Channels that share one decay; divides expand x width."""
     conv_kernel: Count = 4
+    """Steps that the convolution before the scan sees."""
     chunk_size: Count = 32
     """Steps of the scan done at once; speed only. 32 is the fastest on a CPU."""
     bidirectional: bool = False
@@ -127,9 +130,11 @@ class ModelConfig(Section):
     spec_augment: bool = False
     """Mask spans of frames of an unfrozen encoder while training (SpecAugment)."""
     pooling: Literal["mean", "attentive_statistics"] = "attentive_statistics"
+    """How the frames of an utterance become one vector; attentive statistics: weighted mean and deviation."""
     protocol: Literal["utterance", "dialogue"] = "utterance"
     """`utterance`: each by itself, as in the literature; `dialogue`: with the turns before it."""
     output: Literal["linear", "sigmoid"] = "linear"
+    """`sigmoid` keeps predictions within the scale."""
     mamba: MambaConfig = MambaConfig()
     ema: EmaConfig = EmaConfig()
 
@@ -177,6 +182,7 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     """Compute an unfrozen encoder's layers again in the backward pass: less memory, about a third more time."""
     epochs: Count = 20
+    """Passes over the training utterances."""
     lr: Positive = 1e-4
     """Learning rate of everything but the encoder."""
     encoder_lr: Positive = 1e-5
@@ -256,6 +262,7 @@ class ClusterConfig(Section):
 
 class TrackingConfig(Section):
     enabled: bool = True
+    """Write to MLflow; `sync` can do it later from the files."""
     uri: str | None = None
     """MLflow tracking URI; null: sqlite in `mlflow.db` in the results folder."""
     experiment: str = "cvrunner"
@@ -271,9 +278,13 @@ class Claim(Section):
     """A figure that somebody stated, to be held against what is measured; never printed as a result."""
 
     name: str
+    """What the report calls it."""
     condition: str
+    """The condition that it is about; without one of this name it is not checked."""
     quantity: Literal["ccc_valence", "ccc_arousal", "ccc_avg", "memory_gb", "minutes_per_epoch"]
+    """What was claimed of it."""
     low: float
+    """The figure, or the lower end of the range."""
     high: float | None = None
     """Upper end where the claim is a range."""
 

@@ -1,10 +1,9 @@
-"""Every example in the README runs, and every link in the documents leads somewhere."""
+"""Every example in the README runs."""
 
 from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from tests.end_to_end.programs import REPOSITORY, cvrunner
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 README = (REPOSITORY / "README.md").read_text()
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CONTRIBUTING.md"]
 
 
 def blocks(language: str) -> list[str]:
@@ -25,21 +23,6 @@ def blocks(language: str) -> list[str]:
 
 def commands(start: str) -> list[str]:
     return [line for block in blocks("") for line in block.splitlines() if line.startswith(start)]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
-def test_every_link_leads_somewhere(path: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)", path.read_text())
-    missing = [link for link in links if not link.startswith("http") and not (path.parent / link).exists()]
-    assert missing == []
-
-
-def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.MULTILINE))
-    assert {"demo", "ui", "test", "check"} <= targets
-    for target in targets:
-        tried = subprocess.run(["make", "-n", target], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        assert tried.returncode == 0, tried.stderr
 
 
 def test_the_commands_for_iemocap_run_on_a_tree_in_its_layout(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""The page of every command, made from the program that parses them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import typer
+
+from cvrunner import errors
+from cvrunner.cli import app
+
+TOP = """# Every command
+
+<span class="reference"></span>
+
+`cvrunner` and `python -m cvrunner` are the same. `cvrunner COMMAND --help` shows what stands here. This page is made from
+`cvrunner/cli.py` when it is built.
+"""
+
+
+def commands_page() -> str:
+    """Markdown: options of all commands, each command, exit codes."""
+    group, context = command_line()
+    parts = [TOP, "## Options of all commands\n", _table(group, context)]
+    for name in group.list_commands(context):
+        parts.append(_command(name, group.get_command(context, name), context))
+    return "\n".join([*parts, _exit_codes()])
+
+
+def command_line() -> tuple[Any, Any]:
+    """The group of all commands, and a context for it; nothing is run."""
+    group = typer.main.get_command(app)
+    return group, group.make_context("cvrunner", [], resilient_parsing=True)
+
+
+def _command(name: str, command: Any, above: Any) -> str:
+    context = type(above)(command, info_name=name, parent=above)
+    usage = command.get_usage(context).removeprefix("Usage: ")
+    text = inspect.cleandoc(command.help or "")
+    return f"## {name}\n\n```\n{usage}\n```\n\n{text}\n\n{_table(command, context)}"
+
+
+def _table(command: Any, context: Any) -> str:
+    """Arguments and options with their defaults, but for `--help`."""
+    records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+    rows = [f"| `{_cell(name)}` | {_cell(text)} |" for name, text in filter(None, records) if name != "--help"]
+    return "\n".join(["| argument or option | |", "| --- | --- |", *rows, ""]) if rows else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _exit_codes() -> str:
+    """What the program says of them itself, and the tree of errors with a code for each."""
+    import cvrunner.cli
+
+    said = inspect.cleandoc(cvrunner.cli.__doc__ or "").partition("\n\n")[2].replace("\n", " ")
+    rows = [
+        f"| {error.exit_code} | `{name}` | {_cell((error.__doc__ or '').split(chr(10) * 2)[0])} |"
+        for name, error in vars(errors).items()
+        if inspect.isclass(error) and issubclass(error, errors.CvrunnerError) and error is not errors.CvrunnerError
+    ]
+    rows.sort(key=lambda row: int(row.split("|")[1]))
+    head = ["| code | error | when |", "| --- | --- | --- |"]
+    return "\n".join(["## Exit codes\n", f"{said}\n", *head, *rows, ""])

@@ -1,0 +1,62 @@
+"""The documents of the repository: their text, code blocks, code spans, links and anchors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from markdown.extensions.toc import slugify
+
+from docs.generated.hooks import PAGES
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted(DOCS.glob("*.md"))]
+"""By a person; `made` are the others."""
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+HEREDOC = re.compile(r"<<(\w+)\n.*?^\1$", flags=re.MULTILINE | re.DOTALL)
+
+
+class Link(NamedTuple):
+    """Where a link of a document leads."""
+
+    target: Path
+    anchor: str
+
+
+def text_of(path: Path) -> str:
+    """Also of a page of docs/ that is made from the code."""
+    make = PAGES.get(path.name) if path.parent == DOCS else None
+    return make() if make else path.read_text()
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    """The code blocks in these languages."""
+    return [body for language, body in FENCE.findall(text) if language in languages]
+
+
+def shell_lines(text: str) -> list[str]:
+    """The lines of shell blocks, and of blocks without a language; continued ones joined, what is fed to them left out."""
+    joined = [HEREDOC.sub("", body).replace("\\\n", " ") for body in blocks(text, "", "sh", "console")]
+    return [line.strip().removeprefix("$ ") for body in joined for line in body.splitlines()]
+
+
+def spans(text: str) -> list[str]:
+    """What stands between single backquotes."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+
+
+def links(path: Path) -> Iterator[Link]:
+    """To files of the repository and to places in them."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(path))):
+        if not link.startswith(("http:", "https:", "mailto:")):
+            name, _, anchor = link.partition("#")
+            yield Link((path.parent / name).resolve() if name else path, anchor)
+
+
+def anchors(path: Path) -> set[str]:
+    """The places in a document that a link can lead to."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(path)), flags=re.MULTILINE)
+    return {slugify(heading.replace("`", ""), "-") for heading in headings}
