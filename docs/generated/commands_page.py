@@ -14,8 +14,8 @@ TOP = """# Every command
 
 <span class="reference"></span>
 
-`cvrunner` and `python -m cvrunner` are the same. `cvrunner COMMAND --help` shows what stands here. This page is made from
-`cvrunner/cli.py` when it is built.
+`cvrunner` and `python -m cvrunner` are the same. `cvrunner COMMAND --help` shows what stands here. This page is made
+from `cvrunner/cli.py` when it is built.
 """
 
 
@@ -23,8 +23,7 @@ def commands_page() -> str:
     """Markdown: options of all commands, each command, exit codes."""
     group, context = command_line()
     parts = [TOP, "## Options of all commands\n", _table(group, context)]
-    for name in group.list_commands(context):
-        parts.append(_command(name, group.get_command(context, name), context))
+    parts += [_command(name, group.get_command(context, name), context) for name in group.list_commands(context)]
     return "\n".join([*parts, _exit_codes()])
 
 

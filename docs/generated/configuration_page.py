@@ -21,8 +21,8 @@ A configuration is a YAML file: sections with keys. What it leaves out has the d
 over another file, key by key, but for `conditions`, which replace the other file's. `--set train.lr=1e-4` lays one key
 over the file, and each condition is laid over both. An unknown key is an error that names the nearest one.
 
-**Numbers** says whether a key changes a trial's numbers and so its key: a trial whose key is there already is not trained
-again. *By content*: what the value names counts (audio, labels, weights, seeds), not the value itself.
+**Numbers** says whether a key changes a trial's numbers, and so whether it is trained again when the key changes. *By
+content*: what the value names counts (audio, labels, weights, seeds), not the value itself.
 
 This page is made from `cvrunner/config.py` when it is built.
 """
@@ -78,7 +78,12 @@ def _key(section: str, name: str, value: Schema, node: Schema, schema: Schema) -
 def _inner(value: Schema, schema: Schema) -> Schema | None:
     """The section that a value is, or that the items of a list are."""
     reference = value.get("$ref") or value.get("items", {}).get("$ref")
-    return schema["$defs"][reference.rpartition("/")[2]] if reference else None
+    return _referred(reference, schema) if reference else None
+
+
+def _referred(reference: str, schema: Schema) -> Schema:
+    found: Schema = schema["$defs"][reference.rpartition("/")[2]]
+    return found
 
 
 def numbers(key: str) -> str:
@@ -103,19 +108,22 @@ def _default(value: object) -> str:
 
 def in_words(value: Schema, schema: Schema) -> str:
     """A type of JSON schema in plain words."""
-    if "anyOf" in value:
-        return " or ".join(in_words(one, schema) for one in value["anyOf"])
+    if "$ref" in value:
+        return "keys " + ", ".join(f"`{name}`" for name in _referred(value["$ref"], schema)["properties"])
     if "enum" in value or "const" in value:
         return " or ".join(f"`{one}`" for one in value.get("enum", [value.get("const")]))
-    kind = value.get("type")
-    if kind == "array":
-        inner = value.get("items")
-        return f"list of: {in_words(inner, schema)}" if inner else f"{value['maxItems']} numbers"
+    if either := value.get("anyOf") or value.get("oneOf"):
+        return " or ".join(in_words(one, schema) for one in either)
+    if value.get("type") == "array":
+        return f"list of: {in_words(value['items'], schema)}" if "items" in value else f"{value['maxItems']} numbers"
+    if value.get("type") == "object":
+        inner = value.get("additionalProperties")
+        return f"for each name: {in_words(inner, schema)}" if isinstance(inner, Mapping) else "keys"
     words = {
         "integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`",
-        "null": "`null`", "object": "for each name, keys of `model` and `train`",
+        "null": "`null`", None: "any value",
     }  # fmt: skip
-    return words[str(kind)] + _limits(value)
+    return words[value.get("type")] + _limits(value)
 
 
 def _limits(value: Schema) -> str:

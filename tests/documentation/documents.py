@@ -38,7 +38,7 @@ def blocks(text: str, *languages: str) -> list[str]:
 
 
 def shell_lines(text: str) -> list[str]:
-    """The lines of shell blocks, and of blocks without a language; continued ones joined, what is fed to them left out."""
+    """The lines of blocks of shell or of no language; continued ones joined, what is fed to them left out."""
     joined = [HEREDOC.sub("", body).replace("\\\n", " ") for body in blocks(text, "", "sh", "console")]
     return [line.strip().removeprefix("$ ") for body in joined for line in body.splitlines()]
 

@@ -59,7 +59,8 @@ class Loads(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
-        address = values.get("src") or (values.get("href") if tag == "link" and values.get("rel") != "canonical" else "")
+        linked = values.get("href") if tag == "link" and values.get("rel") != "canonical" else None
+        address = values.get("src") or linked
         if address and re.match(r"(https?:)?//", address):
             self.found.append(f"{tag} {address}")
 

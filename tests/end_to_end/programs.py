@@ -94,9 +94,7 @@ def ray_cluster(folder: Path, gpus: int, token: str | None) -> Iterator[dict[str
 
     `python` is ours there, as where the environment was activated. Results go to `folder`/home.
     """
-    # Ray's sockets lie below its temporary folder, and their paths may not be long.
-    port, dashboard, client, agent, agent_grpc, runtime_env, metrics = free_ports(7)
-    temporary = Path(f"/tmp/cvr-{os.getpid()}-{port}")
+    temporary, options, address = head_of_its_own()
     env = {
         **environment(folder),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -105,19 +103,28 @@ def ray_cluster(folder: Path, gpus: int, token: str | None) -> Iterator[dict[str
         "RAY_TMPDIR": str(temporary),
         **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}),
     }
-    head = [
-        RAY, "start", "--head", "--block", "--num-gpus", str(gpus), "--num-cpus", "8", f"--port={port}",
+    head = [RAY, "start", "--head", "--num-gpus", str(gpus), *options]
+    with started(head, folder, env, folder / "head.log"):
+        used = {**env, "RAY_ADDRESS": address}
+        # The agent that starts jobs comes up after the head answers.
+        wait_until(lambda: ray_says(used, "job", "submit", "--", "true").returncode == 0, "the cluster")
+        yield used
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def head_of_its_own() -> tuple[Path, list[str], str]:
+    """For `ray start --head`: a temporary folder, options with that and free ports, and where the dashboard will be."""
+    port, dashboard, client, agent, agent_grpc, runtime_env, metrics = free_ports(7)
+    # Ray's sockets lie below its temporary folder, and their paths may not be long.
+    temporary = Path(f"/tmp/cvr-{os.getpid()}-{port}")
+    options = [
+        "--block", "--num-cpus", "8", f"--port={port}",
         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
         f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={runtime_env}",
         f"--metrics-export-port={metrics}", f"--temp-dir={temporary}", "--disable-usage-stats",
     ]  # fmt: skip
-    with started(head, folder, env, folder / "head.log"):
-        used = {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-        # The agent that starts jobs comes up after the head answers.
-        wait_until(lambda: ray_says(used, "job", "submit", "--", "true").returncode == 0, "the cluster")
-        yield used
-    shutil.rmtree(temporary, ignore_errors=True)
+    return temporary, options, f"http://127.0.0.1:{dashboard}"
 
 
 def ray_says(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
