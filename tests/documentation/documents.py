@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted(DOCS.glob("*.md"))]
 """By a person; `made` are the others."""
+AWAITED_COMMANDS = {"tune", "predict"}
+"""Documented, and not there yet: what is said of them is tried once they are."""
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 HEREDOC = re.compile(r"<<(\w+)\n.*?^\1$", flags=re.MULTILINE | re.DOTALL)
 

@@ -17,7 +17,7 @@ from cvrunner.data.corpus import load_corpus
 from cvrunner.data.folds import check_labels, check_leaks, make_folds
 from cvrunner.paths import default_config
 from docs.generated.commands_page import command_line
-from tests.documentation.documents import DOCS, ROOT, WRITTEN, blocks, shell_lines, spans, text_of
+from tests.documentation.documents import AWAITED_COMMANDS, DOCS, ROOT, WRITTEN, blocks, shell_lines, spans, text_of
 
 PROGRAM = re.compile(r"^(?:\w+=\$\()?(?:python -m )?cvrunner (?!\.\.\.)(.*)$")
 MAKE = re.compile(r"^make ([a-z]+)")
@@ -52,6 +52,8 @@ def check_words(words: Sequence[str]) -> None:
     if name is None:
         return
     command = group.get_command(context, name)
+    if command is None and name in AWAITED_COMMANDS:
+        return
     assert command is not None, f"there is no command {name}"
     rest = list(words[list(words).index(name) + 1 :])
     if not rest or "--help" in rest:

@@ -23,6 +23,7 @@ from urllib.parse import unquote
 import pytest
 
 from cvrunner.records.run_directory import RunDirectory
+from docs.generated.commands_page import command_line
 from tests.documentation.documents import DOCS, blocks
 from tests.end_to_end.programs import REPOSITORY, environment, free_ports, head_of_its_own, wait_until
 
@@ -154,9 +155,22 @@ def test_the_whole_way_goes_as_the_page_says(shell: Shell, tmp_path: Path) -> No
         (link,) = re.findall(r"http\S+compare-runs\S+", output)
         assert [run["info"]["status"] for run in compared_in_mlflow(link, port)] == ["FINISHED"] * 2  # type: ignore[index]
 
+    for step, command, found in (
+        ("Tune two settings", "tune", "on synthetic data"),
+        ("Predict a file", "predict", "_F000.wav"),
+    ):
+        commands = left.pop(step)
+        if is_there(command):
+            assert found in shell.types(commands)
+
     shell.types(left.pop("Clean up"))
     assert status_of_runs(folder) == []
     assert left == {}
+
+
+def is_there(command: str) -> bool:
+    group, context = command_line()
+    return group.get_command(context, command) is not None
 
 
 def _answers(port: str) -> bool:
