@@ -43,7 +43,8 @@ def _command(name: str, command: Any, above: Any) -> str:
 def _table(command: Any, context: Any) -> str:
     """Arguments and options with their defaults, but for `--help`."""
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-    rows = [f"| `{_cell(name)}` | {_cell(text)} |" for name, text in filter(None, records) if not name.endswith("--help")]
+    shown = [record for record in records if record and not record[0].endswith("--help")]
+    rows = [f"| `{_cell(name)}` | {_cell(text)} |" for name, text in shown]
     return "\n".join(["| argument or option | |", "| --- | --- |", *rows, ""]) if rows else ""
 
 
