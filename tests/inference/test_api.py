@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cvrunner import commands
+from cvrunner import commands, run_steps
 from cvrunner.api import Run, as_settings, load_run, run_all_folds
 from cvrunner.config import load_config
 from cvrunner.errors import ConfigError, IncompleteRunError, ResultsError, UsageError
@@ -98,7 +98,7 @@ def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
     seen: list[bool] = []
 
     def work() -> None:
-        with commands._stop_on_signals(Console(quiet=True)) as stop:
+        with run_steps.stop_on_signals(Console(quiet=True)) as stop:
             seen.append(stop.is_set())
 
     thread = threading.Thread(target=work)
