@@ -233,6 +233,7 @@ def train(
     exported: Callable[[Gauges], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Ending:
     """Run the trials that have no result; `exported`: while it lasts, others can see the gauges."""
+    from cvrunner.orchestration.change_over import ChangeOver
     from cvrunner.orchestration.gauges import Gauges
     from cvrunner.orchestration.scheduler import run_trials
     from cvrunner.reporting.progress import Progress
@@ -253,8 +254,12 @@ def train(
             Progress(todo, executor.slots, run.console, run.quiet) as progress,
         ):
             observers: list[Observer] = [run.book, progress, gauges, TrackingObserver(run.tracker)]
-            retries = run.prepared.config.cluster.retries
-            aborted = run_trials(todo, run.book.trial_directory, executor, observers, retries, stop.is_set)
+            cluster = run.prepared.config.cluster
+            # Without a disk that all nodes share, a trial goes on only where its checkpoint is.
+            change_over = ChangeOver(todo, executor.slots) if cluster.change_over and not cluster.node_dir else None
+            aborted = run_trials(
+                todo, run.book.trial_directory, executor, observers, cluster.retries, stop.is_set, change_over
+            )
         return Ending(stop.is_set(), UsageError(aborted.message) if aborted else None)
     except ClusterLostError as error:
         return Ending(False, error)

@@ -35,11 +35,18 @@ class Decision(enum.Enum):
     """What to do after a failure."""
 
     RETRY = "retry"
+    PAUSE = "pause"
+    """It gives its GPU to another trial and goes on later."""
     FAIL = "fail"
     """This trial; the others go on."""
     STOP = "stop"
     ABORT = "abort"
     """All trials: every other one would meet the same."""
+
+    @property
+    def comes_back(self) -> bool:
+        """The trial is started again in this run."""
+        return self in (Decision.RETRY, Decision.PAUSE)
 
 
 def decide(failure: Failure, earlier: Sequence[Failure], retries: RetriesConfig) -> Decision:

@@ -42,6 +42,9 @@ class InlineExecutor:
             self.current = None
         return [(trial, event)]
 
+    def pause(self, trial: Trial) -> None:
+        """Never asked for: with one slot there is nothing to gain."""
+
     def stop(self) -> None:
         self.stopping = True
 

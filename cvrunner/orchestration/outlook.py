@@ -13,7 +13,13 @@ from cvrunner.training.trial import Trial
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
 
-STATE = {Decision.RETRY: "waiting", Decision.FAIL: "failed", Decision.ABORT: "failed", Decision.STOP: "stopped"}
+STATE = {
+    Decision.RETRY: "waiting",
+    Decision.PAUSE: "waiting",
+    Decision.FAIL: "failed",
+    Decision.ABORT: "failed",
+    Decision.STOP: "stopped",
+}
 """Of a trial after a failure, by what was decided."""
 OVER = ("done", "failed", "stopped")
 
@@ -67,7 +73,9 @@ class Outlook:
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         row = self.rows[trial.name]
-        row.state, row.epoch_s = STATE[decision], []
+        row.state = STATE[decision]
+        if decision is not Decision.PAUSE:
+            row.epoch_s = []
 
     @property
     def epochs_done(self) -> int:

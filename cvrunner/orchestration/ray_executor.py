@@ -59,6 +59,7 @@ class FoldActor:
     def __init__(self, label: str) -> None:
         self.label = label
         self.stopping = threading.Event()
+        self.pausing: str | None = None
 
     # Ray asks once, when the actor has begun. The trial it works on is its task's name, and stands in every log line.
     def __repr__(self) -> str:
@@ -71,13 +72,22 @@ class FoldActor:
         from cvrunner.training.device import default_device
         from cvrunner.training.fold_trainer import Workplace
 
-        place = Workplace(directory, cache_dir, default_device(), self.stopping.is_set, chaos)
+        def should_stop() -> bool:
+            return self.stopping.is_set() or self.pausing == trial.name
+
+        place = Workplace(directory, cache_dir, default_device(), should_stop, chaos)
         for event in attempt(trial, place):
             _log(trial, event)
             yield event
+        self.pausing = None
 
     # On a thread of its own, so that it is heard while a trial runs. Cancelling the task would end its stream at once,
     # and the driver could not wait for what the trial still saves.
+    @ray.method(concurrency_group="control")
+    def pause(self, trial_name: str) -> None:
+        """Ask this trial to save and end, where it still runs; the actor is used again."""
+        self.pausing = trial_name
+
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Ask the running trial to save and end."""
@@ -197,6 +207,11 @@ class RayExecutor:
                 self.attempts.remove(attempt)
         self._free_idle()
         return happened + [(a.trial, self._waiting(a)) for a in self.attempts if self._waits(a)]
+
+    def pause(self, trial: Trial) -> None:
+        for attempt in self.attempts:
+            if attempt.trial is trial:
+                self.occupied[attempt.slot].actor.pause.remote(trial.name)
 
     def stop(self) -> None:
         for attempt in self.attempts:

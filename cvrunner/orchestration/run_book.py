@@ -45,6 +45,7 @@ def free_folder(base: Path) -> Path:
 
 STATUS: dict[Decision, TrialStatus] = {
     Decision.RETRY: "WAITING",
+    Decision.PAUSE: "WAITING",
     Decision.FAIL: "FAILED",
     Decision.ABORT: "FAILED",
     Decision.STOP: "STOPPED",
@@ -156,7 +157,11 @@ class RunBook:
             self._set(trial, status="DONE", error=None)
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
-        failures = dict(self.record.trials[trial.name].failures)
+        state = self.record.trials[trial.name]
+        if decision is Decision.PAUSE:
+            self._set(trial, status=STATUS[decision], attempts=state.attempts - 1)  # it goes on with the same one
+            return
+        failures = dict(state.failures)
         failures[failure.kind] = failures.get(failure.kind, 0) + 1
         self._set(trial, status=STATUS[decision], error=failure.message, failures=failures)
         if failure.details:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from cvrunner.config import RetriesConfig
+from cvrunner.orchestration.change_over import ChangeOver
 from cvrunner.orchestration.failures import Decision, Failure, decide
 from cvrunner.records.results import EpochRecord, Trained, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
@@ -33,6 +34,10 @@ class Executor(Protocol):
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
         """What has happened, waiting at most so long; a TrialResult, Trained or a Failure ends the attempt."""
+        ...
+
+    def pause(self, trial: Trial) -> None:
+        """Ask a running trial to save and end."""
         ...
 
     def stop(self) -> None:
@@ -63,11 +68,14 @@ def run_trials(
     observers: Sequence[Observer],
     retries: RetriesConfig,
     should_stop: Callable[[], bool] = lambda: False,
+    change_over: ChangeOver | None = None,
 ) -> Failure | None:
     """Run trials in order until each has a result, has failed or was stopped; a failed one leaves the others alone.
 
-    Returns the failure that ended the run for all of them, where there was one.
+    With `change_over`, trials give way to one another at the ends of epochs where that ends the run earlier. Returns
+    the failure that ended the run for all of them, where there was one.
     """
+    observers = [*observers, change_over] if change_over else observers
     waiting = deque(trials)
     running: set[str] = set()
     attempts: dict[str, int] = {}
@@ -93,15 +101,21 @@ def run_trials(
                     running.discard(trial.name)
                 elif isinstance(event, EpochRecord):
                     failures.pop(trial.name, None)
+                    if change_over and change_over.pauses(trial.name, running, [t.name for t in waiting]):
+                        executor.pause(trial)
                 continue
             running.discard(trial.name)
             earlier = failures.setdefault(trial.name, [])
-            decision = decide(event, earlier, retries)
+            paused = change_over and trial.name in change_over.paused and event.kind == "stopped" and not stopping
+            decision = Decision.PAUSE if paused else decide(event, earlier, retries)
             earlier.append(event)
             for observer in observers:
                 observer.failed(trial, event, decision)
             if decision is Decision.RETRY:
                 waiting.appendleft(trial)
+            if change_over and decision is Decision.PAUSE:
+                attempts[trial.name] -= 1
+                waiting = deque(sorted([*waiting, trial], key=lambda t: -change_over.left_s(t.name)))
             if decision is Decision.ABORT:
                 aborted = aborted or event
             if event.kind == "host_memory":

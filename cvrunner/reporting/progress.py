@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FATE = {
     Decision.RETRY: "; tried again from its checkpoint",
+    Decision.PAUSE: "; it gives way to a trial that has more before it, and goes on later",
     Decision.FAIL: "; given up",
     Decision.ABORT: "; the run ends, since every trial would meet the same",
     Decision.STOP: "",

@@ -30,5 +30,5 @@ class TrackingObserver:
             self.tracker.trial_finished(trial.name, event, "DONE")
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
-        if decision is not Decision.RETRY:
+        if not decision.comes_back:
             self.tracker.trial_finished(trial.name, None, STATUS[decision], failure.message)

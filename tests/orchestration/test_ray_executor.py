@@ -13,6 +13,7 @@ import pytest
 from cvrunner.config import ClusterConfig, RetriesConfig
 from cvrunner.errors import ClusterError
 from cvrunner.orchestration.capacity import capacity
+from cvrunner.orchestration.change_over import ChangeOver
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.orchestration.scheduler import run_trials
@@ -120,6 +121,35 @@ def test_told_to_stop_trials_save_and_end(tmp_path: Path, local_ray: Any) -> Non
     saved = list((tmp_path / "run" / trial.name / "checkpoint").glob("0*"))
     assert saved
     assert list(journal.read(tmp_path / "run" / trial.name / "journal.jsonl", "stopped"))
+
+
+def test_a_trial_that_gives_way_goes_on_later_on_the_same_actors_and_nothing_changes(
+    tmp_path: Path, local_ray: Any
+) -> None:
+    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 6}) if not t.frozen][:2]
+    executor = RayExecutor("pause", ClusterConfig(max_concurrent=1), tmp_path / "cache", 2)
+
+    class Once(ChangeOver):
+        """The first trial gives way at the end of its first epoch."""
+
+        asked = False
+
+        def pauses(self, trial: str, running: Any, waiting: Any) -> bool:
+            first, self.asked = not self.asked, True
+            self.paused |= {trial} if first else set()
+            return first
+
+    notes = Notes()
+    directory, once = lambda t: TrialDirectory(tmp_path / "paused" / t.name), Once(trials, 1)
+    run_trials(trials, directory, executor, [notes], RetriesConfig(), change_over=once)
+    assert executor.made == 1
+    executor.close()
+    run_all(tmp_path, "whole", InlineExecutor(tmp_path / "cache"), trials)
+    for trial in trials:
+        assert outcome(tmp_path, trial, "paused") == outcome(tmp_path, trial, "whole")
+    if notes.failures:  # the trial may have ended before it heard of it
+        assert notes.failures == [(trials[0].name, "stopped", Decision.PAUSE)]
+        assert [name for name, _ in notes.attempts] == [trials[0].name, trials[1].name, trials[0].name]
 
 
 def test_an_error_in_a_trial_comes_back_as_what_it_is(tmp_path: Path, local_ray: Any) -> None:
