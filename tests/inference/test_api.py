@@ -48,7 +48,10 @@ def test_the_tables_have_a_row_for_each_trial_epoch_and_test_utterance(run: Run)
     assert best.to_dict() == by_name["best_epoch"].to_dict()
 
 
-def test_a_run_is_found_by_its_name_and_what_is_none_is_refused(run: Run, home: Path) -> None:
+def test_a_run_is_found_by_its_name_and_what_is_none_is_refused(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
     assert load_run(run.path.name).path == run.path
     with pytest.raises(ResultsError, match="no run here"):
         load_run(home / "configs")
