@@ -23,7 +23,7 @@ from cvrunner.files import patiently, write_file_atomically
 
 Features = npt.NDArray[np.float16]
 SHARD_S = 300.0
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
