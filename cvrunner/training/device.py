@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 
 import torch
+
+# oneDNN (torch's products on a CPU) keeps a program for each of the last 1024 shapes that it met, and no two batches of
+# speech have one shape: a few programs are as fast, and a long epoch does not grow.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
