@@ -37,8 +37,8 @@ class Workload:
     accumulation: str = "exact"
     threads: int = 2
     """Of every process that trains."""
-    workers: int = 0
-    """Data loader processes of the Hugging Face Trainer."""
+    fast_head: bool = False
+    """Give a rival cvrunner's fast form of its Mamba-2 too, instead of transformers' own."""
     cache: str = "cache"
     """Name of the feature cache in the folder."""
     part: int = 0
