@@ -24,6 +24,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+TARGET_MISSED = 3
+"""Exit code of `verify` where all went well and the result is below the target."""
+
 
 class CvrunnerError(Exception):
     """Base of all errors with a message for the user; anything else is our bug and keeps its traceback."""

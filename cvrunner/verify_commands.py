@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 
 from cvrunner import paths
 from cvrunner.config import Config, load_config
-from cvrunner.errors import ConfigError, TrialError
+from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
 from cvrunner.run_steps import Prepared, announce, close, open_run, prepare, raise_ending, train_on_ray
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-TARGET_MISSED = 3
-"""Exit code."""
 
 
 def verify(config_path: Path | None, overrides: Sequence[str], quiet: bool, console: Console) -> int:

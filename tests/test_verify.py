@@ -14,7 +14,7 @@ from cvrunner.orchestration import ray_executor
 from cvrunner.orchestration.doctor.gpus import Gpu, gpu_lines
 from cvrunner.reporting.verify_text import missed
 from cvrunner.run_steps import open_run, prepare
-from cvrunner.verify_commands import TARGET_MISSED, verify
+from cvrunner.verify_commands import verify
 from tests.test_commands import Inline, config
 
 __all__ = ["config"]  # a fixture

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from cvrunner.errors import ClusterError, Stopped, UsageError
+from cvrunner.errors import TARGET_MISSED, ClusterError, Stopped, UsageError
 
 JobStatus = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 DEFAULT_COMMAND = "all-folds"
@@ -27,6 +27,7 @@ TAKEN_ALONG = ("CVRUNNER_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE")
 """The variables of the submitter's environment that a job gets. None may hold a secret: Ray shows them to everyone."""
 TERMINATED = {-15, 128 + 15}
 """SIGTERM, as Python and as a shell put it."""
+OUTCOMES = {0: "complete", TARGET_MISSED: "target missed, exit code 3", Stopped.exit_code: "stopped"}
 LARGEST_OWN_CODE = 125
 """Above it, a shell says that the program was not found or was killed."""
 RESULTS = re.compile(r"^(?:run \S+ in|results ) (/.+)$", flags=re.MULTILINE)
@@ -67,7 +68,7 @@ class Job:
 
     @property
     def exit_code(self) -> int:
-        """0 complete, 2 refused, 143 stopped, else the program's own code or 1. Of an ended job."""
+        """0 complete, 2 refused, 3 target missed, 143 stopped, else the program's own code or 1. Of an ended job."""
         if self.status == "SUCCEEDED":
             return 0
         if self.status == "STOPPED" or self.process_code in TERMINATED:
@@ -79,9 +80,7 @@ class Job:
         """One word, and the exit code where the word does not say it."""
         if not self.ended:
             return self.status.lower()
-        if self.exit_code in (0, Stopped.exit_code):
-            return "complete" if self.exit_code == 0 else "stopped"
-        return f"failed, exit code {self.exit_code}"
+        return OUTCOMES.get(self.exit_code, f"failed, exit code {self.exit_code}")
 
 
 # --- what goes with a job ---------------------------------------------------------------------------------------------

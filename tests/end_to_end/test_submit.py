@@ -133,6 +133,16 @@ def test_other_commands_are_jobs_too(unguarded: Cluster) -> None:
     assert "60 utterances" in done.stdout
 
 
+def test_a_target_that_is_missed_is_told_from_a_failure(unguarded: Cluster) -> None:
+    words = ("--set", "train.epochs=1", "--set", "verify.target={ccc_valence: 0.999}")
+    done = unguarded.says("submit", "verify", "--config", tiny_config(unguarded.folder), *words)
+    assert done.returncode == 3, done.stdout + done.stderr
+    job = submitted(done.stdout)
+    assert f"{job}: target missed, exit code 3, after" in done.stdout.splitlines()[-1]
+    (run,) = (unguarded.folder / "home" / "results").glob("tiny-*")
+    assert [path.parent.parent.parent.name for path in run.glob("*/*/*/result.json")] == ["unfrozen"]
+
+
 def test_what_cannot_be_asked_is_one_sentence_and_exit_code_2(guarded: Cluster) -> None:
     wrong, none = {"RAY_AUTH_TOKEN": TOKEN[::-1]}, {"RAY_AUTH_TOKEN": ""}
     for arguments, settings, sentence in [

@@ -80,6 +80,21 @@ def test_a_sweep_that_was_killed_ends_with_the_table_of_one_that_was_not(tmp_pat
     assert directory.read().settings == record.settings
 
 
+def test_a_sweep_that_is_stopped_saves_and_says_so(tmp_path: Path) -> None:
+    arguments = ("tune", "--config", tiny_config(tmp_path), "--set", "tune={samples: 1, folds: [1], epochs: 300}")
+    log = tmp_path / "log"
+    with started(command(*arguments), tmp_path, environment(tmp_path), log) as driver:
+        wait_until(lambda: epochs_of_first(tmp_path) or driver.poll() is not None, "the first epoch")
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(60) == 143, log.read_text()
+    directory = sweep_in(tmp_path)
+    assert directory is not None
+    assert directory.read().status == "STOPPED"
+    assert "stopped; the same command continues" in log.read_text()
+    assert list(directory.fold("setting-01", 1).path.glob("checkpoint/0*"))
+    assert not directory.tuned.exists()
+
+
 def expected(config: Path, record: SweepRecord, folder: Path) -> dict[str, tuple[object, ...]]:
     """The epochs of each setting from its folds trained in this process."""
     prepared = prepare(config, [SETTINGS, f"corpus.root={folder / 'corpus'}"])
