@@ -94,14 +94,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 
 @app.callback()
 def options(
-    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of user errors.")] = False,
 ) -> None:
     """Options of all commands."""
-    ctx.obj = debug
 
 
 @app.command("all-folds")
@@ -359,19 +357,28 @@ def demo_data(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = _debug_first(sys.argv[1:] if arguments is None else arguments)
+    debug = arguments[:1] == ["--debug"]
     try:
         app(arguments, prog_name="cvrunner")
     except CvrunnerError as error:
-        if "--debug" in arguments:
+        if debug:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if "--debug" in arguments or error.errno not in PERMANENT:
+        if debug or error.errno not in PERMANENT:
             raise
         typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}; nothing is lost, go on later", err=True)
         sys.exit(1)
+
+
+def _debug_first(arguments: list[str]) -> list[str]:
+    """`--debug` before the command, also where it was typed behind it; what `submit` passes on stays as it is."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--debug" not in own:
+        return arguments
+    return ["--debug", *(one for one in own if one != "--debug"), *arguments[len(own) :]]
 
 
 def _chaos(text: str | None) -> Chaos:

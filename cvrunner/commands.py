@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cvrunner import paths
 from cvrunner.chaos import NONE, Chaos
-from cvrunner.config import load_config
+from cvrunner.config.reading import load_config
 from cvrunner.errors import LeakError, UsageError
 from cvrunner.run_steps import (
     UI_ADDRESS,

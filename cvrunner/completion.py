@@ -19,7 +19,7 @@ def runs(incomplete: str) -> list[str]:
 
 def settings(incomplete: str) -> list[str]:
     """`train.lr=` and all other keys that hold a value."""
-    from cvrunner.config import valid_keys
+    from cvrunner.config.schema import valid_keys
 
     keys = valid_keys()
     sections = {key.rpartition(".")[0] for key in keys}

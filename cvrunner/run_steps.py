@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from cvrunner import completion, paths
 from cvrunner.chaos import NONE, Chaos
-from cvrunner.config import Config, ModelConfig, load_config
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config
+from cvrunner.config.sections import ModelConfig
 from cvrunner.errors import (
     ClusterError,
     ClusterLostError,

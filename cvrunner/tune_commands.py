@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvrunner import paths
-from cvrunner.config import Config, SearchChoices, load_config
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config
+from cvrunner.config.sections import SearchChoices
 from cvrunner.errors import ClusterError, ClusterLostError, ConfigError, Stopped
 from cvrunner.files import write_atomically
 from cvrunner.run_steps import Prepared, check_depth, held, prepare, stop_on_signals, stop_window

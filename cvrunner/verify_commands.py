@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvrunner import paths
-from cvrunner.config import Config, load_config
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config
 from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
 from cvrunner.run_steps import Prepared, announce, close, open_run, prepare, raise_ending, train_on_ray
 

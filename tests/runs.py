@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from cvrunner.config import Config, validate
+from cvrunner.config.schema import Config, validate
 from cvrunner.evaluation.ccc import ccc_by_dimension
 from cvrunner.files import write_atomically
 from cvrunner.records import journal

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from cvrunner import __version__, commands, completion
 from cvrunner.cli import app, main
-from cvrunner.config import load_config
+from cvrunner.config.reading import load_config
 from cvrunner.errors import ResultsError
 from cvrunner.paths import default_config
 from cvrunner.reporting.progress import Progress
@@ -122,9 +122,16 @@ def test_a_run_that_is_not_there_is_answered_with_the_nearest(
     assert (code, err) == (2, "error: demo-1a2b: no run here (run.json is missing); did you mean demo-1a2b3c4d?\n")
 
 
-def test_debug_shows_where_a_users_error_was_raised() -> None:
+@pytest.mark.parametrize("arguments", [["--debug", "report", "nothing"], ["report", "nothing", "--debug"]])
+def test_debug_shows_where_a_users_error_was_raised(arguments: list[str]) -> None:
     with pytest.raises(ResultsError):
-        main(["--debug", "report", "nothing"])
+        main(arguments)
+
+
+def test_debug_that_is_passed_on_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = says(capsys, "submit", "--address", "http://127.0.0.1:9", "--", "report", "nothing", "--debug")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "Traceback" not in err
 
 
 # --- completion -------------------------------------------------------------------------------------------------------

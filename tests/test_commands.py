@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from cvrunner import commands
-from cvrunner.config import load_config
+from cvrunner.config.reading import load_config
 from cvrunner.errors import ClusterError, ResultsError
 from cvrunner.orchestration import ray_executor
 from cvrunner.orchestration.failures import Failure

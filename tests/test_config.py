@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvrunner.config import Config, digest, load_config, merge, parse_override, valid_keys, validate
+from cvrunner.config.reading import load_config, parse_override
+from cvrunner.config.schema import Config, digest, merge, valid_keys, validate
 from cvrunner.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"

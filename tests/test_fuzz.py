@@ -15,7 +15,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cvrunner.config import load_config, valid_keys
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import valid_keys
 from cvrunner.data.folds import check_labels, find_leaks, make_folds
 from cvrunner.data.iemocap import load_iemocap
 from cvrunner.data.manifest import OPTIONAL, REQUIRED, load_manifest

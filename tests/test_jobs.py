@@ -20,7 +20,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cvrunner import job_commands
-from cvrunner.config import load_config
+from cvrunner.config.reading import load_config
 from cvrunner.errors import ClusterError, UsageError
 from cvrunner.orchestration import jobs
 from cvrunner.orchestration.capacity import capacity

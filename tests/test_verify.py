@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cvrunner.config import load_config
-from cvrunner.errors import ConfigError, TrialError
+from cvrunner.config.reading import load_config
+from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
 from cvrunner.orchestration import ray_executor
 from cvrunner.orchestration.doctor.gpus import Gpu, gpu_lines
 from cvrunner.reporting.verify_text import missed

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cvrunner.config import Config, validate
+from cvrunner.config.schema import Config, validate
 from cvrunner.data.folds import make_folds
 from cvrunner.data.utterance import Corpus
 from cvrunner.orchestration.plan import plan_trials

@@ -6,7 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from cvrunner.config import Config, CorpusConfig
+from cvrunner.config.schema import Config
+from cvrunner.config.sections import CorpusConfig
 from cvrunner.data.iemocap import load_iemocap, session_folders
 from cvrunner.data.manifest import load_manifest
 from cvrunner.data.utterance import Corpus

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from cvrunner.config import digest
+from cvrunner.config.schema import digest
 from cvrunner.data.utterance import Utterance
 from cvrunner.files import patiently, write_file_atomically
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from cvrunner.config import digest
+from cvrunner.config.schema import digest
 from cvrunner.data.utterance import Corpus, Utterance, natural_order
 from cvrunner.errors import CorpusError, LeakError
 

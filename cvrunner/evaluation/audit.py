@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 from cvrunner.data.corpus_checks import labels_outside
 from cvrunner.data.folds import Fold, find_leaks, split_digest
 from cvrunner.data.utterance import Corpus, Utterance

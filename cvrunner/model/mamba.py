@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from cvrunner.config import MambaConfig
+from cvrunner.config.sections import MambaConfig
 from cvrunner.model.dual_form import LONGEST, dual_form
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cvrunner.config import EmaConfig, ModelConfig
+from cvrunner.config.sections import EmaConfig, ModelConfig
 from cvrunner.model.mamba import MambaStack, frame_mask
 from cvrunner.model.speech_encoder import SpeechEncoder
 

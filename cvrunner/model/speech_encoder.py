@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import WavLMModel
 from transformers.utils import logging
 
-from cvrunner.config import ModelConfig
+from cvrunner.config.sections import ModelConfig
 from cvrunner.errors import EncoderError
 from cvrunner.model.attention import relative_position_bias, self_attention
 from cvrunner.model.encoder_files import EncoderFiles

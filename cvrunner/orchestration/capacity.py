@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from cvrunner.config import ClusterConfig
+from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from cvrunner.config import RetriesConfig
+from cvrunner.config.sections import RetriesConfig
 
 FailureKind = Literal[
     "preempted", "lost", "host_memory", "gpu_memory", "gpu", "io", "numbers", "bug", "trial", "user", "stopped"

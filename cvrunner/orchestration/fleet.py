@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cvrunner.config import ClusterConfig
+from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError, UsageError
 from cvrunner.orchestration.capacity import capacity, logical_gpus
 from cvrunner.orchestration.doctor.collect import find_cluster, find_listeners

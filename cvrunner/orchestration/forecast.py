@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cvrunner.config import Claim
+from cvrunner.config.sections import Claim
 from cvrunner.data.utterance import Utterance
 from cvrunner.orchestration.fleet import Fleet
 from cvrunner.orchestration.makespan import Job, Timetable, longest_first, room_for, timetable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cvrunner.config import Config, digest
+from cvrunner.config.schema import Config, digest
 from cvrunner.data.folds import Fold, split_digest
 from cvrunner.data.utterance import Corpus
 from cvrunner.model.encoder_files import find_encoder

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvrunner.chaos import NONE, Chaos
-from cvrunner.config import ClusterConfig
+from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError, ClusterLostError
 from cvrunner.files import write_atomically
 from cvrunner.orchestration.capacity import capacity, logical_gpus

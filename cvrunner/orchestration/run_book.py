@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import cvrunner
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 from cvrunner.data.folds import Fold, split_table
 from cvrunner.data.utterance import Corpus, natural_order
 from cvrunner.errors import ResultsError

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from cvrunner.config import RetriesConfig
+from cvrunner.config.sections import RetriesConfig
 from cvrunner.orchestration.change_over import ChangeOver
 from cvrunner.orchestration.failures import Decision, Failure, decide
 from cvrunner.records.results import EpochRecord, Trained, TrialResult

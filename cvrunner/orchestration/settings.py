@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cvrunner.config import Config, SearchRange, TuneConfig, digest, merge, nested, validate
+from cvrunner.config.schema import Config, digest, merge, nested, validate
+from cvrunner.config.sections import SearchRange, TuneConfig
 from cvrunner.data.folds import Fold, split_digest
 from cvrunner.data.utterance import Corpus
 from cvrunner.model.encoder_files import find_encoder

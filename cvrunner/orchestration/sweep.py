@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cvrunner.config import ClusterConfig, TuneConfig
+from cvrunner.config.sections import ClusterConfig, TuneConfig
 from cvrunner.errors import ClusterLostError, UsageError
 from cvrunner.orchestration.capacity import capacity_by_node
 from cvrunner.orchestration.failures import Decision, Failure

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cvrunner.config import Dimension, ModelConfig
+from cvrunner.config.sections import Dimension, ModelConfig
 from cvrunner.errors import ResultsError
 from cvrunner.records.results import Record
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvrunner.config import Config, load_config
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config
 from cvrunner.errors import IncompleteRunError, ResultsError, UsageError
 from cvrunner.records.results import Aggregate, Decision, Difference, Record, RunRecord, TrialResult
 from cvrunner.records.run_directory import RunDirectory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import fmean
 
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 from cvrunner.records.results import FloorRecord, Score, TrialResult
 from cvrunner.reporting.report import Report
 from cvrunner.reporting.tables import NONE, Table, number, scores_table

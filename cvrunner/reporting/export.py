@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cvrunner.config import load_config
+from cvrunner.config.reading import load_config
 from cvrunner.errors import CvrunnerError, EncoderError, ResultsError
 from cvrunner.files import write_folder_atomically
 from cvrunner.model.encoder_files import EncoderFiles, find_encoder

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from cvrunner.config import Claim
+from cvrunner.config.sections import Claim
 from cvrunner.orchestration.forecast import ConditionForecast, Disk, Forecast, Schedule
 from cvrunner.orchestration.makespan import TOLERANCE, Stint, Timetable
 from cvrunner.reporting.progress import duration

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from cvrunner.config import Config, load_config
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config
 from cvrunner.errors import ResultsError
 from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, FloorRecord, RunRecord, Summary, TrialResult, ccc_label

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 from cvrunner.evaluation.ccc import mean_if_all
 from cvrunner.records.results import ccc_label
 from cvrunner.records.sweep import SettingState, SweepRecord

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cvrunner.chaos import NONE, Chaos
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, Summary, TrialResult, TrialStatus
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.reporting.tracking_mirror import MlflowMirror, first_line, mirror_files

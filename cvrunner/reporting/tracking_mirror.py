@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import time
 
-from cvrunner.config import Config, digest, load_config
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config, digest
 from cvrunner.errors import CvrunnerError, ResultsError
 from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, Summary, TrialResult, TrialStatus
 from cvrunner.records.run_directory import RunDirectory

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 from cvrunner.evaluation.ccc import mean_if_all
 from cvrunner.records.results import EpochRecord, RunRecord, Summary, TrialResult
 from cvrunner.reporting.evidence import flatten

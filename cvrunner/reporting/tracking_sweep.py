@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 from cvrunner.records.sweep import SettingEpoch, SweepDirectory, SweepRecord
 from cvrunner.reporting import tracking_names as names
 from cvrunner.reporting.sweep_text import sentence

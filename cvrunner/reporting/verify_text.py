@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cvrunner.config import Claim, Config
+from cvrunner.config.schema import Config
+from cvrunner.config.sections import Claim
 from cvrunner.records.results import Ccc, TrialResult, ccc_label
 from cvrunner.reporting.render import tables_as_text
 from cvrunner.reporting.tables import NONE, Table, number

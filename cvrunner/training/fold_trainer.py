@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cvrunner import chaos
-from cvrunner.config import TrainConfig
+from cvrunner.config.sections import TrainConfig
 from cvrunner.data.batches import Update, evaluation_update, training_updates
 from cvrunner.data.utterance import Utterance
 from cvrunner.errors import MemoryLimitError, NonFiniteError, Stopped, TrialInUseError

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cvrunner.config import TrainConfig
+from cvrunner.config.sections import TrainConfig
 from cvrunner.errors import MovementError
 from cvrunner.records.results import ParameterCount
 

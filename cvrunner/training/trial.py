@@ -7,7 +7,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvrunner.config import Config, digest
+from cvrunner.config.schema import Config, digest
 from cvrunner.data.folds import Fold
 from cvrunner.model.encoder_files import EncoderFiles
 from cvrunner.records.run_directory import trial_name

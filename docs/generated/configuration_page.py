@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 
 Schema = Mapping[str, Any]
 NUMERIC = ("corpus", "folds", "model", "train")
@@ -24,7 +24,7 @@ over the file, and each condition is laid over both. An unknown key is an error 
 **Numbers** says whether a key changes a trial's numbers, and so whether it is trained again when the key changes. *By
 content*: what the value names counts (audio, labels, weights, seeds), not the value itself.
 
-This page is made from `cvrunner/config.py` when it is built.
+This page is made from `cvrunner/config/sections.py` when it is built.
 """
 
 

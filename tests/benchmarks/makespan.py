@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cvrunner.config import RetriesConfig, validate
+from cvrunner.config.schema import validate
+from cvrunner.config.sections import RetriesConfig
 from cvrunner.data.folds import make_folds
 from cvrunner.orchestration.change_over import ChangeOver
 from cvrunner.orchestration.failures import Failure

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cvrunner.config import Config, digest, load_config
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config, digest
 from cvrunner.paths import default_config
 
 BASE_LAYERS, BASE_WIDTH, BASE_HEADS, BASE_INNER = 12, 768, 12, 3072

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from cvrunner.config import CorpusConfig
+from cvrunner.config.sections import CorpusConfig
 from cvrunner.data.corpus import load_corpus
 from cvrunner.errors import CorpusError
 from tests.corpora import manifest_rows, write_bytes, write_iemocap, write_manifest

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from cvrunner.config import Config, load_config, valid_keys
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config, valid_keys
 from cvrunner.data.corpus import load_corpus
 from cvrunner.data.folds import check_labels, check_leaks, make_folds
 from cvrunner.paths import default_config

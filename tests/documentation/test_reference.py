@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cvrunner.config import load_config, valid_keys
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import valid_keys
 from cvrunner.paths import default_config
 from docs.generated.commands_page import command_line, commands_page
 from docs.generated.configuration_page import configuration_page, numbers

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config import load_config
+from cvrunner.config.reading import load_config
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.reporting import tracker as tracker_module
 from cvrunner.reporting.comparison import summarise

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cvrunner.config import RetriesConfig, load_config
+from cvrunner.config.reading import load_config
+from cvrunner.config.sections import RetriesConfig
 from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.orchestration.objective import Objective
 from cvrunner.orchestration.scheduler import run_trials

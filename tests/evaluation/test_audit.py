@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 from cvrunner.data.folds import make_folds, split_digest
 from cvrunner.data.utterance import Corpus
 from cvrunner.evaluation.audit import AuditReport, audit, render

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cvrunner import commands, run_steps
 from cvrunner.api import Run, as_settings, load_run, run_all_folds
-from cvrunner.config import load_config
+from cvrunner.config.reading import load_config
 from cvrunner.errors import ConfigError, IncompleteRunError, ResultsError, UsageError
 from tests.corpora import write_noise
 from tests.inference.conftest import OVERRIDES

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cvrunner.config import EmaConfig, MambaConfig, ModelConfig
+from cvrunner.config.sections import EmaConfig, MambaConfig, ModelConfig
 from cvrunner.model.dual_form import LONGEST, dual_form
 from cvrunner.model.mamba import MambaBlock, MambaStack, reverse
 from cvrunner.model.mamba_ema import Head, TurnEma

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config import RetriesConfig
+from cvrunner.config.sections import RetriesConfig
 from cvrunner.orchestration.change_over import ChangeOver, gain, whole_trials_s
 from cvrunner.orchestration.failures import Decision
 from cvrunner.orchestration.scheduler import run_trials

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config import Config, validate
+from cvrunner.config.schema import Config, validate
 from cvrunner.orchestration import ray_cluster
 from cvrunner.orchestration.doctor import access, collect, storage
 from cvrunner.orchestration.doctor.diagnose import as_json, as_text, diagnose, exit_code
@@ -324,7 +324,7 @@ def listening() -> Iterator[socket.socket]:
 
 def test_facts_can_be_collected_here_without_heavy_imports_and_nothing_is_left(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from cvrunner.config import Config; "
+        "import sys; from pathlib import Path; from cvrunner.config.schema import Config; "
         "from cvrunner.orchestration.doctor.collect import collect_facts; "
         "from cvrunner.orchestration.doctor.diagnose import diagnose; "
         "findings = diagnose(collect_facts(Config())); assert len(findings) > 20; "

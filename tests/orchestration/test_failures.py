@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cvrunner.config import RetriesConfig
+from cvrunner.config.sections import RetriesConfig
 from cvrunner.errors import (
     ConfigError,
     CorpusError,

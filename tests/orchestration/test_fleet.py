@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cvrunner.config import ClusterConfig
+from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError, UsageError
 from cvrunner.orchestration.fleet import Fleet, fleets, found_fleet
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config import Claim, ClusterConfig
+from cvrunner.config.sections import Claim, ClusterConfig
 from cvrunner.data.utterance import Utterance
 from cvrunner.orchestration.fleet import Fleet, thought_of
 from cvrunner.orchestration.forecast import Forecast, as_json, forecast

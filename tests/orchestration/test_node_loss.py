@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config import ClusterConfig, RetriesConfig
+from cvrunner.config.sections import ClusterConfig, RetriesConfig
 from cvrunner.orchestration.failures import Decision
 from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.orchestration.scheduler import run_trials

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config import ClusterConfig, RetriesConfig
+from cvrunner.config.sections import ClusterConfig, RetriesConfig
 from cvrunner.errors import ClusterError
 from cvrunner.orchestration.capacity import capacity
 from cvrunner.orchestration.change_over import ChangeOver

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config import ClusterConfig, RetriesConfig
+from cvrunner.config.sections import ClusterConfig, RetriesConfig
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.gauges import METRICS, Gauges
 from cvrunner.orchestration.scheduler import run_trials

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config import RetriesConfig
+from cvrunner.config.sections import RetriesConfig
 from cvrunner.errors import CorpusError, LeakError, Stopped
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.plan import run_key

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config import Config, TuneConfig, validate
+from cvrunner.config.schema import Config, validate
+from cvrunner.config.sections import TuneConfig
 from cvrunner.data.folds import make_folds
 from cvrunner.errors import ClusterError, ConfigError
 from cvrunner.orchestration.capacity import capacity_by_node
@@ -251,7 +252,7 @@ def test_the_tuned_configuration_is_complete_and_its_header_is_honest(tmp_path: 
     path = tmp_path / "elsewhere" / "tuned.yaml"
     path.parent.mkdir()
     path.write_text(text)
-    from cvrunner.config import load_config
+    from cvrunner.config.reading import load_config
 
     tuned = load_config(path)
     assert {key: current_values(tuned, "unfrozen", [key])[key] for key in values} == values
@@ -276,7 +277,7 @@ def test_a_state_counts_as_ended_once_it_is_no_longer_waited_for() -> None:
 
 
 def test_folds_do_not_share_a_gpu_of_two_nodes() -> None:
-    from cvrunner.config import ClusterConfig
+    from cvrunner.config.sections import ClusterConfig
 
     half = {"GPU": 1.0, "CPU": 3.0}
     assert capacity_by_node([half, half, {"CPU": 64.0}], ClusterConfig(cpus_per_trial=2)) == 2

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from cvrunner.config import load_config
+from cvrunner.config.reading import load_config
 from cvrunner.reporting.comparison import summarise
 from cvrunner.reporting.figures import draw, save_figures
 from cvrunner.reporting.html import render_html

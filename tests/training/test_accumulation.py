@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cvrunner.config import MambaConfig, ModelConfig
+from cvrunner.config.sections import MambaConfig, ModelConfig
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.model.speech_encoder import SpeechEncoder
 from cvrunner.training.accumulation import averaged_backward, exact_backward

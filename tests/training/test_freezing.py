@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cvrunner.config import MambaConfig, ModelConfig, TrainConfig
+from cvrunner.config.sections import MambaConfig, ModelConfig, TrainConfig
 from cvrunner.errors import MovementError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.freezing import NEVER, Schedule, match, rules

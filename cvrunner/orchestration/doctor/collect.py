@@ -23,7 +23,8 @@ import psutil
 from packaging.requirements import Requirement
 
 from cvrunner import paths
-from cvrunner.config import Config, ModelConfig
+from cvrunner.config.schema import Config
+from cvrunner.config.sections import ModelConfig
 from cvrunner.errors import ConfigError, EncoderError
 from cvrunner.model.encoder_files import find_encoder
 from cvrunner.orchestration.doctor.facts import (

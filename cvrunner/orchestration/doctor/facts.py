@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 
 Service = Literal["Ray", "MLflow"]
 

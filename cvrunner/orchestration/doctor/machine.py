@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from packaging.specifiers import SpecifierSet
 
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 from cvrunner.orchestration.capacity import logical_gpus, trials_that_fit
 from cvrunner.orchestration.doctor.facts import Encoder, Facts, Packages
 from cvrunner.orchestration.doctor.finding import Finding, amount, ok, problem, warning

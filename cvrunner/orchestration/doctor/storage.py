@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
-from cvrunner.config import Config
+from cvrunner.config.schema import Config
 from cvrunner.orchestration.doctor.access import is_loopback
 from cvrunner.orchestration.doctor.facts import Facts, Hardware, Store
 from cvrunner.orchestration.doctor.finding import Finding, amount, ok, problem, short, warning

@@ -1,0 +1,146 @@
+"""YAML files laid over one another, and overrides on top: read with care, since people and programs write them.
+
+A file may name a `base` file that it is laid over, key by key, but for `conditions`: naming them replaces them all.
+`--set a.b=v` is laid over the file; a condition is laid over both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cvrunner.config.messages import short
+from cvrunner.config.schema import Config, merge, nested, validate
+from cvrunner.errors import ConfigError
+
+MOST_VALUES = 10_000
+DEEPEST = 20
+"""Limits of what a file may hold, far above what there are keys for."""
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in `path`, with its bases below it and `a.b=v` overrides on top.
+
+    Raises ConfigError, which begins with the file or the key and names the nearest valid key.
+    """
+    data, where = _read_with_bases(path, ())
+    given = list(overrides)
+    for override in given:
+        data = merge(data, parse_override(override))
+    return validate(data, where, given)
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`train.lr=1e-4` as a nested mapping; the value is YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not re.fullmatch(rf"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){{,{DEEPEST}}}", key):
+        raise ConfigError(f"--set {text}: must look like section.key=value")
+    return nested(key, _parse_yaml(value, f"--set {text}"))
+
+
+def _read_with_bases(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], str]:
+    """What a file says over its base, and both names for messages."""
+    try:
+        real = Path(os.path.realpath(path))
+    except ValueError as error:
+        raise ConfigError(f"{str(path)!r}: no file is called so: {error}") from None
+    if real in above:
+        circle = " -> ".join(p.name for p in (*above[above.index(real) :], real))
+        raise ConfigError(f"{path}: base files go in a circle: {circle}; take one `base` out")
+    data = _parse_yaml(_read_text(path, above), str(path))
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must hold sections with keys, not {type(data).__name__}")
+    base = data.pop("base", None)
+    if base is None:
+        return data, str(path)
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base must be a file name, not {short(base)}")
+    below, named = _read_with_bases(path.parent / base, (*above, real))
+    if "conditions" in data:
+        below.pop("conditions", None)
+    return merge(below, data), f"{path} over {named}"
+
+
+def _read_text(path: Path, above: tuple[Path, ...]) -> str:
+    needed = f" (the base of {above[-1].name})" if above else ""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}, line {line}); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}{needed}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with `1e-4` as a number (YAML 1.1 wants `1.0e-4`), a key at most once, and a line for every mistake."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception:  # of many kinds, where a value does not fit the tag written before it
+            rule = f"{short(node.value)} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, rule, node.start_mark) from None
+
+
+# There is no key for these, and JSON has no such values.
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if str(tag).rpartition(":")[2] not in ("binary", "omap", "pairs", "set")
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        key = key_node.value
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        data = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise ConfigError(f"{where}: nested far too deep") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{place}: {getattr(error, 'problem', None) or error}") from None
+    _refuse_endless(data, where)
+    return data
+
+
+def _refuse_endless(data: Any, where: str) -> None:
+    """Raise ConfigError where aliases make a value hold itself or multiply, or nesting is deeper than any key's."""
+    values = [(data, 0)]
+    for _ in range(MOST_VALUES):
+        if not values:
+            return
+        value, depth = values.pop()
+        if depth > DEEPEST:
+            raise ConfigError(f"{where}: nested more than {DEEPEST} levels deep, or an alias (*) that holds itself")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | set) else ()
+        values += [(one, depth + 1) for one in inner]
+    raise ConfigError(f"{where}: more than {MOST_VALUES} values, or aliases (*) that multiply; write less")
