@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cvrunner.config.sections import EmaConfig, ModelConfig
 from cvrunner.model.mamba import MambaStack, frame_mask
-from cvrunner.model.speech_encoder import SpeechEncoder
+from cvrunner.model.speech_encoder import Boundary, SpeechEncoder
 
 EMA_RANGE = (0.6, 0.9)
 
@@ -147,14 +147,19 @@ class MambaEMAModel(nn.Module):
         self.encoder = encoder
         self.head = Head(config, dimensions, len(encoder.layers), encoder.width)
 
-    def encode(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Utterance vectors `z [B, Z]` from conv features `[S, C]` or hidden states `[B, N, L, D]`, and lengths `[B]`.
+    def encode(self, features: Tensor | Boundary, lengths: Tensor) -> Tensor:
+        """Utterance vectors `z [B, Z]` from conv features `[S, C]`, the boundary of a partly frozen encoder, or hidden
+        states `[B, N, L, D]`; and lengths `[B]`.
 
         Conv features lie one utterance after the other. Hidden states come from the cache, for a frozen encoder only.
         """
-        if features.ndim == 2:
-            features, lengths = self.encoder(features, lengths)
-        z: Tensor = self.head.encode(features.to(self.head.bias.dtype), lengths)
+        if isinstance(features, Boundary):
+            states, lengths = self.encoder.from_boundary(features, lengths)
+        elif features.ndim == 2:
+            states, lengths = self.encoder(features, lengths)
+        else:
+            states = features
+        z: Tensor = self.head.encode(states.to(self.head.bias.dtype), lengths)
         return z
 
     def predict(self, z: Tensor, turns: list[int]) -> Tensor:

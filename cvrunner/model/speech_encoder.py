@@ -11,8 +11,8 @@ at the model's frame rate, `C` conv channels, `L` mixed layers, `D` width of the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,15 @@ from cvrunner.model.encoder_files import EncoderFiles
 from cvrunner.model.packing import Packing
 
 ENCODER_FRAME_RATE_HZ = 50.0
+
+
+class Boundary(NamedTuple):
+    """What the frozen layers of an encoder whose top layers train make of some utterances: the same in every epoch."""
+
+    hidden: Tensor
+    """`[S, D]`, what goes into the first layer that trains."""
+    mixed: Tensor | None
+    """`[B, N, l, D]`, the mixed hidden states up to there, `l` of the `L`; None where none is."""
 
 
 class SpeechEncoder(nn.Module):
@@ -82,6 +91,16 @@ class SpeechEncoder(nn.Module):
         """D."""
         return int(self.wavlm.config.hidden_size)
 
+    @property
+    def starts_at_boundary(self) -> bool:
+        """Whether training needs only the layers above `below`: SpecAugment would change what goes into the first."""
+        return self.below > 0 and not self.freeze and not self.spec_augment
+
+    @property
+    def layers_below(self) -> list[int]:
+        """Where the mixed hidden states that never change stand among `layers`."""
+        return [place for place, number in enumerate(self.layers) if number <= self.below]
+
     def train(self, mode: bool = True) -> SpeechEncoder:
         """What is frozen always stays in evaluation mode: the front-end, all below `unfreeze_layers`, or all."""
         super().train(mode and not self.freeze)
@@ -116,29 +135,60 @@ class SpeechEncoder(nn.Module):
         float32 or better and 0 at the padding, and lengths `[B]`.
         """
         packing = Packing(lengths.tolist(), conv.device)
-        gradient: Any = torch.no_grad() if self.freeze else contextlib.nullcontext()
-        with gradient, torch.autocast(conv.device.type, self.precision, enabled=self.precision != torch.float32):
-            states = self._states(conv, packing)
+        with self._computing(conv.device):
+            states = self._above(0, self._first(conv, packing), packing, max(self.layers))
         return packing.averaged([states[number] for number in self.layers], self.group), self._averaged(lengths)
+
+    def from_boundary(self, boundary: Boundary, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from where the layers that train begin."""
+        packing = Packing(lengths.tolist(), boundary.hidden.device)
+        with self._computing(boundary.hidden.device):
+            states = self._above(self.below, boundary.hidden, packing, max(self.layers))
+        above = [number for number in self.layers if number > self.below]
+        averaged = packing.averaged([states[number] for number in above], self.group)
+        if boundary.mixed is not None:
+            below = [number for number in self.layers if number <= self.below]
+            places = [[*below, *above].index(number) for number in self.layers]
+            averaged = torch.cat([boundary.mixed, averaged], dim=2)[:, :, places]
+        return averaged, self._averaged(lengths)
+
+    @torch.no_grad()
+    def to_boundary(self, conv: Tensor, lengths: Tensor) -> Tensor:
+        """Conv features `[S, C]` and lengths `[B]` to the hidden states `[S, D]` that go into the first layer that
+        trains.
+        """
+        packing = Packing(lengths.tolist(), conv.device)
+        with self._computing(conv.device):
+            return self._above(0, self._first(conv, packing), packing, self.below)[self.below]
+
+    @contextlib.contextmanager
+    def _computing(self, device: torch.device) -> Iterator[None]:
+        gradient: Any = torch.no_grad() if self.freeze else contextlib.nullcontext()
+        with gradient, torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            yield
 
     def _averaged(self, lengths: Tensor) -> Tensor:
         return (lengths + self.group - 1) // self.group
 
-    def _states(self, conv: Tensor, packing: Packing) -> dict[int, Tensor]:
-        """Hidden states `[S, D]` by layer."""
+    def _first(self, conv: Tensor, packing: Packing) -> Tensor:
+        """What goes into the first transformer layer: `[S, D]`."""
         encoder = self.wavlm.encoder
-        stable = self.stable
         hidden, _ = self.wavlm.feature_projection(conv)
         if self.spec_augment and self.training:
             hidden = self._mask_spans(hidden, packing.lengths)
         # Padding is zero for the positional convolution, as the end of an utterance is.
         hidden = hidden + torch.cat([group.pack(encoder.pos_conv_embed(group.pad(hidden))) for group in packing.groups])
-        if not stable:
+        if not self.stable:
             hidden = encoder.layer_norm(hidden)
-        hidden = encoder.dropout(hidden)
+        first: Tensor = encoder.dropout(hidden)
+        return first
+
+    def _above(self, below: int, hidden: Tensor, packing: Packing, top: int) -> dict[int, Tensor]:
+        """Hidden states `[S, D]` by layer, from those of layer `below` up to `top`."""
+        encoder, stable = self.wavlm.encoder, self.stable
         bias = relative_position_bias(encoder.layers[0].attention, packing.frames)
-        states = {0: hidden}
-        for number, layer in enumerate(encoder.layers[: max(self.layers)], start=1):
+        states = {below: hidden}
+        for number, layer in enumerate(encoder.layers[below:top], start=below + 1):
             if self.gradient_checkpointing and hidden.requires_grad:
                 hidden = checkpoint(_transformer_layer, layer, hidden, bias, packing, stable, use_reentrant=False)
             else:

@@ -19,13 +19,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cvrunner.model.speech_encoder import Boundary
 from cvrunner.training.loss import ccc_loss
 
 
 class Encodes(Protocol):
     """What accumulation needs of a model; see `MambaEMAModel`."""
 
-    def encode(self, features: Tensor, lengths: Tensor) -> Tensor: ...
+    def encode(self, features: Tensor | Boundary, lengths: Tensor) -> Tensor: ...
 
     def predict(self, z: Tensor, turns: list[int]) -> Tensor: ...
 
@@ -34,7 +35,7 @@ class MicroBatch(Protocol):
     """Some utterances to be encoded at once."""
 
     @property
-    def features(self) -> Tensor: ...
+    def features(self) -> Tensor | Boundary: ...
 
     @property
     def lengths(self) -> Tensor: ...

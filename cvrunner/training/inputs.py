@@ -6,8 +6,9 @@ layers, `D` width; `K` dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from cvrunner.data.features import Features, FeatureStore, Recipe
 from cvrunner.data.utterance import Utterance, read_audio
 from cvrunner.model.encoder_files import EncoderFiles
 from cvrunner.model.packing import Packing
-from cvrunner.model.speech_encoder import ENCODER_FRAME_RATE_HZ, SpeechEncoder
+from cvrunner.model.speech_encoder import ENCODER_FRAME_RATE_HZ, Boundary, SpeechEncoder
 from cvrunner.records.results import FeatureProgress
 
 Waveform = npt.NDArray[np.float32]
+Compute = Callable[[Sequence[Utterance]], Iterator[Features]]
 CPU = torch.device("cpu")
 FILL_S = 30.0
 """Seconds of audio that a frozen encoder takes at once: on a CPU 60 take no less time, and 10 more."""
@@ -33,9 +35,9 @@ FILL_S = 30.0
 class Batch:
     """A micro-batch."""
 
-    features: Tensor
-    """On the device in float32: conv features `[S, C]`, one utterance after the other, or hidden states
-    `[b, N, L, D]`, right-padded with 0."""
+    features: Tensor | Boundary
+    """On the device in float32: conv features `[S, C]`, one utterance after the other, the boundary of an encoder whose
+    top layers train, or hidden states `[b, N, L, D]`, right-padded with 0."""
     lengths: Tensor
     """`[b]` real frames, on the CPU."""
     positions: Tensor
@@ -43,7 +45,11 @@ class Batch:
 
 
 class Inputs:
-    """The inputs of one trial: conv features for an encoder that trains, hidden states for a frozen one."""
+    """The inputs of one trial: conv features for an encoder that trains, hidden states for a frozen one, and both kinds
+    of hidden states, at the boundary and averaged up to there, where only top layers train.
+
+    The encoder must be the pretrained one when the cache is filled.
+    """
 
     def __init__(
         self,
@@ -57,44 +63,57 @@ class Inputs:
         self.encoder = encoder
         self.device = device
         self.resample = resample
-        self.conv = FeatureStore(cache_dir, Recipe("conv", files.digest, files.normalize), utterances, encoder.frames)
-        self.hidden = FeatureStore(
-            cache_dir,
-            Recipe(
-                "hidden",
-                files.digest,
-                files.normalize,
-                encoder.layers,
-                ENCODER_FRAME_RATE_HZ / encoder.group,
-                str(encoder.precision).removeprefix("torch."),
-            ),
-            utterances,
-            encoder.averaged_frames,
-        )
+        recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.normalize)
+        precision = str(encoder.precision).removeprefix("torch.")
+        rate_hz = ENCODER_FRAME_RATE_HZ / encoder.group
+        self.conv = FeatureStore(cache_dir, recipe("conv"), utterances, encoder.frames)
+        # The recipe is that of the frozen condition, which shares its files: up to the boundary they are the same.
+        hidden = recipe("hidden", layers=encoder.layers, frame_rate_hz=rate_hz, precision=precision)
+        self.hidden = FeatureStore(cache_dir, hidden, utterances, encoder.averaged_frames)
+        boundary = recipe("boundary", layers=(encoder.below,), precision=precision)
+        self.boundary = FeatureStore(cache_dir, boundary, utterances, encoder.frames)
 
     @property
-    def store(self) -> FeatureStore:
-        """Where training reads from. Hidden states of an encoder that trains are never cached."""
-        return self.hidden if self.encoder.freeze else self.conv
+    def passes(self) -> list[tuple[str, FeatureStore, Compute]]:
+        """What is made once: its name, its place, and how. What depends on layers that train is not."""
+        conv = ("conv features", self.conv, self._conv_features)
+        hidden = ("hidden states", self.hidden, self._hidden_states)
+        if self.encoder.freeze:
+            return [conv, hidden]
+        if self.encoder.starts_at_boundary:
+            mixed = [hidden] if self.encoder.layers_below else []
+            return [conv, *mixed, ("hidden states at the boundary", self.boundary, self._boundary_states)]
+        return [conv]
 
     def fill_cache(self) -> Iterator[FeatureProgress]:
         """Make what is missing; several trials on one node share the work."""
-        stages = [("conv features", self.conv, self._conv_features)]
-        if self.encoder.freeze:
-            stages = [*stages, ("hidden states", self.hidden, self._hidden_states)] if self.hidden.missing() else []
-        for kind, store, compute in stages:
+        first, *later = self.passes
+        missing = [one for one in later if one[1].missing()]
+        self.encoder.eval()
+        for kind, store, compute in [first, *missing] if missing or not later else []:
             for done, shards in store.fill(compute):
                 yield FeatureProgress(kind=kind, done=done, shards=shards)
 
     def batches(self, update: Update) -> Iterator[Batch]:
         """The micro-batches of an update, one after the other."""
         for positions in update.micro_batches:
-            features = [self.store.read(update.utterances[i]) for i in positions]
-            yield Batch(
-                joined(self.encoder, features).to(self.device, torch.float32, non_blocking=True),
-                torch.tensor([len(array) for array in features]),
-                torch.tensor(positions, device=self.device),
-            )
+            features, lengths = self._read([update.utterances[i] for i in positions])
+            yield Batch(features, lengths, torch.tensor(positions, device=self.device))
+
+    def _read(self, utterances: Sequence[Utterance]) -> tuple[Tensor | Boundary, Tensor]:
+        """Features of a micro-batch and `[b]` real frames of each."""
+        if self.encoder.starts_at_boundary:
+            hidden, below = [self.boundary.read(u) for u in utterances], self.encoder.layers_below
+            mixed = self._placed(pad([self.hidden.read(u)[:, below] for u in utterances])) if below else None
+            return Boundary(self._placed(pack(hidden)), mixed), _lengths(hidden)
+        features = [(self.hidden if self.encoder.freeze else self.conv).read(u) for u in utterances]
+        return self._placed(joined(self.encoder, features)), _lengths(features)
+
+    def _placed(self, features: Tensor) -> Tensor:
+        """On the device in float32; a GPU gets half the bytes, from memory that it fetches by itself."""
+        if self.device.type == "cuda":
+            features = features.pin_memory()
+        return features.to(self.device, non_blocking=True).float()
 
     def padding(self, updates: Iterable[Update]) -> float:
         """Share of frames that are padding when these updates are encoded: in the attention of an encoder that trains,
@@ -113,9 +132,23 @@ class Inputs:
 
     def _hidden_states(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
         """Some seconds of a shard at once: what is kept does not depend on a trial's batch size."""
+        return self._some_at_once(utterances, partial(hidden_states, self.encoder, device=self.device))
+
+    def _boundary_states(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
+        return self._some_at_once(utterances, self._boundary)
+
+    def _boundary(self, conv: Sequence[Features]) -> list[Features]:
+        """`[F, D]` of each utterance, from all their conv features `[F, C]` at once."""
+        lengths = [len(array) for array in conv]
+        states = self.encoder.to_boundary(self._placed(pack(conv)), torch.tensor(lengths))
+        return np.split(states.half().cpu().numpy(), np.cumsum(lengths)[:-1])
+
+    def _some_at_once(
+        self, utterances: Sequence[Utterance], compute: Callable[[Sequence[Features]], list[Features]]
+    ) -> Iterator[Features]:
         found: dict[int, Features] = {}
         for positions in micro_batches(utterances, len(utterances), FILL_S):
-            states = hidden_states(self.encoder, [self.conv.read(utterances[i]) for i in positions], self.device)
+            states = compute([self.conv.read(utterances[i]) for i in positions])
             found |= zip(positions, states, strict=True)
         yield from (found[i] for i in range(len(utterances)))
 
@@ -137,6 +170,10 @@ def hidden_states(encoder: SpeechEncoder, conv: Sequence[Features], device: torc
 def joined(encoder: SpeechEncoder, features: Sequence[Features]) -> Tensor:
     """What a model takes at once: hidden states of a frozen encoder padded, conv features packed."""
     return pad(features) if encoder.freeze else pack(features)
+
+
+def _lengths(features: Sequence[Features]) -> Tensor:
+    return torch.tensor([len(array) for array in features])
 
 
 def pack(features: Sequence[Features]) -> Tensor:

@@ -20,7 +20,6 @@ import psutil
 import torch
 
 from cvrunner.data.batches import Update, dialogues
-from cvrunner.data.features import FeatureStore
 from cvrunner.data.utterance import Utterance
 from cvrunner.errors import MemoryLimitError
 from cvrunner.records.run_directory import TrialDirectory
@@ -240,7 +239,7 @@ def _prepare(trainer: FoldTrainer) -> list[float]:
 
 
 def _feature_passes(trainer: FoldTrainer, seconds: Sequence[float]) -> Iterator[FeaturePass]:
-    stores: list[FeatureStore] = [trainer.inputs.conv, trainer.inputs.hidden][: len(seconds)]
+    stores = [store for _, store, _ in trainer.inputs.passes]
     utterances = {u.audio_digest: u for u in trainer.fold.utterances}.values()
     audio_s = sum(u.duration_s for u in utterances)
     for store, took_s in zip(stores, seconds, strict=True):

@@ -9,7 +9,7 @@ import torch
 
 from cvrunner.errors import EncoderError
 from cvrunner.model.encoder_files import find_encoder
-from cvrunner.model.speech_encoder import SpeechEncoder, load_wavlm
+from cvrunner.model.speech_encoder import Boundary, SpeechEncoder, load_wavlm
 from tests.encoders import save_encoder, tiny_encoder, tiny_wavlm
 
 
@@ -75,6 +75,27 @@ def test_unfrozen_trains_all_but_the_front_end() -> None:
     states.sum().backward()
     without = {n for n, p in encoder.named_parameters() if p.grad is None}
     assert {n for n in without if "feature_extractor" not in n} <= {"wavlm.masked_spec_embed"}
+
+
+@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("layers", [None, (2, 0), (2,)])
+def test_from_the_boundary_on_states_and_gradients_are_the_same(stable: bool, layers: tuple[int, ...] | None) -> None:
+    encoder = tiny_encoder(stable, freeze=False, unfreeze_layers=1, layers=layers)
+    conv = [encoder.conv_features(torch.randn(samples)) for samples in (16000, 5000)]
+    packed, lengths = torch.cat(conv), torch.tensor([len(one) for one in conv])
+    found = []
+    for from_boundary in (False, True):
+        torch.manual_seed(1)  # no layer below the boundary draws anything for dropout
+        encoder.eval()
+        boundary = Boundary(encoder.to_boundary(packed, lengths), None)
+        if encoder.layers_below:
+            boundary = boundary._replace(mixed=encoder(packed, lengths)[0][:, :, encoder.layers_below].detach())
+        encoder.train().zero_grad()
+        states, counts = encoder.from_boundary(boundary, lengths) if from_boundary else encoder(packed, lengths)
+        (states**2).sum().backward()
+        found.append([states.detach(), counts, *(p.grad for p in encoder.wavlm.encoder.layers[1].parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_spec_augment_leaves_short_utterances_alone_and_masks_long_ones() -> None:

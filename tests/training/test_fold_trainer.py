@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cvrunner.errors import EncoderError, MemoryLimitError, MovementError, NonFiniteError, Stopped, TrialInUseError
-from cvrunner.model.speech_encoder import SpeechEncoder, load_wavlm
+from cvrunner.model.speech_encoder import Boundary, SpeechEncoder, load_wavlm
 from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training import fold_trainer
+from cvrunner.training.inputs import pack
 from cvrunner.training.trial import Trial
 from tests.trials import pick, tiny_trials, train, trainer
 
@@ -240,6 +241,25 @@ def test_cached_features_equal_live_ones(tmp_path: Path) -> None:
             torch.testing.assert_close(states[row, :length], cached.features[row, :length], atol=5e-3, rtol=5e-3)
 
 
+def test_what_lies_below_the_boundary_comes_from_the_cache_and_is_shared_with_the_frozen_condition(
+    tmp_path: Path,
+) -> None:
+    trials = tiny_trials(tmp_path, model={"unfreeze_layers": 1})
+    one, frozen = trainer(pick(trials, "unfrozen"), tmp_path), trainer(pick(trials, "frozen"), tmp_path)
+    for each in (one, frozen):
+        each._build()
+    assert [progress.kind for progress in one.inputs.fill_cache()][-1] == "hidden states at the boundary"
+    assert not frozen.inputs.hidden.missing()
+    update = one._updates(1)[0]
+    cached = next(one.inputs.batches(update))
+    assert isinstance(cached.features, Boundary)
+    conv = pack([one.inputs.conv.read(update.utterances[i]) for i in cached.positions]).float()
+    one.model.eval()
+    torch.testing.assert_close(
+        one.model.encode(cached.features, cached.lengths), one.model.encode(conv, cached.lengths), atol=5e-3, rtol=5e-3
+    )
+
+
 def test_the_guard_stops_an_unfrozen_trial_whose_encoder_gets_no_gradient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +318,7 @@ def test_a_second_process_goes_on_once_the_first_one_lets_go(tmp_path: Path) -> 
         {"model": {"protocol": "dialogue"}},
         {"model": {"pooling": "mean", "output": "sigmoid", "frame_rate_hz": 50.0}},
         {"model": {"layers": [0, 2], "spec_augment": True}},
+        {"model": {"layers": [2], "unfreeze_layers": 1}},
         {"train": {"accumulation": "averaged", "length_pool": 1}},
         {"train": {"freeze_epochs": 1}},
         {"train": {"precision": "bfloat16"}},
