@@ -36,6 +36,18 @@ def test_it_repeats_the_predictions_of_the_test_set(run: Run, home: Path, condit
     assert len(table) == 6
 
 
+def test_with_some_layers_unfrozen_it_repeats_them_to_the_rounding_of_the_cache(tmp_path: Path) -> None:
+    """Training reads float16 where the layers that train begin; here all layers run in float32."""
+    trial = pick(tiny_trials(tmp_path, model={"unfreeze_layers": 1}), "unfrozen")
+    train(trial, tmp_path)
+    folder = tmp_path / "run" / trial.name
+    model = load_model(folder / "model", device="cpu")
+    for _, row in pd.read_csv(folder / "predictions.csv").iterrows():
+        again = model.predict(read_audio(tmp_path / "audio" / f"{row['utterance']}.wav"))
+        for dimension in ("valence", "arousal"):
+            assert again[dimension] == pytest.approx(row[f"{dimension}_predicted"], abs=10 * TOLERANCE)
+
+
 def test_in_a_dialogue_it_repeats_them_turn_after_turn(tmp_path: Path) -> None:
     trial = pick(tiny_trials(tmp_path, model={"protocol": "dialogue"}), "frozen")
     train(trial, tmp_path)
