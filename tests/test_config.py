@@ -106,6 +106,7 @@ MISTAKES = {
     "conditions: {}": "conditions must name one condition or more",
     "conditions: {Big: {}}": "conditions.Big",
     "conditions: {a: {cluster: {}}}": "conditions.a.cluster: a condition may change only model and train",
+    "conditions: {a: {train: {lr: -1}}}": "train.lr: input should be greater than 0, not -1 .conditions\\.a",
     "conditions: {a: {}, b: {model: {freeze: true}}}": "model.freeze: unknown key in conditions.b; did you mean",
     "folds: {scheme: manifest_split}": "folds.scheme manifest_split needs corpus.format manifest",
     "model: {protocol: dialogue}\ntrain: {accumulation: averaged}": "train.accumulation averaged cannot be used",

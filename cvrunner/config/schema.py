@@ -68,7 +68,7 @@ class Config(Section):
         overrides = self.conditions[name]
         data = merge(self.model_dump(mode="json"), overrides)
         data["conditions"] = {name: overrides}
-        return validate(data, f"conditions.{name}")
+        return _parsed(data, f"conditions.{name}", ())
 
     def chosen_condition(self, name: str | None, key: str) -> str:
         """The condition that `key` names, or where it names none `unfrozen`, else the last. Raises ConfigError."""
@@ -110,16 +110,18 @@ def validate(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ())
 
     `where` the data comes from and which `overrides` are in it: for messages.
     """
+    config = _parsed(data, where, overrides)
+    for name in config.conditions:
+        config.for_condition(name)
+    _check_space(config, where, overrides)
+    return config
+
+
+def _parsed(data: Mapping[str, Any], where: str, overrides: Sequence[str]) -> Config:
     try:
-        config = Config.model_validate(data)
+        return Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError("\n".join(sentences(error, where, overrides, valid_keys()))) from None
-    if len(config.conditions) > 1:
-        for name in config.conditions:
-            config.for_condition(name)
-        # Not again for each condition.
-        _check_space(config, where, overrides)
-    return config
 
 
 def _check_space(config: Config, where: str, overrides: Sequence[str]) -> None:
