@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-import cvrunner
 from cvrunner.config.schema import Config
-from cvrunner.data.folds import Fold, split_table
+from cvrunner.data.folds import Fold
 from cvrunner.data.utterance import Corpus, natural_order
-from cvrunner.errors import ResultsError
 from cvrunner.files import write_atomically
+from cvrunner.orchestration.beginnings import begin_folder, free_folder, now, provenance
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.plan import run_key
 from cvrunner.records.results import FloorRecord, Placed, RunRecord, RunStatus, TrialResult, TrialState, TrialStatus
@@ -33,14 +27,6 @@ def find_run(root: Path, name: str, key: str) -> RunDirectory | None:
     found = [RunDirectory(path.parent) for path in root.glob(f"{name}-{key[:8]}*/run.json")]
     same = [run for run in found if run.read_run().key == key]
     return max(same, key=lambda run: natural_order(run.name), default=None)
-
-
-def free_folder(base: Path) -> Path:
-    """One that is not there yet: `base`, `base`-2 and so on."""
-    number = 1
-    while (path := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
-        number += 1
-    return path
 
 
 STATUS: dict[Decision, TrialStatus] = {
@@ -81,32 +67,14 @@ class RunBook:
             return cls(directory, directory.read_run())
         directory = RunDirectory(free_folder(root / f"{name}-{key[:8]}"))
         record = RunRecord(
-            run=directory.name,
-            key=key,
-            status="RUNNING",
-            started_at=_now(),
-            command=command,
-            host=socket.gethostname(),
-            cvrunner_version=cvrunner.__version__,
-            corpus=corpus.describe(),
-            split_digest=trials[0].split_digest,
-            corpus_digest=trials[0].corpus_digest,
-            synthetic=corpus.synthetic,
-            dimensions=list(config.corpus.dimensions),
-            protocol=config.model.protocol,
+            **provenance(directory.name, key, config, corpus, trials[0], command),
             conditions=list(config.conditions),
             folds=[fold.number for fold in folds],
             seeds=list(config.train.seeds),
             floor=floor,
             trials={t.name: _state(t) for t in sorted(trials, key=lambda t: (t.condition, t.fold.number, t.seed))},
         )
-        try:
-            directory.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(directory.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-            write_atomically(directory.split, json.dumps(split_table(folds), indent=1) + "\n")
-            directory.write_run(record)
-        except OSError as error:
-            raise ResultsError(f"results.root: {directory.path} cannot be written: {error.strerror}") from None
+        begin_folder(directory, config, folds, lambda: directory.write_run(record))
         return cls(directory, record, fresh=True)
 
     def discard(self) -> None:
@@ -139,7 +107,7 @@ class RunBook:
             name: state.model_copy(update={"status": "STOPPED"}) if state.status == "RUNNING" else state
             for name, state in self.record.trials.items()
         }
-        self._write(trials=states, status=status, finished_at=_now())
+        self._write(trials=states, status=status, finished_at=now())
         return status
 
     def note(self, **changes: Any) -> None:
@@ -178,7 +146,3 @@ class RunBook:
 
 def _state(trial: Trial) -> TrialState:
     return TrialState(key=trial.key, condition=trial.condition, fold=trial.fold.number, seed=trial.seed)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-import cvrunner
 from cvrunner.config.schema import Config
-from cvrunner.data.folds import Fold, split_table
+from cvrunner.data.folds import Fold
 from cvrunner.data.utterance import Corpus, natural_order
-from cvrunner.errors import ResultsError
-from cvrunner.files import write_atomically
-from cvrunner.orchestration.run_book import free_folder
+from cvrunner.orchestration.beginnings import begin_folder, free_folder, now, provenance
 from cvrunner.records.results import RunStatus
 from cvrunner.records.sweep import SettingEpoch, SettingState, SettingStatus, SweepDirectory, SweepRecord
 from cvrunner.training.trial import Trial
@@ -57,19 +49,7 @@ class SweepBook:
             return cls(directory, directory.read())
         directory, some = SweepDirectory(free_folder(root / f"{name}-tune-{key[:8]}")), next(iter(trials.values()))
         record = SweepRecord(
-            run=directory.name,
-            key=key,
-            status="RUNNING",
-            started_at=_now(),
-            command=command,
-            host=socket.gethostname(),
-            cvrunner_version=cvrunner.__version__,
-            corpus=corpus.describe(),
-            split_digest=some[0].split_digest,
-            corpus_digest=some[0].corpus_digest,
-            synthetic=corpus.synthetic,
-            dimensions=list(config.corpus.dimensions),
-            protocol=config.model.protocol,
+            **provenance(directory.name, key, config, corpus, some[0], command),
             condition=some[0].condition,
             folds=[trial.fold.number for trial in some],
             seed=some[0].seed,
@@ -77,13 +57,7 @@ class SweepBook:
             searched=list(next(iter(settings.values()))),
             settings={name: SettingState(values=dict(values)) for name, values in settings.items()},
         )
-        try:
-            directory.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(directory.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-            write_atomically(directory.split, json.dumps(split_table(folds), indent=1) + "\n")
-            directory.write(record)
-        except OSError as error:
-            raise ResultsError(f"results.root: {directory.path} cannot be written: {error.strerror}") from None
+        begin_folder(directory, config, folds, lambda: directory.write(record))
         return cls(directory, record, fresh=True)
 
     def discard(self) -> None:
@@ -125,7 +99,7 @@ class SweepBook:
         """Set and return the final status: COMPLETE when every setting has ended, though some may have failed."""
         ended = not self.todo and self.record.best is not None
         status: RunStatus = "COMPLETE" if ended else "STOPPED" if stopped else "INCOMPLETE"
-        self._write(status=status, finished_at=_now())
+        self._write(status=status, finished_at=now())
         self.clean()
         return status
 
@@ -154,7 +128,3 @@ def find_sweep(root: Path, name: str, key: str) -> SweepDirectory | None:
     found = [SweepDirectory(path.parent) for path in root.glob(f"{name}-tune-{key[:8]}*/sweep.json")]
     same = [sweep for sweep in found if sweep.read().key == key]
     return max(same, key=lambda sweep: natural_order(sweep.name), default=None)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

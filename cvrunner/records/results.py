@@ -219,10 +219,11 @@ class TrialState(Record):
     error: str | None = None
 
 
-class RunRecord(Record):
-    """run.json: what this run is and how it stands."""
+class Provenance(Record):
+    """What a run, or a sweep, was made from, when and by what, and how it stands."""
 
     run: str
+    """Its name."""
     key: str
     status: RunStatus
     started_at: str
@@ -238,6 +239,11 @@ class RunRecord(Record):
     """Whether the corpus is cvrunner's own synthetic one."""
     dimensions: list[str]
     protocol: str
+
+
+class RunRecord(Provenance):
+    """run.json."""
+
     conditions: list[str]
     """The first is the baseline."""
     folds: list[int]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cvrunner.files import write_atomically
-from cvrunner.records.results import Ccc, Record, RunStatus
+from cvrunner.records.results import Ccc, Provenance, Record
 from cvrunner.records.run_directory import TrialDirectory
 
 SettingStatus = Literal["WAITING", "DONE", "PRUNED", "FAILED"]
@@ -51,24 +51,9 @@ class SettingState(Record):
         return self.epochs[-1].score if self.epochs else None
 
 
-class SweepRecord(Record):
-    """sweep.json: what this sweep is and how it stands."""
+class SweepRecord(Provenance):
+    """sweep.json."""
 
-    run: str
-    """The sweep's name."""
-    key: str
-    status: RunStatus
-    started_at: str
-    finished_at: str | None = None
-    command: list[str]
-    host: str
-    cvrunner_version: str
-    corpus: str
-    split_digest: str
-    corpus_digest: str
-    synthetic: bool
-    dimensions: list[str]
-    protocol: str
     condition: str
     folds: list[int]
     seed: int
