@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,9 +63,11 @@ def training_updates(
 def evaluation_update(
     utterances: Sequence[Utterance], batch_size: int, by_dialogue: bool, max_batch_s: float | None = None
 ) -> Update:
-    """All utterances as one update, encoded in micro-batches sorted by length."""
+    """All utterances as one update, encoded in micro-batches sorted by length, the longest first: the others fit into
+    the memory that they leave."""
     ordered = [u for dialogue in dialogues(utterances) for u in dialogue]
-    return _update(ordered, batch_size, max_batch_s, by_dialogue)
+    update = _update(ordered, batch_size, max_batch_s, by_dialogue)
+    return replace(update, micro_batches=update.micro_batches[::-1])
 
 
 def dialogues(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
