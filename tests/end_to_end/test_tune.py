@@ -82,7 +82,8 @@ def test_a_sweep_that_was_killed_ends_with_the_table_of_one_that_was_not(tmp_pat
 
 
 def test_a_sweep_that_is_stopped_saves_and_says_so(tmp_path: Path) -> None:
-    arguments = ("tune", "--config", tiny_config(tmp_path), "--set", "tune={samples: 1, folds: [1], epochs: 300}")
+    settings = f"tune={{samples: 1, folds: [1], epochs: 300, space: {SPACE}}}"
+    arguments = ("tune", "--config", tiny_config(tmp_path), "--set", settings)
     log = tmp_path / "log"
     with started(command(*arguments), tmp_path, environment(tmp_path), log) as driver:
         wait_until(lambda: epochs_of_first(tmp_path) or driver.poll() is not None, "the first epoch")
