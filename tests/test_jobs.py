@@ -51,7 +51,7 @@ def job(status: str = "RUNNING", code: int | None = None, **more: Any) -> Job:
         ("FAILED", -15, 143, "stopped"),
         ("FAILED", 1, 1, "failed, exit code 1"),
         ("FAILED", 2, 2, "failed, exit code 2"),
-        ("FAILED", 3, 3, "failed, exit code 3"),
+        ("FAILED", 3, 3, "target missed, exit code 3"),
         ("FAILED", None, 1, "failed, exit code 1"),
         ("FAILED", 127, 1, "failed, exit code 1"),
         ("FAILED", 137, 1, "failed, exit code 1"),

@@ -103,8 +103,8 @@ class ModelConfig(Section):
     freeze_speech_encoder: bool = True
     """Frozen: no gradient, no dropout, features from the cache."""
     unfreeze_layers: Count | None = None
-    """Of an unfrozen encoder, so many transformer layers from the top train, and what is below them stays frozen; null:
-    all of it but the convolutional front-end."""
+    """Of an unfrozen encoder, so many transformer layers from the top train, and what is below them stays frozen and
+    runs once, for the cache; null: all of it but the convolutional front-end trains."""
     frame_rate_hz: float = 12.5
     """50, 25 or 12.5: encoder frames (50 a second) are averaged to this rate before the layer mix."""
     width: Count = 128
