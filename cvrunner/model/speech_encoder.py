@@ -76,6 +76,10 @@ class SpeechEncoder(nn.Module):
             raise EncoderError(
                 f"model.layers {max(self.layers)}: the encoder has hidden states 0..{wavlm.config.num_hidden_layers}"
             )
+        if not freeze and max(self.layers) <= self.below:
+            raise EncoderError(
+                f"model.layers {max(self.layers)}: none up to there trains with model.unfreeze_layers {unfreeze_layers}"
+            )
         wavlm.freeze_feature_encoder()
         if freeze:
             self.requires_grad_(False)
@@ -147,9 +151,10 @@ class SpeechEncoder(nn.Module):
         above = [number for number in self.layers if number > self.below]
         averaged = packing.averaged([states[number] for number in above], self.group)
         if boundary.mixed is not None:
-            below = [number for number in self.layers if number <= self.below]
-            places = [[*below, *above].index(number) for number in self.layers]
-            averaged = torch.cat([boundary.mixed, averaged], dim=2)[:, :, places]
+            averaged = torch.cat([boundary.mixed, averaged], dim=2)
+            order = [*(number for number in self.layers if number <= self.below), *above]
+            if order != list(self.layers):
+                averaged = averaged[:, :, [order.index(number) for number in self.layers]]
         return averaged, self._averaged(lengths)
 
     @torch.no_grad()

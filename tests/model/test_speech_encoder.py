@@ -119,6 +119,12 @@ def test_normalisation_makes_the_volume_irrelevant() -> None:
     )
 
 
+def test_layers_of_which_none_trains_are_refused() -> None:
+    with pytest.raises(EncoderError, match=r"model\.layers 1: none up to there trains with model\.unfreeze_layers 1"):
+        tiny_encoder(freeze=False, unfreeze_layers=1, layers=(0, 1))
+    tiny_encoder(freeze=True, unfreeze_layers=1, layers=(0, 1))
+
+
 def test_layers_beyond_the_encoder_are_refused() -> None:
     with pytest.raises(EncoderError, match=r"model\.layers 5: the encoder has hidden states 0\.\.2"):
         tiny_encoder(layers=(0, 5))
