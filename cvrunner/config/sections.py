@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Dimension = Literal["valence", "arousal", "dominance"]
 Condition = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=40)]
@@ -15,6 +15,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Retries = Annotated[int, Field(ge=0)]
+LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""YAML has lists, and what is frozen has tuples."""
 CccQuantity = Literal["ccc_valence", "ccc_arousal", "ccc_dominance", "ccc_avg"]
 
 
@@ -40,18 +42,13 @@ class CorpusConfig(Section):
     """The corpus folder, or the manifest file. Relative: to the working directory."""
     labels: Literal["header", "observers", "all_raters"] = "header"
     """IEMOCAP label variant; they are not comparable with each other."""
-    dimensions: tuple[Dimension, ...] = ("valence", "arousal")
+    dimensions: Annotated[tuple[Dimension, ...], LISTED] = ("valence", "arousal")
     """The dimensions to predict."""
-    scale: tuple[float, float] = (1.0, 5.0)
+    scale: Annotated[tuple[float, float], LISTED] = (1.0, 5.0)
     """Lowest and highest value of the rating scale; labels are scaled to 0..1 by it for training."""
     resample: bool = False
     """Accept audio of any rate and any number of channels, convert to 16 kHz mono (soxr)."""
     demo: DemoCorpus = DemoCorpus()
-
-    @field_validator("dimensions", "scale", mode="before")
-    @classmethod
-    def _list_is_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -98,7 +95,7 @@ class ModelConfig(Section):
     """`demo` (comes with cvrunner), a local `from_pretrained` folder, or a hub name."""
     revision: str | None = None
     """Revision of a hub encoder (branch, tag or commit)."""
-    layers: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    layers: Annotated[Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...], LISTED] = "all"
     """Hidden states to mix: 0 is the input of the first transformer layer."""
     freeze_speech_encoder: bool = True
     """Frozen: no gradient, no dropout, features from the cache."""
@@ -123,11 +120,6 @@ class ModelConfig(Section):
     """`sigmoid` keeps predictions within the scale."""
     mamba: MambaConfig = MambaConfig()
     ema: EmaConfig = EmaConfig()
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _list_is_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
 
     @field_validator("frame_rate_hz")
     @classmethod
@@ -185,15 +177,10 @@ class TrainConfig(Section):
     """Stop after so many epochs without a better validation CCC; null: never."""
     weights_ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Evaluate with an exponential moving average of the weights, of this decay per update; null: off."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], LISTED] = (0,)
     """Every condition and fold is trained once per seed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the encoder; auto: bfloat16 on GPUs that have it, else float32. The head is float32."""
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _list_is_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -281,12 +268,7 @@ class Claim(Section):
 class ReferenceConfig(Section):
     source: str = ""
     """Where the claims come from."""
-    claims: tuple[Claim, ...] = ()
-
-    @field_validator("claims", mode="before")
-    @classmethod
-    def _list_is_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
+    claims: Annotated[tuple[Claim, ...], LISTED] = ()
 
 
 class VerifyConfig(Section):
@@ -330,12 +312,7 @@ class SearchRange(Section):
 class SearchChoices(Section):
     """Some values, each as likely as the others."""
 
-    choices: tuple[Any, ...]
-
-    @field_validator("choices", mode="before")
-    @classmethod
-    def _list_is_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
+    choices: Annotated[tuple[Any, ...], LISTED]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -370,7 +347,7 @@ class TuneConfig(Section):
     """Number of settings; the first is the configuration as it is, the others are drawn."""
     condition: Condition | None = None
     """The condition whose settings are searched; null: `unfrozen` where there is one, else the last."""
-    folds: tuple[Count, ...] | None = None
+    folds: Annotated[tuple[Count, ...] | None, LISTED] = None
     """The folds that a setting is trained on; null: all."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the drawing; training uses the first of `train.seeds`."""
@@ -388,11 +365,6 @@ class TuneConfig(Section):
     }
     """Which keys of `model` and `train` are searched and how: `{low, high, scale: linear or log}` or `{choices: []}`.
     Naming it replaces all of it."""
-
-    @field_validator("folds", mode="before")
-    @classmethod
-    def _list_is_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
