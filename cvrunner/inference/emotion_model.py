@@ -26,7 +26,7 @@ from cvrunner.model.speech_encoder import SpeechEncoder, build_encoder
 from cvrunner.records.model_folder import ModelDescription, ModelFolder
 from cvrunner.training.device import choose_precision
 from cvrunner.training.freezing import NEVER, match, rules
-from cvrunner.training.inputs import Waveform, conv_features, hidden_states, joined, ratings
+from cvrunner.training.inputs import Waveform, conv_features, hidden_states, pack, ratings
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class EmotionModel:
     @torch.no_grad()
     def encode(self, features: Features) -> Tensor:
         """An utterance's vector `[1, Z]`."""
-        batch = joined(self.network.encoder, [features]).to(self.device, torch.float32)
+        batch = pack([features]).to(self.device, torch.float32)
         return self.network.encode(batch, torch.tensor([len(features)]))
 
     @torch.no_grad()

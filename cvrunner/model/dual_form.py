@@ -1,7 +1,8 @@
 """Mamba-2 over short sequences in its dual form (Dao and Gu 2024, arXiv 2405.21060): attention with a decaying mask.
 
 The same function of the same weights as the scan in chunks. It is one product of `N x N` matrices, so it is the faster
-one while sequences are short. `B` sequences of up to `N` steps of width `W`, `H` heads.
+one while sequences are short. `B` sequences of up to `N` steps, `S` steps of all one after the other; width `W`, `H`
+heads of `P` channels.
 """
 
 from __future__ import annotations
@@ -12,25 +13,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cvrunner.model.packing import Group
+
 LONGEST = 128
 """Most steps: beyond, the scan in chunks takes less time and memory."""
 
 
-def dual_form(mixer: Any, x: Tensor, mask: Tensor) -> Tensor:
-    """What a Mamba2Mixer with one group makes of `x [B, N, W]` with `mask [B, N]` of 0 and 1: `[B, N, W]`."""
+def dual_form(mixer: Any, x: Tensor, sequences: Group) -> Tensor:
+    """What a Mamba2Mixer with one group makes of each of the `sequences` in `x [S, W]`: `[S, W]`."""
+    inner = mixer.intermediate_size
+    gate, mixed = torch.split(mixer.in_proj(x), [inner, mixer.conv_dim + mixer.num_heads], dim=1)
+    y = sequences.pack(_over_time(mixer, sequences.pad(mixed)))
+    normed = functional.rms_norm(y * functional.silu(gate), (inner,), mixer.norm.weight, mixer.norm.variance_epsilon)
+    return mixer.out_proj(normed)  # type: ignore[no-any-return]
+
+
+def _over_time(mixer: Any, x: Tensor) -> Tensor:
+    """`[B, N, conv_dim + H]` to `[B, N, inner]`. Padding needs no mask, for no step hears a later one."""
     batch, steps, _ = x.shape
-    real = mask[..., None]
     inner, state = mixer.intermediate_size, mixer.ssm_state_size
-    gate, mixed, dt = torch.split(mixer.in_proj(x * real), [inner, mixer.conv_dim, mixer.num_heads], dim=-1)
-    mixed = functional.silu(_causal_convolution(mixed, mixer.conv1d)) * real
-    values, b, c = torch.split(mixed, [inner, state, state], dim=-1)
+    mixed, dt = torch.split(x, [mixer.conv_dim, mixer.num_heads], dim=2)
+    mixed = functional.silu(_causal_convolution(mixed, mixer.conv1d))
+    values, b, c = torch.split(mixed, [inner, state, state], dim=2)
     values = values.view(batch, steps, mixer.num_heads, mixer.head_dim)
     dt = functional.softplus(dt + mixer.dt_bias).clamp(*mixer.time_step_limit)
     scores = torch.bmm(c, b.transpose(1, 2))[:, None] * _decay(dt * -torch.exp(mixer.A_log))
     y = torch.matmul(scores, (values * dt[..., None]).transpose(1, 2)).transpose(1, 2)
-    y = torch.addcmul(y, values, mixer.D[:, None]).reshape(batch, steps, inner)
-    normed = functional.rms_norm(y * functional.silu(gate), (inner,), mixer.norm.weight, mixer.norm.variance_epsilon)
-    return mixer.out_proj(normed)  # type: ignore[no-any-return]
+    return torch.addcmul(y, values, mixer.D[:, None]).reshape(batch, steps, inner)
 
 
 def _causal_convolution(x: Tensor, conv: Any) -> Tensor:

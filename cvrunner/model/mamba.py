@@ -1,24 +1,19 @@
-"""Mamba-2 blocks (Dao and Gu 2024, arXiv 2405.21060) over padded sequences.
+"""Mamba-2 blocks (Dao and Gu 2024, arXiv 2405.21060) over sequences of unlike length.
 
 The mixer is transformers' own: over long sequences it takes mamba-ssm's kernels when they are installed on a CUDA
-machine, and otherwise runs the same weights in plain PyTorch; short ones take the dual form. `B` sequences of up to `N`
-steps of width `W`.
+machine, and otherwise runs the same weights in plain PyTorch; short ones take the dual form. `S` steps of width `W`,
+sequence after sequence.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from cvrunner.config.sections import MambaConfig
 from cvrunner.model.dual_form import LONGEST, dual_form
-
-
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """`[B, frames]`, True where a frame is real, from lengths `[B]`."""
-    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+from cvrunner.model.packing import Group, Packing
 
 
 class MambaBlock(nn.Module):
@@ -42,12 +37,10 @@ class MambaBlock(nn.Module):
             layer_idx=0,
         )
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`[B, N, W]` with `mask [B, N]` of 0 and 1 to `[B, N, W]`, 0 at the padding."""
-        short = x.shape[1] <= LONGEST
-        normed = self.norm(x)
-        y: Tensor = dual_form(self.mixer, normed, mask) if short else self.mixer(normed, attention_mask=mask)
-        return (x + y) * mask[..., None]
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """`[S, W]` to `[S, W]`."""
+        mixed = dual_form if packing.frames <= LONGEST else scan
+        return x + mixed(self.mixer, self.norm(x), packing.whole)
 
 
 class MambaStack(nn.Module):
@@ -59,23 +52,20 @@ class MambaStack(nn.Module):
         self.backwards = nn.ModuleList(MambaBlock(width, config) for _ in range(layers if bidirectional else 0))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """`[B, N, W]`, lengths `[B]` to `[B, N, W]`; without `bidirectional`, step n depends on steps 1..n only."""
-        mask = frame_mask(lengths, x.shape[1]).to(x.dtype)
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """`[S, W]` to `[S, W]`; without `bidirectional`, a step depends on no later one."""
         y = x
         for block in self.forwards:
-            y = block(y, mask)
+            y = block(y, packing)
         if len(self.backwards):
-            z = reverse(x, lengths)
+            z = x.index_select(0, packing.backwards)
             for block in self.backwards:
-                z = block(z, mask)
-            y = y + reverse(z, lengths)
+                z = block(z, packing)
+            y = y + z.index_select(0, packing.backwards)
         normed: Tensor = self.norm(y)
         return normed
 
 
-def reverse(x: Tensor, lengths: Tensor) -> Tensor:
-    """Each sequence of `[B, N, W]` backwards within its real length, padding left where it is."""
-    steps = torch.arange(x.shape[1], device=x.device)
-    index = torch.where(frame_mask(lengths, x.shape[1]), lengths[:, None] - 1 - steps, steps)
-    return x.gather(1, index[..., None].expand_as(x))
+def scan(mixer: Mamba2Mixer, x: Tensor, sequences: Group) -> Tensor:
+    """Each of the `sequences` in `x [S, W]` in chunks; padding needs no mask, for no step hears a later one."""
+    return sequences.pack(mixer(sequences.pad(x)))

@@ -1,12 +1,12 @@
 """The whole model: speech encoder, layer mix, Mamba over frames, pooling, and, for dialogues, Mamba and EMA over turns.
 
-    conv features -> WavLM -> hidden states `[B, N, L, D]`            (or from the cache, when frozen)
+    conv features -> WavLM -> hidden states `[S, L, D]`               (or from the cache, when frozen)
     -> layer mix, one set of weights per dimension -> projection -> Mamba over frames -> pooling -> `z [B, Z]`
     utterance: heads on `z_t`
     dialogue:  `u_t = Mamba([z_1..z_t])`, `c_t = a c_(t-1) + (1 - a) u_t`, heads on `[z_t ; c_t]`
 
-`encode` stops at `z`, where exact accumulation cuts the graph; `predict` goes on from there. `K` dimensions; outputs
-are labels scaled to 0..1 over the rating scale.
+`encode` stops at `z`, where exact accumulation cuts the graph; `predict` goes on from there. `S` frames at the
+model's frame rate, utterance after utterance; `K` dimensions; outputs are labels scaled to 0..1 over the rating scale.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import EmaConfig, ModelConfig
-from cvrunner.model.mamba import MambaStack, frame_mask
+from cvrunner.model.mamba import MambaStack
+from cvrunner.model.packing import Packing
 from cvrunner.model.speech_encoder import Boundary, SpeechEncoder
 
 EMA_RANGE = (0.6, 0.9)
@@ -30,37 +31,39 @@ class LayerMix(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, states: Tensor) -> Tensor:
-        """`[B, N, L, D]` to `[B, N, K * D]`."""
-        mixed = torch.einsum("kl,bnld->bnkd", self.layer_weights.softmax(dim=-1), states)
+        """`[S, L, D]` to `[S, K * D]`."""
+        mixed = torch.einsum("kl,sld->skd", self.layer_weights.softmax(dim=-1), states)
         normed: Tensor = self.norm(mixed)
-        return normed.flatten(2)
+        return normed.flatten(1)
 
 
 class MeanPooling(nn.Module):
-    """The mean over the real frames: `[B, N, W]` to `[B, W]`."""
+    """The mean over an utterance's frames: `[S, W]` to `[B, W]`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        mask = frame_mask(lengths, x.shape[1])
-        return (x * mask[..., None]).sum(1) / lengths[:, None]
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        owned = packing.owned.to(x.dtype)
+        return owned @ x / owned.sum(1, keepdim=True)
 
 
 class AttentiveStatisticsPooling(nn.Module):
-    """Attention-weighted mean and standard deviation (Okabe et al. 2018, arXiv 1803.10963): to `[B, 2 W]`."""
+    """Attention-weighted mean and standard deviation (Okabe et al. 2018, arXiv 1803.10963) over an utterance's
+    frames: `[S, W]` to `[B, 2 W]`.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = 2 * width
         self.score = nn.Sequential(nn.Linear(width, width // 2), nn.Tanh(), nn.Linear(width // 2, 1))
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        mask = frame_mask(lengths, x.shape[1])[..., None]
-        weights = self.score(x).masked_fill(~mask, -torch.inf).softmax(dim=1)
-        mean = (weights * x).sum(1)
-        variance = (weights * (x - mean[:, None]).square()).sum(1)
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        owned = packing.owned
+        weights = torch.where(owned, self.score(x).T, -torch.inf).softmax(dim=1)
+        mean = weights @ x
+        variance = weights @ (x - owned.T.to(x.dtype) @ mean).square()
         return torch.cat([mean, torch.sqrt(variance + 1e-5)], dim=-1)
 
 
@@ -114,10 +117,10 @@ class Head(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states `[B, N, L, D]`, lengths `[B]` to utterance vectors `z [B, Z]`."""
-        lengths = lengths.to(states.device, non_blocking=True)
+        """Hidden states `[S, L, D]` and lengths `[B]` to utterance vectors `z [B, Z]`."""
+        packing = Packing(lengths.tolist(), states.device)
         x = self.dropout(self.projection(self.mix(states)))
-        z: Tensor = self.pooling(self.frame_mamba(x, lengths), lengths)
+        z: Tensor = self.pooling(self.frame_mamba(x, packing), packing)
         return z
 
     def predict(self, z: Tensor, turns: list[int]) -> Tensor:
@@ -132,11 +135,10 @@ class Head(nn.Module):
 
     def _context(self, z: Tensor, turns: list[int]) -> Tensor:
         """`c [B, K, W]`: what the dialogue's turns so far say."""
-        lengths = torch.tensor(turns, device=z.device)
-        padded = nn.utils.rnn.pad_sequence(list(torch.split(z, turns)), batch_first=True)
-        u = self.turn_mamba(self.turn_projection(padded), lengths)
-        c: Tensor = self.turn_ema(u)
-        return c[frame_mask(lengths, c.shape[1])]
+        packing = Packing(turns, z.device)
+        u = self.turn_mamba(self.turn_projection(z), packing)
+        c = self.turn_ema(packing.whole.pad(u))
+        return packing.whole.pack(c).view(len(z), *c.shape[2:])
 
 
 class MambaEMAModel(nn.Module):
@@ -149,9 +151,9 @@ class MambaEMAModel(nn.Module):
 
     def encode(self, features: Tensor | Boundary, lengths: Tensor) -> Tensor:
         """Utterance vectors `z [B, Z]` from conv features `[S, C]`, the boundary of a partly frozen encoder, or hidden
-        states `[B, N, L, D]`; and lengths `[B]`.
+        states `[S, L, D]`, all one utterance after the other; and lengths `[B]`.
 
-        Conv features lie one utterance after the other. Hidden states come from the cache, for a frozen encoder only.
+        Hidden states come from the cache, for a frozen encoder only.
         """
         if isinstance(features, Boundary):
             states, lengths = self.encoder.from_boundary(features, lengths)

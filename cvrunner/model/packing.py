@@ -1,13 +1,14 @@
 """Utterances of unlike length one after the other, without padding.
 
-Layers that work frame by frame see nothing but real frames. Where utterances must be kept apart (attention, positional
-convolution), neighbours of like length are padded together in small groups.
+Layers that work frame by frame see nothing but real frames. Where utterances must be kept apart they are padded: in
+small groups of neighbours of like length for attention and positional convolution, all together for a scan over time.
 
 `S` frames of all utterances together, `B` utterances, `F` frames of one.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,6 +77,8 @@ class Packing:
         self.lengths = tuple(lengths)
         self.device = device
         self.groups = tuple(self._groups())
+        self.whole = Group(0, self.lengths, device)
+        """All utterances padded together."""
 
     def _groups(self) -> list[Group]:
         groups: list[Group] = []
@@ -98,17 +101,30 @@ class Packing:
         """All frames where utterances are kept apart, padding with them."""
         return sum(len(group.lengths) * group.frames for group in self.groups)
 
+    @cached_property
+    def owned(self) -> Tensor:
+        """`[B, S]`, True where a frame is the utterance's."""
+        owners = torch.repeat_interleave(torch.tensor(self.lengths))
+        return (torch.arange(len(self.lengths))[:, None] == owners).to(self.device, non_blocking=True)
+
+    @cached_property
+    def backwards(self) -> Tensor:
+        """`[S]`, the frames of each utterance from its last to its first."""
+        ends = itertools.accumulate(self.lengths)
+        order = [torch.arange(end - 1, end - n - 1, -1) for n, end in zip(self.lengths, ends, strict=True)]
+        return torch.cat(order).to(self.device, non_blocking=True)
+
     def averaged(self, states: Sequence[Tensor], group: int) -> Tensor:
-        """Means of `group` neighbouring frames of each utterance: L times `[S, D]` to `[B, N, L, D]`, in float32 or
+        """Means of `group` neighbouring frames of each utterance: L times `[S, D]` to `[sum of N, L, D]`, in float32 or
         better.
 
-        N = ceil(F / group). The last mean of an utterance is over the frames that it has; 0 where there is none.
+        N = ceil(F / group). The last mean of an utterance is over the frames that it has.
         """
-        steps = -(-self.frames // group)
-        slots = torch.cat([torch.arange(n) // group + i * steps for i, n in enumerate(self.lengths)])
-        counts = torch.bincount(slots, minlength=len(self.lengths) * steps).clamp(min=1)
-        slots, counts = (x.to(self.device, non_blocking=True) for x in (slots, counts))
+        steps = [-(-n // group) for n in self.lengths]
+        first = itertools.accumulate(steps, initial=0)
+        slots = torch.cat([torch.arange(n) // group + start for n, start in zip(self.lengths, first, strict=False)])
+        slots, counts = (x.to(self.device, non_blocking=True) for x in (slots, torch.bincount(slots)))
         precise = torch.promote_types(states[0].dtype, torch.float32)
-        empty = states[0].new_zeros(len(counts), states[0].shape[1], dtype=precise)
+        empty = states[0].new_zeros(sum(steps), states[0].shape[1], dtype=precise)
         means = [empty.index_add(0, slots, x.to(empty.dtype)) / counts[:, None] for x in states]
-        return torch.stack(means, dim=1).view(len(self.lengths), steps, len(states), -1)
+        return torch.stack(means, dim=1)

@@ -4,8 +4,8 @@ The forward pass is WavLM's own (Chen et al. 2022, arXiv 2110.13900), written ou
 features, so that an utterance's features do not depend on who shares its batch; it keeps no attention maps; and frozen
 means `eval()` under `no_grad`, whatever `train()` says.
 
-`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `S` frames of all utterances one after the other, `N` frames
-at the model's frame rate, `C` conv channels, `L` mixed layers, `D` width of the encoder.
+`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `S` frames of all utterances one after the other, `S'` of
+them at the model's frame rate, `C` conv channels, `L` mixed layers, `D` width of the encoder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Boundary(NamedTuple):
     hidden: Tensor
     """`[S, D]`, what goes into the first layer that trains."""
     mixed: Tensor | None
-    """`[B, N, l, D]`, the mixed hidden states up to there, `l` of the `L`; None where none is."""
+    """`[S', l, D]`, the mixed hidden states up to there, `l` of the `L`; None where none is."""
 
 
 class SpeechEncoder(nn.Module):
@@ -135,8 +135,8 @@ class SpeechEncoder(nn.Module):
         return features[0].T
 
     def forward(self, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Conv features `[S, C]`, one utterance after the other, and lengths `[B]`, to hidden states `[B, N, L, D]`, in
-        float32 or better and 0 at the padding, and lengths `[B]`.
+        """Conv features `[S, C]`, one utterance after the other, and lengths `[B]`, to hidden states `[S', L, D]`, in
+        float32 or better, and lengths `[B]`.
         """
         packing = Packing(lengths.tolist(), conv.device)
         with self._computing(conv.device):
@@ -151,10 +151,10 @@ class SpeechEncoder(nn.Module):
         above = [number for number in self.layers if number > self.below]
         averaged = packing.averaged([states[number] for number in above], self.group)
         if boundary.mixed is not None:
-            averaged = torch.cat([boundary.mixed, averaged], dim=2)
+            averaged = torch.cat([boundary.mixed, averaged], dim=1)
             order = [*(number for number in self.layers if number <= self.below), *above]
             if order != list(self.layers):
-                averaged = averaged[:, :, [order.index(number) for number in self.layers]]
+                averaged = averaged[:, [order.index(number) for number in self.layers]]
         return averaged, self._averaged(lengths)
 
     @torch.no_grad()

@@ -70,8 +70,8 @@ class EpochRecord(Record):
     utterances_per_s: float
     """While training."""
     padding_share: float
-    """While training: share of the frames that are padding in the attention of an encoder that trains, or in the head
-    where it is frozen."""
+    """While training: share of the frames that are padding in the attention of an encoder that trains, or in the head's
+    Mamba where it is frozen."""
     peak_memory_mib: float
     """Of the GPU; on a CPU of the process."""
     groups: dict[str, GroupRecord]

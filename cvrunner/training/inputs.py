@@ -1,7 +1,7 @@
 """From utterances to tensors: features out of the cache, and the cache filled by the trial's own encoder.
 
-`b` utterances of a micro-batch, `S` frames of all of them, `C` conv channels; `N` frames at the model's frame rate, `L`
-layers, `D` width; `K` dimensions.
+`b` utterances of a micro-batch, `S` frames of all of them one after the other, `S'` at the model's frame rate; `F` and
+`N` those of one; `C` conv channels, `L` layers, `D` width; `K` dimensions.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Batch:
     """A micro-batch."""
 
     features: Tensor | Boundary
-    """On the device in float32: conv features `[S, C]`, one utterance after the other, the boundary of an encoder whose
-    top layers train, or hidden states `[b, N, L, D]`, right-padded with 0."""
+    """On the device in float32: conv features `[S, C]`, the boundary of an encoder whose top layers train, or hidden
+    states `[S', L, D]`."""
     lengths: Tensor
     """`[b]` real frames, on the CPU."""
     positions: Tensor
@@ -104,10 +104,10 @@ class Inputs:
         """Features of a micro-batch and `[b]` real frames of each."""
         if self.encoder.starts_at_boundary:
             hidden, below = [self.boundary.read(u) for u in utterances], self.encoder.layers_below
-            mixed = self._placed(pad([self.hidden.read(u)[:, below] for u in utterances])) if below else None
+            mixed = self._placed(pack([self.hidden.read(u)[:, below] for u in utterances])) if below else None
             return Boundary(self._placed(pack(hidden)), mixed), _lengths(hidden)
         features = [(self.hidden if self.encoder.freeze else self.conv).read(u) for u in utterances]
-        return self._placed(joined(self.encoder, features)), _lengths(features)
+        return self._placed(pack(features)), _lengths(features)
 
     def _placed(self, features: Tensor) -> Tensor:
         """On the device in float32; a GPU gets half the bytes, from memory that it fetches by itself."""
@@ -117,7 +117,7 @@ class Inputs:
 
     def padding(self, updates: Iterable[Update]) -> float:
         """Share of frames that are padding when these updates are encoded: in the attention of an encoder that trains,
-        in the head where it is frozen."""
+        in the head's Mamba where it is frozen."""
         real = padded = 0
         for update in updates:
             for positions in update.micro_batches:
@@ -163,13 +163,7 @@ def hidden_states(encoder: SpeechEncoder, conv: Sequence[Features], device: torc
     """Hidden states `[N, L, D]` of each utterance, as they are kept, from all their conv features `[F, C]` at once."""
     lengths = torch.tensor([len(array) for array in conv])
     states, frames = encoder(pack(conv).to(device, torch.float32), lengths)
-    kept = states.half().cpu().numpy()
-    return [one[:count] for one, count in zip(kept, frames.tolist(), strict=True)]
-
-
-def joined(encoder: SpeechEncoder, features: Sequence[Features]) -> Tensor:
-    """What a model takes at once: hidden states of a frozen encoder padded, conv features packed."""
-    return pad(features) if encoder.freeze else pack(features)
+    return np.split(states.half().cpu().numpy(), frames.cumsum(0)[:-1].tolist())
 
 
 def _lengths(features: Sequence[Features]) -> Tensor:
@@ -177,16 +171,8 @@ def _lengths(features: Sequence[Features]) -> Tensor:
 
 
 def pack(features: Sequence[Features]) -> Tensor:
-    """Arrays `[f, C]` one after the other: `[S, C]` in float16."""
+    """Arrays `[f, ...]` one after the other: `[S, ...]` in float16."""
     return torch.from_numpy(np.concatenate(features))
-
-
-def pad(features: Sequence[Features]) -> Tensor:
-    """Arrays `[n, ...]` to a tensor `[b, N, ...]` in float16, zero where there is none."""
-    padded = np.zeros((len(features), max(map(len, features)), *features[0].shape[1:]), dtype=np.float16)
-    for row, array in zip(padded, features, strict=True):
-        row[: len(array)] = array
-    return torch.from_numpy(padded)
 
 
 def scaled_labels(

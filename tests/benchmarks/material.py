@@ -1,6 +1,7 @@
 """What all rivals are given alike: cvrunner's model and optimizer settings, waveforms in memory, labels.
 
-`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `N` frames at the model's frame rate, `L` layers, `D` width.
+`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `S` frames of all utterances one after the other at the
+model's frame rate, `L` layers, `D` width.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cvrunner.data.utterance import Utterance, read_audio
-from cvrunner.model.mamba import frame_mask
 from cvrunner.model.mamba_ema import MambaEMAModel
+from cvrunner.model.packing import Packing
 from cvrunner.model.speech_encoder import SpeechEncoder, load_wavlm
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, scaled_labels
@@ -75,7 +75,7 @@ class Material:
         return torch.from_numpy(samples)
 
     def raw_states(self, waveforms: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Waveforms and mask `[B, T]` through all of transformers' own WavLM, to `[B, N, L, D]` and lengths `[B]`.
+        """Waveforms and mask `[B, T]` through all of transformers' own WavLM, to `[S, L, D]` and lengths `[B]`.
 
         Conv front-end and attention as transformers does them; frozen: in evaluation mode, without a graph.
         """
@@ -85,15 +85,6 @@ class Material:
         with gradient:
             hidden = wavlm(waveforms, attention_mask=mask, output_hidden_states=True).hidden_states
         lengths = wavlm._get_feat_extract_output_lengths(samples)
-        averaged = [average_frames(states, lengths, self.encoder.group) for states in hidden]
-        return torch.stack([states for states, _ in averaged], dim=2), averaged[0][1]
-
-
-def average_frames(states: Tensor, lengths: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Means of `group` neighbouring real frames: `[B, F, D]`, `[B]` to `[B, N, D]`, `[B]`."""
-    batch, frames, width = states.shape
-    mask = frame_mask(lengths, frames)
-    padding = -frames % group
-    sums = functional.pad(states * mask[..., None], (0, 0, 0, padding)).view(batch, -1, group, width).sum(2)
-    counts = functional.pad(mask, (0, padding)).view(batch, -1, group).sum(2)
-    return sums / counts.clamp(min=1)[..., None], (lengths + group - 1) // group
+        packing, group = Packing(lengths.tolist(), CPU), self.encoder.group
+        averaged = packing.averaged([packing.whole.pack(states) for states in hidden], group)
+        return averaged, (lengths + group - 1) // group

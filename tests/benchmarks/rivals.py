@@ -80,9 +80,8 @@ def _old_update(material: Material, waveforms: dict[str, Tensor], members: Seque
 
 def _old_forward(material: Material, waveforms: dict[str, Tensor], members: Sequence[Utterance]) -> Tensor:
     """`[B, K]`: every utterance by itself through the encoder, all together through the head."""
-    states = [material.raw_states(waveforms[u.id][None])[0][0] for u in members]
-    lengths = torch.tensor([len(one) for one in states])
-    z = material.model.head.encode(nn.utils.rnn.pad_sequence(states, batch_first=True), lengths)
+    states, lengths = zip(*(material.raw_states(waveforms[u.id][None]) for u in members), strict=True)
+    z = material.model.head.encode(torch.cat(states), torch.cat(lengths))
     return material.model.predict(z, [1] * len(members))
 
 

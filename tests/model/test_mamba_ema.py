@@ -1,4 +1,4 @@
-"""Mamba against a loop over time, padding, causality, the EMA's definition, and both protocols."""
+"""Mamba against a loop over time, packing, causality, the EMA's definition, and both protocols."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from cvrunner.config.sections import EmaConfig, MambaConfig, ModelConfig
 from cvrunner.model.dual_form import LONGEST, dual_form
-from cvrunner.model.mamba import MambaBlock, MambaStack, reverse
-from cvrunner.model.mamba_ema import Head, TurnEma
+from cvrunner.model.mamba import MambaBlock, MambaStack, scan
+from cvrunner.model.mamba_ema import AttentiveStatisticsPooling, Head, MeanPooling, TurnEma
+from cvrunner.model.packing import Packing
 
 SMALL = MambaConfig(state_size=4, head_dim=8, chunk_size=4)
 
@@ -19,6 +21,10 @@ SMALL = MambaConfig(state_size=4, head_dim=8, chunk_size=4)
 def _head(**settings: Any) -> Head:
     torch.manual_seed(0)
     return Head(ModelConfig(width=16, mamba=SMALL, **settings), dimensions=2, layers=3, encoder_width=6).eval()
+
+
+def _packing(*lengths: int) -> Packing:
+    return Packing(lengths, torch.device("cpu"))
 
 
 def naive_mixer(mixer: Any, x: torch.Tensor) -> torch.Tensor:
@@ -45,27 +51,27 @@ def naive_mixer(mixer: Any, x: torch.Tensor) -> torch.Tensor:
     return mixer.out_proj(mixer.norm(torch.stack(outputs), gate))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4, 11])
-@pytest.mark.parametrize("form", [dual_form, lambda mixer, x, mask: mixer(x, attention_mask=mask)])
-def test_both_forms_of_the_mixer_equal_a_naive_loop_over_time(steps: int, form: Any) -> None:
+@pytest.mark.parametrize("form", [dual_form, scan])
+def test_both_forms_of_the_mixer_equal_a_naive_loop_over_time(form: Any) -> None:
     torch.manual_seed(0)
     mixer = MambaBlock(16, SMALL).mixer
-    x = torch.randn(1, steps, 16)
+    packing = _packing(1, 3, 4, 11)
+    x = torch.randn(19, 16)
     with torch.no_grad():
-        found = form(mixer, x, torch.ones(1, steps))[0]
-        torch.testing.assert_close(found, naive_mixer(mixer, x[0]), atol=1e-5, rtol=1e-4)
+        naive = torch.cat([naive_mixer(mixer, sequence) for sequence in x.split(packing.lengths)])
+        torch.testing.assert_close(form(mixer, x, packing.whole), naive, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [9, LONGEST])
 def test_both_forms_have_the_same_gradients(steps: int) -> None:
     torch.manual_seed(0)
     mixer = MambaBlock(16, SMALL).mixer
-    mask = (torch.arange(steps) < torch.tensor([[steps], [steps - 4]])).float()
+    sequences = _packing(steps, steps - 4).whole
     gradients = []
-    for form in (dual_form, lambda mixer, x, mask: mixer(x, attention_mask=mask)):
-        x = torch.randn(2, steps, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    for form in (dual_form, scan):
+        x = torch.randn(2 * steps - 4, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
         mixer.zero_grad()
-        (form(mixer, x, mask) * mask[..., None]).square().sum().backward()
+        form(mixer, x, sequences).square().sum().backward()
         gradients.append({"x": x.grad, **{name: p.grad for name, p in mixer.named_parameters()}})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-3)
@@ -74,42 +80,36 @@ def test_both_forms_have_the_same_gradients(steps: int) -> None:
 def test_long_sequences_are_scanned_in_chunks_with_the_same_result() -> None:
     torch.manual_seed(0)
     block = MambaBlock(16, SMALL).eval()
-    x = torch.randn(1, LONGEST + 40, 16)
+    x = torch.randn(LONGEST + 40, 16)
     with torch.no_grad():
-        whole = block(x, torch.ones(1, LONGEST + 40))
-        start = block(x[:, :LONGEST], torch.ones(1, LONGEST))
-    torch.testing.assert_close(whole[:, :LONGEST], start, atol=1e-5, rtol=1e-4)
+        whole = block(x, _packing(LONGEST + 40))
+        start = block(x[:LONGEST], _packing(LONGEST))
+    torch.testing.assert_close(whole[:LONGEST], start, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("longest", [9, LONGEST + 1])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_padding_changes_nothing(bidirectional: bool) -> None:
+def test_sequences_do_not_hear_each_other(bidirectional: bool, longest: int) -> None:
     torch.manual_seed(0)
     stack = MambaStack(16, 2, SMALL, bidirectional).eval()
-    x = torch.randn(2, 9, 16)
-    lengths = torch.tensor([9, 5])
+    lengths = [longest, 5, 2]
+    x = torch.randn(sum(lengths), 16)
     with torch.no_grad():
-        alone = stack(x[1:, :5], lengths[1:])
-        torch.testing.assert_close(stack(x, lengths)[1, :5], alone[0], atol=1e-6, rtol=1e-5)
-        x[1, 5:] = 1000.0
-        torch.testing.assert_close(stack(x, lengths)[1, :5], alone[0], atol=1e-6, rtol=1e-5)
+        alone = torch.cat([stack(sequence, _packing(len(sequence))) for sequence in x.split(lengths)])
+        torch.testing.assert_close(stack(x, _packing(*lengths)), alone, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("bidirectional", "causal"), [(False, True), (True, False)])
 def test_one_direction_is_causal_and_two_are_not(bidirectional: bool, causal: bool) -> None:
     torch.manual_seed(0)
     stack = MambaStack(16, 2, SMALL, bidirectional).eval()
-    x = torch.randn(1, 9, 16)
+    x = torch.randn(9, 16)
     changed = x.clone()
-    changed[:, 6] += 1
+    changed[6] += 1
     with torch.no_grad():
-        one, other = stack(x, torch.tensor([9])), stack(changed, torch.tensor([9]))
-    assert torch.equal(one[:, :6], other[:, :6]) == causal
-    assert not torch.equal(one[:, 6:], other[:, 6:])
-
-
-def test_reverse_turns_the_real_part_and_leaves_the_padding() -> None:
-    x = torch.tensor([[1.0, 2, 3, 0], [1, 2, 3, 4]])[..., None]
-    assert reverse(x, torch.tensor([3, 4]))[..., 0].tolist() == [[3, 2, 1, 0], [4, 3, 2, 1]]
+        one, other = stack(x, _packing(9)), stack(changed, _packing(9))
+    assert torch.equal(one[:6], other[:6]) == causal
+    assert not torch.equal(one[6:], other[6:])
 
 
 @pytest.mark.parametrize("learnable", [True, False])
@@ -166,19 +166,31 @@ def test_without_dialogues_each_utterance_stands_alone() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attentive_statistics"])
-def test_pooling_and_all_before_it_ignore_the_padding(pooling: str) -> None:
+def test_an_utterance_has_the_same_vector_in_any_company(pooling: str) -> None:
     head = _head(pooling=pooling)
-    states = torch.randn(2, 7, 3, 6)
+    states = torch.cat([50 * torch.randn(7, 3, 6), torch.randn(4, 3, 6)])
     with torch.no_grad():
-        alone = head.encode(states[1:, :4], torch.tensor([4]))
-        states[1, 4:] = 50.0
+        alone = head.encode(states[7:], torch.tensor([4]))
         both = head.encode(states, torch.tensor([7, 4]))
     torch.testing.assert_close(both[1], alone[0], atol=1e-5, rtol=1e-4)
 
 
+def test_pooling_is_over_the_frames_of_each_utterance() -> None:
+    x = torch.randn(7, 4)
+    mean, statistics = MeanPooling(4), AttentiveStatisticsPooling(4)
+    for parameter in statistics.score.parameters():
+        nn.init.zeros_(parameter)
+    with torch.no_grad():
+        pooled = statistics(x, _packing(5, 2))
+        for row, frames in enumerate(x.split([5, 2])):
+            torch.testing.assert_close(mean(x, _packing(5, 2))[row], frames.mean(0))
+            torch.testing.assert_close(pooled[row, :4], frames.mean(0))
+            torch.testing.assert_close(pooled[row, 4:], (frames.var(0, correction=0) + 1e-5).sqrt())
+
+
 def test_a_constant_utterance_has_a_finite_gradient_through_the_deviation() -> None:
     head = _head(pooling="attentive_statistics")
-    states = torch.ones(1, 1, 3, 6, requires_grad=True)
+    states = torch.ones(1, 3, 6, requires_grad=True)
     head.encode(states, torch.tensor([1])).sum().backward()
     assert states.grad is not None
     assert torch.isfinite(states.grad).all()
@@ -186,13 +198,13 @@ def test_a_constant_utterance_has_a_finite_gradient_through_the_deviation() -> N
 
 def test_each_dimension_has_layer_weights_of_its_own() -> None:
     head = _head()
-    states = torch.randn(1, 4, 3, 6)
+    states = torch.randn(4, 3, 6)
     with torch.no_grad():
         head.mix.layer_weights[0] = torch.tensor([50.0, 0.0, 0.0])
         head.mix.layer_weights[1] = torch.tensor([0.0, 0.0, 50.0])
         mixed = head.mix(states)
-        torch.testing.assert_close(mixed[..., :6], head.mix.norm(states[:, :, 0]))
-        torch.testing.assert_close(mixed[..., 6:], head.mix.norm(states[:, :, 2]))
+        torch.testing.assert_close(mixed[:, :6], head.mix.norm(states[:, 0]))
+        torch.testing.assert_close(mixed[:, 6:], head.mix.norm(states[:, 2]))
 
 
 def test_sigmoid_outputs_stay_between_zero_and_one() -> None:

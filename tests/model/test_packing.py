@@ -41,8 +41,18 @@ def test_padding_is_zero_and_utterances_stay_apart() -> None:
 def test_frames_are_averaged_over_what_is_there() -> None:
     states = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 14])[:, None]
     means = Packing([7, 5], CPU).averaged([states, -states], 4)
-    assert means[:, :, 0, 0].tolist() == [[1.5, 5.0], [11.5, 14.0]]
-    assert torch.equal(means[:, :, 1], -means[:, :, 0])
+    assert means[:, 0, 0].tolist() == [1.5, 5.0, 11.5, 14.0]
+    assert torch.equal(means[:, 1], -means[:, 0])
+
+
+@given(LENGTHS)
+def test_every_frame_belongs_to_its_utterance_and_is_found_backwards(lengths: list[int]) -> None:
+    packing = Packing(lengths, CPU)
+    frames = torch.arange(sum(lengths))
+    parts = frames.split(lengths)
+    assert [frames[owned].tolist() for owned in packing.owned] == [part.tolist() for part in parts]
+    assert torch.equal(packing.backwards, torch.cat([part.flip(0) for part in parts]))
+    assert torch.equal(packing.whole.pack(packing.whole.pad(frames[:, None]))[:, 0], frames)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 50])
