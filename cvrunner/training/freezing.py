@@ -82,6 +82,7 @@ class Schedule:
         self.start = {
             group: [p.detach().to("cpu", copy=True) for p in named.values()] for group, named in self.members.items()
         }
+        self.start_norm = {group: math.sqrt(sum(map(_square, tensors))) for group, tensors in self.start.items()}
         # The EMA decay may be fixed by its configuration; it stays so.
         self.fixed = {n for n, p in model.named_parameters() if n.endswith("ema_logit") and not p.requires_grad}
 
@@ -144,11 +145,12 @@ class Schedule:
         return {group: self._moved(group) for group in self.members}
 
     def _moved(self, group: str) -> float:
-        moved = base = 0.0
+        moved = 0.0
         for parameter, start in zip(self.members[group].values(), self.start[group], strict=True):
-            moved += float((parameter.cpu().double() - start.double()).square().sum())
-            base += float(start.double().square().sum())
-        return math.sqrt(moved / base) if base else 0.0
+            before = start.to(parameter.device)
+            if not torch.equal(parameter, before):  # of a frozen encoder all are equal: half the time of a difference
+                moved += _square(parameter - before)
+        return math.sqrt(moved) / self.start_norm[group] if moved else 0.0
 
     def check_movement(self, epoch: int, movement: dict[str, float], gradient_norms: dict[str, float]) -> None:
         """Did it fine-tune? Raises MovementError where a group moved that may not, or stood still that should move."""
@@ -169,6 +171,11 @@ class Schedule:
         groups = {group: sum(p.numel() for p in named.values()) for group, named in self.members.items()}
         trainable = sum(count for group, count in groups.items() if self.trained(group))
         return ParameterCount(total=sum(groups.values()), trainable=trainable, groups=groups)
+
+
+def _square(tensor: Tensor) -> float:
+    """`||w||^2`, summed in float64."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 def _decays(name: str) -> bool:
