@@ -32,7 +32,8 @@ class LayerMix(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """`[S, L, D]` to `[S, K * D]`."""
-        mixed = torch.einsum("kl,sld->skd", self.layer_weights.softmax(dim=-1), states)
+        # Not einsum, which would copy the states in another order.
+        mixed = torch.bmm(self.layer_weights.softmax(dim=-1).expand(len(states), -1, -1), states)
         normed: Tensor = self.norm(mixed)
         return normed.flatten(1)
 
