@@ -2,7 +2,7 @@
 
 The same function of the same weights as the scan in chunks. It is one product of `N x N` matrices, so it is the faster
 one while sequences are short. `B` sequences of up to `N` steps, `S` steps of all one after the other; width `W`, `H`
-heads of `P` channels.
+heads.
 """
 
 from __future__ import annotations
