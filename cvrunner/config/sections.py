@@ -225,8 +225,8 @@ class ClusterConfig(Section):
     """Most trials at a time; null: as many as fit."""
     retries: RetriesConfig = RetriesConfig()
     change_over: bool = True
-    """Trials may give way to one another at the ends of epochs, where the run then ends a minute earlier or more; what
-    is trained stays the same. Off in any case with node_dir."""
+    """Trials may give way to one another at the ends of epochs, where the run then ends earlier; what is trained stays
+    the same. Off in any case with node_dir."""
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 300.0
     """Longest training time between two checkpoints within an epoch; there is one after every epoch in any case."""
     cache_dir: str = "~/.cache/cvrunner"

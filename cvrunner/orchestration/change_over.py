@@ -22,8 +22,8 @@ LEAD_EPOCHS = 5
 """By so many epochs of its own a waiting trial must have more left, for changing over costs a start."""
 GAIN = 0.02
 """And whole trials must take longer than the lower bound by this share ..."""
-GAIN_S = 60.0
-"""... and by so much."""
+GAIN_S = 3.0
+"""... and by so much: an actor that is there begins the next trial within a second or a few."""
 
 
 class ChangeOver(Outlook):

@@ -24,7 +24,12 @@ PNG_DPI = 150
 def draw(report: Report) -> dict[str, tuple[Figure, str]]:
     """Figures by name, in the order of the report, each with a caption; what cannot be drawn yet is left out."""
     with style():
-        return figures_comparison.draw(report) | figures_training.draw(report)
+        figures = figures_comparison.draw(report) | figures_training.draw(report)
+        for figure, _ in figures.values():
+            # Laid out once, not each time that it is saved.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+    return figures
 
 
 def save_figures(directory: RunDirectory, figures: dict[str, tuple[Figure, str]]) -> None:

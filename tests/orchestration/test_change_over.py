@@ -34,7 +34,7 @@ def test_the_one_with_little_left_gives_way_to_one_with_much() -> None:
         {"a": 500.0, "b": 500.0, "c": 1000.0},  # a lead of five epochs and no more
         {"a": 400.0, "b": 4000.0, "c": 1000.0},  # the run lasts as long as b in any case
         {"a": 0.0, "b": 400.0, "c": 1000.0},  # it is at its end
-        {"a": 4.0, "b": 4.0, "c": 10.0},  # seconds
+        {"a": 2.0, "b": 2.0, "c": 5.0},  # seconds
     ],
 )
 def test_where_nothing_is_to_be_gained_it_goes_on(left_s: dict[str, float]) -> None:
