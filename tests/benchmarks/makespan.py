@@ -41,7 +41,7 @@ LOSS_SHARE = 0.2
 
 def makespan(options: Options) -> list[Row]:
     """10 to 60 trials, many draws of the noise, without and with lost processes."""
-    draws = 20 if options.quick else 100
+    draws = 5 if options.quick else 100
     rows = []
     for loss_share in (0.0, LOSS_SHARE):
         for seeds in (1, 6) if options.quick else (1, 2, 3, 4, 5, 6):
