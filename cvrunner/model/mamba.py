@@ -39,8 +39,8 @@ class MambaBlock(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """`[S, W]` to `[S, W]`."""
-        mixed = dual_form if packing.frames <= LONGEST else scan
-        return x + mixed(self.mixer, self.norm(x), packing.whole)
+        form = dual_form if packing.frames <= LONGEST else scan
+        return x + form(self.mixer, self.norm(x), packing.whole)
 
 
 class MambaStack(nn.Module):

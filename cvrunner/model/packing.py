@@ -76,11 +76,12 @@ class Packing:
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = tuple(lengths)
         self.device = device
-        self.groups = tuple(self._groups())
         self.whole = Group(0, self.lengths, device)
         """All utterances padded together."""
 
-    def _groups(self) -> list[Group]:
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Neighbours of like length, padded together."""
         groups: list[Group] = []
         start, members = 0, [self.lengths[0]]
         for length in self.lengths[1:]:
@@ -89,7 +90,7 @@ class Packing:
                 groups.append(Group(start, tuple(members), self.device))
                 start, together = start + sum(members), [length]
             members = together
-        return [*groups, Group(start, tuple(members), self.device)]
+        return (*groups, Group(start, tuple(members), self.device))
 
     @property
     def frames(self) -> int:
