@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvrunner import commands, run_steps
 from cvrunner.errors import IncompleteRunError, UsageError
 from cvrunner.records.results import Ccc, EpochRecord, RunRecord, Summary, TrialResult, TrialState
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
+from cvrunner.run import commands
+from cvrunner.run import steps as run_steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,10 +59,10 @@ class Run:
     @property
     def epochs(self) -> pd.DataFrame:
         """A row for each epoch of each trial: condition, fold, seed, epoch, train_loss, `validation_ccc_<dimension>`,
-        `movement_<group>`, seconds; of a trial that runs, as far as it is."""
+        `weight_change_<group>`, seconds; of a trial that runs, as far as it is."""
         import pandas as pd
 
-        from cvrunner.reporting.report import read_epochs
+        from cvrunner.report.report import read_epochs
 
         rows = [
             {"condition": s.condition, "fold": s.fold, "seed": s.seed} | _epoch_row(epoch)
@@ -74,14 +75,14 @@ class Run:
     def predictions(self) -> pd.DataFrame:
         """A row for each test utterance of each trial that has a result, out of fold: who, where, condition, fold,
         seed, `<dimension>_true` and `<dimension>_predicted`."""
-        from cvrunner.reporting.predictions import all_predictions
+        from cvrunner.verdict.out_of_fold import all_predictions
 
         return all_predictions(self.directory, self.record)
 
     @property
     def summary(self) -> Summary:
         """Scores, differences with their intervals, decisions. Raises IncompleteRunError while trials are missing."""
-        from cvrunner.reporting.comparison import summarise
+        from cvrunner.verdict.comparison import summarise
 
         written = self.directory.summary_file
         if self.status == "COMPLETE" and written.is_file():  # the intervals take a while to be computed again
@@ -108,7 +109,7 @@ class Run:
 
         Raises UsageError naming the files that cannot be read.
         """
-        from cvrunner import predict_commands
+        from cvrunner.inference import command as predict_commands
         from cvrunner.inference.ensemble import load_groups, predict_files
         from cvrunner.inference.members import find_members
         from cvrunner.inference.tables import file_table
@@ -140,7 +141,7 @@ def load_model(folder: Path | str, device: str | None = None, encoder: Path | st
     Raises ResultsError for a folder without a whole model, EncoderError where the encoder is not the one that the model
     was trained on, and UsageError for a device that there is not.
     """
-    from cvrunner import predict_commands
+    from cvrunner.inference import command as predict_commands
     from cvrunner.inference import emotion_model
 
     elsewhere = None if encoder is None else str(encoder)
@@ -162,8 +163,8 @@ def run_all_folds(
     """
     from rich.console import Console
 
-    prepared = run_steps.prepare(None if config is None else Path(config), as_settings(overrides or {}))
-    run = Run(commands.run_all_folds(prepared, new, quiet, Console(quiet=quiet)))
+    experiment = run_steps.prepare(None if config is None else Path(config), as_settings(overrides or {}))
+    run = Run(commands.run_all_folds(experiment, new, quiet, Console(quiet=quiet)))
     if run.status != "COMPLETE":
         failed = [f"{name} ({s.error or s.status})" for name, s in run.record.trials.items() if s.status != "DONE"]
         raise IncompleteRunError(f"{run.path}: {len(failed)} of {len(run.record.trials)} trials: {'; '.join(failed)}")
@@ -189,5 +190,5 @@ def _trial_row(state: TrialState, result: TrialResult | None, record: RunRecord)
 def _epoch_row(epoch: EpochRecord) -> dict[str, Any]:
     row: dict[str, Any] = {"epoch": epoch.epoch, "train_loss": epoch.train_loss, "best": epoch.best}
     row |= {f"validation_ccc_{name}": value for name, value in epoch.validation_ccc.items()}
-    row |= {f"movement_{group}": values.movement for group, values in epoch.groups.items()}
+    row |= {f"weight_change_{group}": values.weight_change for group, values in epoch.groups.items()}
     return row | {"train_s": epoch.train_s, "validation_s": epoch.validation_s}

@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cvrunner import __version__, completion
-from cvrunner.chaos import NONE, Chaos, parse_chaos
+from cvrunner import __version__
 from cvrunner.errors import CvrunnerError
 from cvrunner.files import PERMANENT
+from cvrunner.run import completion
+from cvrunner.training.faults import NONE, Chaos, parse_chaos
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -112,7 +113,7 @@ def all_folds(
     verbose: Verbose = False,
 ) -> None:
     """Every condition, fold and seed on Ray, then the comparison. Run again, it repeats nothing."""
-    from cvrunner import commands
+    from cvrunner.run import commands
 
     _end(commands.all_folds(config, set_ or [], new, quiet, _console(), _chaos(chaos)))
 
@@ -132,7 +133,7 @@ def fold(
     verbose: Verbose = False,
 ) -> None:
     """One fold in this process, without Ray. The same numbers bit for bit."""
-    from cvrunner import commands
+    from cvrunner.run import commands
 
     _end(commands.one_fold(config, set_ or [], fold, condition, gpu, quiet, _console(), _chaos(chaos)))
 
@@ -147,9 +148,9 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """One fold before a long run, against the target. Exit code 3 where it is missed."""
-    from cvrunner import verify_commands
+    from cvrunner.run import verify as verify_command
 
-    _end(verify_commands.verify(config, set_ or [], quiet, _console()))
+    _end(verify_command.verify(config, set_ or [], quiet, _console()))
 
 
 @app.command("tune")
@@ -161,15 +162,15 @@ def tune(
     verbose: Verbose = False,
 ) -> None:
     """Search for better settings by the folds' validation parts. With Ray Tune; run again, it continues."""
-    from cvrunner import tune_commands
+    from cvrunner.tune import command
 
-    _end(tune_commands.tune(config, set_ or [], new, quiet, _console()))
+    _end(command.tune(config, set_ or [], new, quiet, _console()))
 
 
 @app.command("audit")
 def audit(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
     """Corpus, labels, folds, leaks and no-audio floor. Trains nothing."""
-    from cvrunner import commands
+    from cvrunner.run import commands
 
     _end(commands.audit(config, set_ or [], _console(), as_json))
 
@@ -184,15 +185,15 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Memory, batch size, time and makespan. From real updates of each condition; trains nothing."""
-    from cvrunner import commands
+    from cvrunner.plan import command
 
-    _end(commands.plan(config, set_ or [], gpus, as_json, _console()))
+    _end(command.plan(config, set_ or [], gpus, as_json, _console()))
 
 
 @app.command("report")
 def report(run: RunFolder, as_json: Json = False) -> None:
     """Tables, figures and report.html again. From the files of a run alone."""
-    from cvrunner import commands
+    from cvrunner.run import commands
 
     _end(commands.report(run, _console(), as_json))
 
@@ -214,7 +215,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Two runs on the same split, paired. Conditions of the same name, or --condition against --with."""
-    from cvrunner import commands
+    from cvrunner.run import commands
 
     _end(commands.compare(first, second, condition, with_, unpaired, as_json, _console()))
 
@@ -227,7 +228,7 @@ def sync(
     ] = None,
 ) -> None:
     """The run in MLflow again, from its files. What is there already stays."""
-    from cvrunner import commands
+    from cvrunner.run import commands
 
     _end(commands.sync(run, uri, _console()))
 
@@ -255,10 +256,10 @@ def predict(
 ) -> None:
     """Ratings of audio files by the folds' models. Mean, and sd over the models. Exit code 1 where a file could not be
     read."""
-    from cvrunner import predict_commands
+    from cvrunner.inference import command
 
     as_json = format_ == "json"
-    _end(predict_commands.predict(run, files, condition, as_json, output, by_window, window_s, hop_s, device, encoder))
+    _end(command.predict(run, files, condition, as_json, output, by_window, window_s, hop_s, device, encoder))
 
 
 @app.command("export")
@@ -270,9 +271,9 @@ def export(
     log: Annotated[bool, typer.Option("--log", help="Put it into MLflow too, beside the condition's run.")] = False,
 ) -> None:
     """The folds' models as one MLflow model. With all that it needs, the encoder too."""
-    from cvrunner import predict_commands
+    from cvrunner.inference import command
 
-    _end(predict_commands.export(run, folder, condition, encoder, log, _console()))
+    _end(command.export(run, folder, condition, encoder, log, _console()))
 
 
 @app.command("submit", context_settings={"allow_interspersed_args": False})
@@ -293,9 +294,9 @@ def submit(
 ) -> None:
     """A command as a job on a Ray cluster, followed to its end. Ends with its exit code. What runs already is only
     followed."""
-    from cvrunner import job_commands
+    from cvrunner.jobs import command
 
-    _end(job_commands.submit(arguments or [], address, working_dir, runtime_env, not no_wait, python, _console()))
+    _end(command.submit(arguments or [], address, working_dir, runtime_env, not no_wait, python, _console()))
 
 
 @app.command("status")
@@ -305,9 +306,9 @@ def status(
     as_json: Json = False,
 ) -> None:
     """The jobs on a cluster and how they stand. Since when, and where their results are."""
-    from cvrunner import job_commands
+    from cvrunner.jobs import command
 
-    _end(job_commands.status(job, address, as_json, _console()))
+    _end(command.status(job, address, as_json, _console()))
 
 
 @app.command("logs")
@@ -317,17 +318,17 @@ def logs(
     address: Address = None,
 ) -> None:
     """What a job has printed."""
-    from cvrunner import job_commands
+    from cvrunner.jobs import command
 
-    _end(job_commands.logs(job, address, follow, _console()))
+    _end(command.logs(job, address, follow, _console()))
 
 
 @app.command("stop")
 def stop(job: Annotated[str, typer.Argument(help="Its id, as `status` shows it.")], address: Address = None) -> None:
     """Have a job save and end, and wait for it."""
-    from cvrunner import job_commands
+    from cvrunner.jobs import command
 
-    _end(job_commands.stop(job, address, _console()))
+    _end(command.stop(job, address, _console()))
 
 
 @app.command("doctor")
@@ -338,9 +339,9 @@ def doctor(
 ) -> None:
     """What is wrong with this machine, and what to type. Versions, Ray, tokens, ports, GPUs, stores, disk. Exit code 1
     with problems."""
-    from cvrunner import commands
+    from cvrunner.doctor import command
 
-    _end(commands.doctor(config, set_ or [], as_json, _console()))
+    _end(command.doctor(config, set_ or [], as_json, _console()))
 
 
 @app.command("demo-data")
@@ -350,9 +351,9 @@ def demo_data(
     utterances: Annotated[int, typer.Option(help="How many utterances, about.", min=40, max=5000)] = 480,
 ) -> None:
     """The synthetic corpus, as a folder in IEMOCAP's layout."""
-    from cvrunner import commands
+    from cvrunner.setup import command
 
-    _end(commands.demo_data(root, seed, utterances, _console()))
+    _end(command.demo_data(root, seed, utterances, _console()))
 
 
 def main(arguments: list[str] | None = None) -> None:

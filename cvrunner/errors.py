@@ -96,7 +96,7 @@ class TrialError(CvrunnerError):
     """One trial cannot go on; the other trials can."""
 
 
-class MovementError(TrialError):
+class WeightChangeError(TrialError):
     """The encoder moved although it is frozen, or stood still although it is not."""
 
 

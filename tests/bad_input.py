@@ -20,7 +20,7 @@ from tests.corpora import (
     write_iemocap,
     write_manifest,
 )
-from tests.encoders import save_encoder
+from tests.tiny_encoders import save_encoder
 
 Build = Callable[[Path], list[str]]
 Change = Callable[[Path], object]

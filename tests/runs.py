@@ -11,7 +11,6 @@ import numpy as np
 import yaml
 
 from cvrunner.config.schema import Config, validate
-from cvrunner.evaluation.ccc import ccc_by_dimension
 from cvrunner.files import write_atomically
 from cvrunner.records import journal
 from cvrunner.records.results import (
@@ -23,6 +22,7 @@ from cvrunner.records.results import (
     TrialState,
 )
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory, trial_name
+from cvrunner.verdict.ccc import ccc_by_dimension
 
 DIMENSIONS = ("valence", "arousal")
 SCENARIOS = ("impro01", "impro02", "impro03", "script01_1", "script01_2", "script02_1")
@@ -142,9 +142,9 @@ def made_up_epoch(epoch: int, epochs: int, error: float, random: np.random.Gener
     noise = random.normal(0, 0.02, 2)
     valence, arousal = float(0.6 * reached + noise[0]), float(0.9 * reached + noise[1])
     weights = [float(w) for w in np.linspace(1, 2, 5) / np.linspace(1, 2, 5).sum()]
-    groups = {"head": GroupRecord(learning_rate=1e-4, gradient_norm=1.0, movement=0.05 * epoch)}
+    groups = {"head": GroupRecord(learning_rate=1e-4, gradient_norm=1.0, weight_change=0.05 * epoch)}
     if error < 1:
-        groups["encoder"] = GroupRecord(learning_rate=1e-5, gradient_norm=0.4, movement=0.001 * epoch)
+        groups["encoder"] = GroupRecord(learning_rate=1e-5, gradient_norm=0.4, weight_change=0.001 * epoch)
     return EpochRecord(
         epoch=epoch,
         epochs=epochs,
@@ -223,7 +223,7 @@ def _result(condition: str, fold: int, seed: int, epochs: int, scores: dict[str,
         validation_utterances=144,
         test_utterances=144,
         parameters=ParameterCount(total=1000, trainable=400, groups={"head": 400}),
-        movement={"head": 0.3} if frozen else {"head": 0.3, "encoder": 0.01},
+        weight_change={"head": 0.3} if frozen else {"head": 0.3, "encoder": 0.01},
         layer_weights={"valence": weights, "arousal": weights[::-1]},
         labels_outside_scale=0,
         split_digest="5" * 64,
@@ -247,6 +247,6 @@ def _state(condition: str, fold: int, seed: int, failed: bool) -> TrialState:
         seed=seed,
         status="FAILED" if failed else "DONE",
         attempts=2 if failed else 1,
-        failures={"lost": 2} if failed else {},
+        failures={"worker_died": 2} if failed else {},
         error="NonFiniteError: made up" if failed else None,
     )

@@ -14,12 +14,13 @@ import pytest
 from rich.console import Console
 from typer.main import get_command
 
-from cvrunner import __version__, commands, completion
+from cvrunner import __version__
 from cvrunner.cli import app, main
 from cvrunner.config.reading import load_config
 from cvrunner.errors import ResultsError
 from cvrunner.paths import default_config
-from cvrunner.reporting.progress import Progress
+from cvrunner.run import commands, completion
+from cvrunner.run.progress import Progress
 from tests.runs import make_run
 from tests.trials import tiny_trials
 
@@ -193,7 +194,7 @@ def test_no_color_is_respected(no_color: str, coloured: bool, tmp_path: Path, mo
     monkeypatch.setenv("NO_COLOR", no_color)
     screen = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=100)
     progress = Progress(tiny_trials(tmp_path), 1, screen)
-    next(iter(progress.outlook.rows.values())).state = "done"
+    next(iter(progress.eta.rows.values())).state = "done"
     screen.print(progress._table())
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert bool(re.search(r"\x1b\[3[0-7]m", text)) is coloured
@@ -201,7 +202,7 @@ def test_no_color_is_respected(no_color: str, coloured: bool, tmp_path: Path, mo
 
 def test_verbose_lets_libraries_speak() -> None:
     script = (
-        "import logging, sys\nfrom cvrunner import commands\nfrom cvrunner.cli import main\n"
+        "import logging, sys\nfrom cvrunner.run import commands\nfrom cvrunner.cli import main\n"
         "commands.all_folds = lambda *_: logging.getLogger('some.library').info('hello') or 0\nmain(sys.argv[1:])"
     )
     for options, said in ((["-v"], "some.library: hello\n"), ([], ""), (["-q", "-v"], "some.library: hello\n")):

@@ -58,9 +58,9 @@ def test_the_defaults_keep_the_old_meaning_of_freezing() -> None:
 
 
 def test_an_overlay_changes_what_it_names_and_overrides_come_last(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("train: {lr: 0.1, epochs: 7}\ncluster: {retries: {lost: 5}}\n")
+    (tmp_path / "base.yaml").write_text("train: {lr: 0.1, epochs: 7}\ncluster: {retries: {worker_died: 5}}\n")
     config = load(tmp_path, "base: base.yaml\ntrain: {lr: 0.2}\n", "train.epochs=9", "model.layers=[1, 2]")
-    assert (config.train.lr, config.train.epochs, config.cluster.retries.lost) == (0.2, 9, 5)
+    assert (config.train.lr, config.train.epochs, config.cluster.retries.worker_died) == (0.2, 9, 5)
     assert config.model.layers == (1, 2)
 
 
@@ -157,7 +157,7 @@ def test_a_byte_order_mark_and_an_empty_file_are_fine(tmp_path: Path) -> None:
 
 
 def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
-    config = load_config(CONFIGS / "finetune.yaml", ["model.layers=[3, 5]", "train.early_stopping=4"])
+    config = load_config(CONFIGS / "finetune.yaml", ["model.layers=[3, 5]", "train.early_stopping_patience=4"])
     path = tmp_path / "copy.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config(path) == config
@@ -223,27 +223,33 @@ def test_merging_lets_the_upper_one_win_and_changes_neither(below: dict[str, Any
     [
         (
             "{train.encodr_lr: {low: 1e-5, high: 1e-4}}",
-            r"tune\.space\.train\.encodr_lr: .*mean train\.encoder_lr",
+            r"tune\.search_space\.train\.encodr_lr: .*mean train\.encoder_lr",
         ),
-        ("{corpus.scale: {choices: [[1, 5]]}}", r"tune\.space\.corpus\.scale: no key of model or train"),
-        ("{model.mamba: {choices: [1]}}", r"tune\.space\.model\.mamba: no key of model or train"),
-        ("{train.seeds: {choices: [[1]]}}", r"tune\.space\.train\.seeds: is averaged over"),
-        ("{train.batch_size: {low: 1, high: 8}}", r"tune\.space\.train\.batch_size: .*valid integer"),
-        ("{train.grad_clip: {choices: [0.3, -1]}}", r"tune\.space\.train\.grad_clip: .*greater than 0, not -1"),
-        ("{train.grad_clip: {choices: []}}", r"tune\.space\.train\.grad_clip: choices must name one"),
-        ("{train.lr: {low: 1e-3, high: 1e-4}}", r"tune\.space\.train\.lr: low 0\.001 must be below high 0\.0001"),
-        ("{train.lr: {low: 0, high: 1, scale: log}}", r"tune\.space\.train\.lr: scale log needs low above 0"),
-        ("{train.lr: {low: 1e-4, high: 1e-3, scale: lin}}", r"tune\.space\.train\.lr\.scale: .*'linear' or 'log'"),
-        ("{train.lr: {lo: 1e-4, high: 1e-3}}", r"tune\.space\.train\.lr\.lo: unknown key"),
-        ("{}", r"tune: space must name one key"),
+        ("{corpus.scale: {choices: [[1, 5]]}}", r"tune\.search_space\.corpus\.scale: no key of model or train"),
+        ("{model.mamba: {choices: [1]}}", r"tune\.search_space\.model\.mamba: no key of model or train"),
+        ("{train.seeds: {choices: [[1]]}}", r"tune\.search_space\.train\.seeds: is averaged over"),
+        ("{train.batch_size: {low: 1, high: 8}}", r"tune\.search_space\.train\.batch_size: .*valid integer"),
+        ("{train.grad_clip: {choices: [0.3, -1]}}", r"tune\.search_space\.train\.grad_clip: .*greater than 0, not -1"),
+        ("{train.grad_clip: {choices: []}}", r"tune\.search_space\.train\.grad_clip: choices must name one"),
+        (
+            "{train.lr: {low: 1e-3, high: 1e-4}}",
+            r"tune\.search_space\.train\.lr: low 0\.001 must be below high 0\.0001",
+        ),
+        ("{train.lr: {low: 0, high: 1, scale: log}}", r"tune\.search_space\.train\.lr: scale log needs low above 0"),
+        (
+            "{train.lr: {low: 1e-4, high: 1e-3, scale: lin}}",
+            r"tune\.search_space\.train\.lr\.scale: .*'linear' or 'log'",
+        ),
+        ("{train.lr: {lo: 1e-4, high: 1e-3}}", r"tune\.search_space\.train\.lr\.lo: unknown key"),
+        ("{}", r"tune: search_space must name one key"),
     ],
 )
 def test_what_a_sweep_cannot_search_is_an_error_that_names_the_key(tmp_path: Path, space: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load(tmp_path, f"tune: {{space: {space}}}\n")
+        load(tmp_path, f"tune: {{search_space: {space}}}\n")
 
 
 def test_naming_a_space_replaces_the_default_one(tmp_path: Path) -> None:
-    assert list(load(tmp_path, "tune: {space: {model.layers: {choices: [all, [0, 1]]}}}").tune.space) == [
+    assert list(load(tmp_path, "tune: {search_space: {model.layers: {choices: [all, [0, 1]]}}}").tune.search_space) == [
         "model.layers"
     ]

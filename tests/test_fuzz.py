@@ -21,8 +21,8 @@ from cvrunner.data.folds import check_labels, find_leaks, make_folds
 from cvrunner.data.iemocap import load_iemocap
 from cvrunner.data.manifest import OPTIONAL, REQUIRED, load_manifest
 from cvrunner.data.utterance import AudioError, read_audio
+from cvrunner.encoders.files import find_encoder
 from cvrunner.errors import ConfigError, CorpusError, EncoderError
-from cvrunner.model.encoder_files import find_encoder
 from tests.corpora import (
     DIMENSIONS,
     SCALE,
@@ -35,7 +35,7 @@ from tests.corpora import (
     write_bytes,
     write_iemocap,
 )
-from tests.encoders import save_encoder
+from tests.tiny_encoders import save_encoder
 
 FINETUNE = Path(__file__).parent.parent / "configs" / "finetune.yaml"
 BOUNDED = settings(

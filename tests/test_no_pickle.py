@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from cvrunner import cli
-from cvrunner.model.encoder_files import find_encoder
-from cvrunner.model.speech_encoder import load_wavlm
+from cvrunner.encoders.files import find_encoder
+from cvrunner.encoders.speech_encoder import load_wavlm
 from tests.bad_input import add_pickle
-from tests.encoders import save_encoder
+from tests.tiny_encoders import save_encoder
 
 
 def test_a_malicious_pickle_beside_good_weights_is_never_opened(tmp_path: Path) -> None:

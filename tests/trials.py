@@ -11,12 +11,12 @@ import torch
 from cvrunner.config.schema import Config, validate
 from cvrunner.data.folds import make_folds
 from cvrunner.data.utterance import Corpus
-from cvrunner.orchestration.plan import plan_trials
+from cvrunner.orchestration.trials import plan_trials
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.training.fold_trainer import Event, FoldTrainer, Workplace
+from cvrunner.training.fold_trainer import Event, FoldTrainer, TrialContext
 from cvrunner.training.trial import Trial
 from tests.corpora import corpus, read_noise_corpus
-from tests.encoders import save_encoder
+from tests.tiny_encoders import save_encoder
 
 
 def tiny_config(encoder: Path, **sections: Mapping[str, Any]) -> Config:
@@ -55,4 +55,4 @@ def train(trial: Trial, folder: Path, name: str = "run", **place: Any) -> list[E
 
 def trainer(trial: Trial, folder: Path, name: str = "run", **place: Any) -> FoldTrainer:
     directory = TrialDirectory(folder / name / trial.name)
-    return FoldTrainer(trial, Workplace(directory, folder / "cache", torch.device("cpu"), **place))
+    return FoldTrainer(trial, TrialContext(directory, folder / "cache", torch.device("cpu"), **place))

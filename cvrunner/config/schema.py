@@ -125,17 +125,17 @@ def _parsed(data: Mapping[str, Any], where: str, overrides: Sequence[str]) -> Co
 
 
 def _check_space(config: Config, where: str, overrides: Sequence[str]) -> None:
-    """Raise ConfigError where `tune.space` names a key that cannot be searched, or a value that its key cannot take."""
+    """Raise ConfigError if `tune.search_space` names a key that cannot be searched or a value its key cannot take."""
     problems = []
-    for key, search in config.tune.space.items():
-        place = f"({origin(f'tune.space.{key}', where, overrides)})"
+    for key, search in config.tune.search_space.items():
+        place = f"({origin(f'tune.search_space.{key}', where, overrides)})"
         if key in NOT_SEARCHED:
-            problems.append(f"tune.space.{key}: is {NOT_SEARCHED[key]} {place}")
+            problems.append(f"tune.search_space.{key}: is {NOT_SEARCHED[key]} {place}")
         elif key not in searchable_keys():
             hint = nearest(key, searchable_keys())
-            problems.append(f"tune.space.{key}: no key of model or train {place}{hint}")
+            problems.append(f"tune.search_space.{key}: no key of model or train {place}{hint}")
         elif rule := next((rule for value in search.examples if (rule := _misfit(key, value))), None):
-            problems.append(f"tune.space.{key}: {rule} {place}")
+            problems.append(f"tune.search_space.{key}: {rule} {place}")
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -99,7 +99,7 @@ class ModelConfig(Section):
     """Hidden states to mix: 0 is the input of the first transformer layer."""
     freeze_speech_encoder: bool = True
     """Frozen: no gradient, no dropout, features from the cache."""
-    unfreeze_layers: Count | None = None
+    unfreeze_top_layers: Count | None = None
     """Of an unfrozen encoder, so many transformer layers from the top train, and what is below them stays frozen and
     runs once, for the cache; null: all of it but the convolutional front-end trains."""
     frame_rate_hz: float = 12.5
@@ -151,7 +151,7 @@ class TrainConfig(Section):
     """Batches per update; batch_size x accumulation_steps = effective batch."""
     accumulation: Literal["exact", "averaged"] = "exact"
     """`exact`: the CCC of the effective batch; `averaged`: mean CCC of the batches, as the old script."""
-    length_pool: Count = 1
+    length_bucket_batches: Count = 1
     """Effective batches are cut from length-sorted pools of so many: less padding, but a CCC of utterances of like
     length teaches less. 1: drawn at random; only the micro-batches inside are of like length."""
     max_batch_s: Positive | None = None
@@ -169,13 +169,13 @@ class TrainConfig(Section):
     """AdamW; never on norms, biases, layer weights and state-space parameters."""
     grad_clip: Positive = 1.0
     """Largest gradient norm over all trained parameters."""
-    warmup: Fraction = 0.1
+    warmup_ratio: Fraction = 0.1
     """Share of the updates with a rising learning rate; then cosine to 0."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs that train the head alone before an unfrozen encoder joins."""
-    early_stopping: Count | None = None
+    early_stopping_patience: Count | None = None
     """Stop after so many epochs without a better validation CCC; null: never."""
-    weights_ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Evaluate with an exponential moving average of the weights, of this decay per update; null: off."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], LISTED] = (0,)
     """Every condition and fold is trained once per seed."""
@@ -200,7 +200,7 @@ class RetriesConfig(Section):
     """How often a trial is tried again after a failure of a kind, counted since it last finished an epoch. The loss of
     a node has no limit; what would only repeat itself is never tried again (docs/reliability.md)."""
 
-    lost: Retries = 3
+    worker_died: Retries = 3
     """Its process died."""
     host_memory: Retries = 3
     """Ended by Ray's memory monitor; from then on fewer trials run at a time."""
@@ -210,7 +210,7 @@ class RetriesConfig(Section):
     """The GPU reported an error; tried again on another one where there is one."""
     io: Retries = 3
     """A disk or network error that lasted longer than the waiting for it."""
-    numbers: Retries = 1
+    non_finite: Retries = 1
     """Loss or gradient was not a number; back to the last checkpoint."""
     bug: Retries = 1
     """Any other exception; the same one twice is never tried again."""
@@ -224,7 +224,7 @@ class ClusterConfig(Section):
     max_concurrent: Count | None = None
     """Most trials at a time; null: as many as fit."""
     retries: RetriesConfig = RetriesConfig()
-    change_over: bool = True
+    preempt: bool = True
     """Trials may give way to one another at the ends of epochs, where the run then ends earlier; what is trained stays
     the same. Off in any case with node_dir."""
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 300.0
@@ -343,7 +343,7 @@ Search = Annotated[
 class TuneConfig(Section):
     """A search for better settings of one condition, by the validation parts of the folds (docs/tuning.md)."""
 
-    samples: Count = 12
+    num_samples: Count = 12
     """Number of settings; the first is the configuration as it is, the others are drawn."""
     condition: Condition | None = None
     """The condition whose settings are searched; null: `unfrozen` where there is one, else the last."""
@@ -353,15 +353,15 @@ class TuneConfig(Section):
     """Of the drawing; training uses the first of `train.seeds`."""
     epochs: Count | None = None
     """Of each setting; null: `train.epochs`."""
-    grace_epochs: Count = 3
+    grace_period: Count = 3
     """No setting is stopped before so many epochs."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
     """At epochs grace, grace x factor and so on only the best 1/factor of the settings that came so far go on."""
-    space: dict[str, Search] = {
+    search_space: dict[str, Search] = {
         "train.encoder_lr": SearchRange(low=5e-6, high=5e-5, scale="log"),
         "train.lr": SearchRange(low=3e-5, high=1e-3, scale="log"),
         "train.grad_clip": SearchChoices(choices=(0.3, 1.0)),
-        "model.unfreeze_layers": SearchChoices(choices=(None, 2, 4)),
+        "model.unfreeze_top_layers": SearchChoices(choices=(None, 2, 4)),
     }
     """Which keys of `model` and `train` are searched and how: `{low, high, scale: linear or log}` or `{choices: []}`.
     Naming it replaces all of it."""
@@ -370,8 +370,8 @@ class TuneConfig(Section):
     def _check(self) -> Self:
         if self.folds is not None and (not self.folds or len(set(self.folds)) != len(self.folds)):
             raise ValueError("folds must name one fold or more, each once")
-        if not self.space:
-            raise ValueError("space must name one key or more")
+        if not self.search_space:
+            raise ValueError("search_space must name one key or more")
         return self
 
 

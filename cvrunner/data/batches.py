@@ -34,26 +34,26 @@ def training_updates(
     effective_batch: int,
     batch_size: int,
     max_batch_s: float | None = None,
-    length_pool: int,
+    length_bucket_batches: int,
     by_dialogue: bool,
     seed: int,
     epoch: int,
 ) -> list[Update]:
     """The updates of one epoch; every utterance is in exactly one.
 
-    By utterance: shuffled, sorted by length within pools of `length_pool` effective batches (1: not), cut, and shuffled
-    again. By dialogue: whole dialogues, shuffled, as many as reach the effective batch.
+    By utterance: shuffled, sorted by length within buckets of `length_bucket_batches` effective batches (1: not), cut,
+    and shuffled again. By dialogue: whole dialogues, shuffled, as many as reach the effective batch.
     """
     random = np.random.default_rng([seed, epoch])
     if by_dialogue:
         groups = _pack_dialogues(dialogues(utterances), effective_batch, random)
         return [_update(group, batch_size, max_batch_s, by_dialogue=True) for group in groups]
     order = random.permutation(len(utterances))
-    pool = effective_batch * length_pool
+    pool = effective_batch * length_bucket_batches
     cut: list[list[Utterance]] = []
     for start in range(0, len(order), pool):
         members = [utterances[i] for i in order[start : start + pool]]
-        if length_pool > 1:
+        if length_bucket_batches > 1:
             members.sort(key=lambda u: (u.samples, u.id))
         cut += [members[i : i + effective_batch] for i in range(0, len(members), effective_batch)]
     cut = _without_single(cut)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cvrunner.data.corpus_checks import Entry, Findings, Rater, Rules, utterances_of
+from cvrunner.data.checks import Entry, Findings, Rater, Rules, utterances_of
 from cvrunner.data.utterance import DIMENSIONS, Corpus, natural_order
 from cvrunner.errors import CorpusError
 

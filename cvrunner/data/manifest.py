@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvrunner.data.corpus_checks import Entry, Findings, Rules, utterances_of
+from cvrunner.data.checks import Entry, Findings, Rules, utterances_of
 from cvrunner.data.utterance import DIMENSIONS, Corpus
 from cvrunner.errors import CorpusError
 

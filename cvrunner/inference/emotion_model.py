@@ -19,10 +19,10 @@ from torch import Tensor
 from cvrunner.config.sections import TrainConfig
 from cvrunner.data.features import Features
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, check_length, mono_16khz
+from cvrunner.encoders.files import find_encoder
+from cvrunner.encoders.speech_encoder import SpeechEncoder, build_encoder
 from cvrunner.errors import EncoderError, ResultsError
-from cvrunner.model.encoder_files import find_encoder
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.model.speech_encoder import SpeechEncoder, build_encoder
 from cvrunner.records.model_folder import ModelDescription, ModelFolder
 from cvrunner.training.device import choose_precision
 from cvrunner.training.freezing import NEVER, match, rules

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cvrunner.errors import ResultsError, UsageError
-from cvrunner.evaluation.ccc import mean_if_all
 from cvrunner.records.model_folder import ModelFolder
 from cvrunner.records.results import RunRecord, TrialResult
 from cvrunner.records.run_directory import RunDirectory
+from cvrunner.verdict.ccc import mean_if_all
 
 
 @dataclass(frozen=True)

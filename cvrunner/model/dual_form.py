@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cvrunner.model.packing import Group
+from cvrunner.encoders.packing import Group
 
 LONGEST = 128
 """Most steps: beyond, the scan in chunks takes less time and memory."""

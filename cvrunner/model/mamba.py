@@ -12,8 +12,8 @@ from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from cvrunner.config.sections import MambaConfig
+from cvrunner.encoders.packing import Group, Packing
 from cvrunner.model.dual_form import LONGEST, dual_form
-from cvrunner.model.packing import Group, Packing
 
 
 class MambaBlock(nn.Module):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import EmaConfig, ModelConfig
+from cvrunner.encoders.packing import Packing
+from cvrunner.encoders.speech_encoder import Boundary, SpeechEncoder
 from cvrunner.model.mamba import MambaStack
-from cvrunner.model.packing import Packing
-from cvrunner.model.speech_encoder import Boundary, SpeechEncoder
 
 EMA_RANGE = (0.6, 0.9)
 

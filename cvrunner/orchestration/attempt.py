@@ -10,16 +10,16 @@ import torch
 from cvrunner.errors import CvrunnerError, MemoryLimitError, NonFiniteError, Stopped, TrialError, TrialInUseError
 from cvrunner.files import PERMANENT, is_transient
 from cvrunner.orchestration.failures import Failure, FailureKind
-from cvrunner.training.fold_trainer import Event, FoldTrainer, Workplace
+from cvrunner.training.fold_trainer import Event, FoldTrainer, TrialContext
 from cvrunner.training.trial import Trial
 
 KINDS: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (Stopped, "stopped"),
-    (NonFiniteError, "numbers"),
-    (MemoryLimitError, "trial"),
+    (NonFiniteError, "non_finite"),
+    (MemoryLimitError, "permanent"),
     (TrialInUseError, "io"),
-    (TrialError, "trial"),
-    (CvrunnerError, "user"),
+    (TrialError, "permanent"),
+    (CvrunnerError, "configuration"),
     (torch.OutOfMemoryError, "gpu_memory"),
     (torch.AcceleratorError, "gpu"),
     (MemoryError, "host_memory"),
@@ -27,7 +27,7 @@ KINDS: tuple[tuple[type[BaseException], FailureKind], ...] = (
 """The first type that an exception is of says its kind."""
 
 
-def attempt(trial: Trial, place: Workplace) -> Iterator[Event | Failure]:
+def attempt(trial: Trial, place: TrialContext) -> Iterator[Event | Failure]:
     """Ends with TrialResult, Trained or Failure, which is made here, where the exception still has its traceback."""
     try:
         yield from FoldTrainer(trial, place).run()
@@ -51,5 +51,5 @@ def _kind(error: BaseException) -> FailureKind:
         if isinstance(error, type_):
             return kind
     if isinstance(error, OSError):
-        return "io" if is_transient(error) else "trial" if error.errno in PERMANENT else "bug"
+        return "io" if is_transient(error) else "permanent" if error.errno in PERMANENT else "bug"
     return "bug"

@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from cvrunner.config.sections import RetriesConfig
+from cvrunner.records.results import TrialStatus
 
 FailureKind = Literal[
-    "preempted", "lost", "host_memory", "gpu_memory", "gpu", "io", "numbers", "bug", "trial", "user", "stopped"
+    "preempted",
+    "worker_died",
+    "host_memory",
+    "gpu_memory",
+    "gpu",
+    "io",
+    "non_finite",
+    "bug",
+    "permanent",
+    "configuration",
+    "stopped",
 ]
 KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
@@ -49,6 +60,15 @@ class Decision(enum.Enum):
         return self in (Decision.RETRY, Decision.PAUSE)
 
 
+STATUS: dict[Decision, TrialStatus] = {
+    Decision.RETRY: "WAITING",
+    Decision.PAUSE: "WAITING",
+    Decision.FAIL: "FAILED",
+    Decision.ABORT: "FAILED",
+    Decision.STOP: "STOPPED",
+}
+
+
 def decide(failure: Failure, earlier: Sequence[Failure], retries: RetriesConfig) -> Decision:
     """Pure. `earlier`: the trial's failures before this one since it last finished an epoch.
 
@@ -64,9 +84,9 @@ def decide(failure: Failure, earlier: Sequence[Failure], retries: RetriesConfig)
     match failure.kind:
         case "stopped":
             return Decision.STOP
-        case "user":
+        case "configuration":
             return Decision.ABORT
-        case "trial":
+        case "permanent":
             return Decision.FAIL
         case "preempted":
             return Decision.RETRY

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cvrunner.orchestration.eta import Eta
 from cvrunner.orchestration.failures import Decision, Failure
-from cvrunner.orchestration.outlook import Outlook
 from cvrunner.records.results import EpochRecord
 from cvrunner.training.trial import Trial
 
@@ -58,29 +58,29 @@ Labels = tuple[str, ...]
 class Gauges:
     """An observer that keeps the newest value of each metric; read by another thread."""
 
-    def __init__(self, run: str, trials: Sequence[Trial], todo: Sequence[Trial], slots: int) -> None:
+    def __init__(self, run: str, trials: Sequence[Trial], pending: Sequence[Trial], slots: int) -> None:
         """`trials`: all of the run; `todo`: those without a result."""
         self.run = run
-        self.outlook = Outlook(todo, slots)
-        self.done_before = len(trials) - len(todo)
-        self.trials = {trial.name: trial for trial in todo}
+        self.eta = Eta(pending, slots)
+        self.done_before = len(trials) - len(pending)
+        self.trials = {trial.name: trial for trial in pending}
         self.last: dict[str, EpochRecord] = {}
         self.retries: Counter[str] = Counter()
         self.lock = threading.Lock()
 
     def attempt(self, trial: Trial, number: int) -> None:
         with self.lock:
-            self.outlook.attempt(trial, number)
+            self.eta.attempt(trial, number)
 
     def event(self, trial: Trial, event: Event) -> None:
         with self.lock:
-            self.outlook.event(trial, event)
+            self.eta.event(trial, event)
             if isinstance(event, EpochRecord):
                 self.last[trial.name] = event
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         with self.lock:
-            self.outlook.failed(trial, failure, decision)
+            self.eta.failed(trial, failure, decision)
             self.retries[failure.kind] += decision is Decision.RETRY
 
     def values(self) -> dict[Metric, dict[Labels, float]]:
@@ -91,7 +91,7 @@ class Gauges:
                 found[TRIALS][self.run, state] = count
             for kind, count in self.retries.items():
                 found[RETRIES][self.run, kind] = count
-            if (left_s := self.outlook.remaining_s()) is not None:
+            if (left_s := self.eta.remaining_s()) is not None:
                 found[RUN_ETA][self.run,] = left_s
             for name, trial in self.trials.items():
                 self._add_trial(found, name, (self.run, trial.condition, str(trial.fold.number), str(trial.seed)))
@@ -100,14 +100,14 @@ class Gauges:
     def _states(self) -> Counter[str]:
         states = Counter(dict.fromkeys(STATES, 0))
         states["done"] = self.done_before
-        for row in self.outlook.rows.values():
+        for row in self.eta.rows.values():
             states[row.state if row.state in STATES else "running"] += 1
         return states
 
     def _add_trial(self, found: dict[Metric, dict[Labels, float]], name: str, labels: Labels) -> None:
-        row = self.outlook.rows[name]
+        row = self.eta.rows[name]
         found[EPOCH][labels], found[EPOCHS][labels] = row.epoch, row.epochs
-        if (left_s := self.outlook.trial_remaining_s(name)) is not None:
+        if (left_s := self.eta.trial_remaining_s(name)) is not None:
             found[ETA][labels] = left_s
         if (record := self.last.get(name)) is None:
             return

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from cvrunner.chaos import NONE, Chaos
 from cvrunner.orchestration.attempt import attempt
 from cvrunner.orchestration.failures import Failure
-from cvrunner.records.results import Trained, TrialResult
+from cvrunner.records.results import TrainingFinished, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.device import default_device
-from cvrunner.training.fold_trainer import Event, Workplace
+from cvrunner.training.faults import NONE, Chaos
+from cvrunner.training.fold_trainer import Event, TrialContext
 from cvrunner.training.trial import Trial
 
 
@@ -30,7 +30,7 @@ class InlineExecutor:
         self.stopping = False
 
     def start(self, trial: Trial, directory: TrialDirectory) -> None:
-        place = Workplace(directory, self.cache_dir, self.device, lambda: self.stopping, self.chaos)
+        place = TrialContext(directory, self.cache_dir, self.device, lambda: self.stopping, self.chaos)
         self.current = trial, attempt(trial, place)
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
@@ -38,7 +38,7 @@ class InlineExecutor:
             return []
         trial, events = self.current
         event = next(events)
-        if isinstance(event, (Failure, TrialResult, Trained)):
+        if isinstance(event, (Failure, TrialResult, TrainingFinished)):
             self.current = None
         return [(trial, event)]
 

@@ -10,6 +10,10 @@ import json
 import subprocess
 import sys
 
+RAY_STOP_WAIT_S = 3.0
+"""What Ray leaves a stopped job where its runtime environment says nothing."""
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+
 
 def ask_nodes(address: str, limit_s: float) -> tuple[list[dict[str, float]], str | None]:
     """The resources of each live node, or none and the reason in one line. `address` as in RAY_ADDRESS."""

@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvrunner.chaos import NONE, Chaos
 from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError, ClusterLostError
 from cvrunner.files import write_atomically
 from cvrunner.orchestration.capacity import capacity, logical_gpus
-from cvrunner.orchestration.event_text import event_text
+from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Failure
-from cvrunner.records.results import Placed, Trained, TrialResult, Waiting
+from cvrunner.records.results import TrainingFinished, TrialResult, Waiting, WorkerStarted
 from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.trial import Trial
 
 if TYPE_CHECKING:
@@ -67,15 +67,15 @@ class FoldActor:
 
     def run(self, trial: Trial, directory: TrialDirectory, cache_dir: Path, chaos: Chaos) -> Any:
         """A generator of the trial's events; the last one is its result or its failure."""
-        yield Placed(host=socket.gethostname(), node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
+        yield WorkerStarted(host=socket.gethostname(), node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
         from cvrunner.orchestration.attempt import attempt
         from cvrunner.training.device import default_device
-        from cvrunner.training.fold_trainer import Workplace
+        from cvrunner.training.fold_trainer import TrialContext
 
         def should_stop() -> bool:
             return self.stopping.is_set() or self.pausing == trial.name
 
-        place = Workplace(directory, cache_dir, default_device(), should_stop, chaos)
+        place = TrialContext(directory, cache_dir, default_device(), should_stop, chaos)
         for event in attempt(trial, place):
             _log(trial, event)
             yield event
@@ -203,7 +203,7 @@ class RayExecutor:
         for attempt in [a for a in self.attempts if a.events in ready]:
             event = self._next(attempt)
             happened.append((attempt.trial, event))
-            if isinstance(event, (Failure, TrialResult, Trained)):
+            if isinstance(event, (Failure, TrialResult, TrainingFinished)):
                 self.attempts.remove(attempt)
         self._free_idle()
         return happened + [(a.trial, self._waiting(a)) for a in self.attempts if self._waits(a)]
@@ -289,7 +289,7 @@ class RayExecutor:
             event = classify(error.cause if isinstance(error.cause, BaseException) else error)
         except (RayError, StopIteration) as error:
             event = self._lost(attempt, error)
-        if isinstance(event, Placed):
+        if isinstance(event, WorkerStarted):
             self.occupied[attempt.slot].node = self.places[attempt.trial.name] = event.node
         if isinstance(event, Failure) and event.kind != "stopped":
             self._give_up(attempt.slot, event)
@@ -312,7 +312,7 @@ class RayExecutor:
         if isinstance(error, NodeDiedError) or getattr(error, "preempted", False) or gone:
             self.places.pop(attempt.trial.name, None)
             return Failure("preempted", f"its node is gone: {reason}")
-        return Failure("lost", f"its process is gone: {reason}")
+        return Failure("worker_died", f"its process is gone: {reason}")
 
     def _waits(self, attempt: Attempt) -> bool:
         return not attempt.placed and not attempt.said and time.monotonic() - attempt.since > PATIENCE_S
@@ -329,7 +329,7 @@ class RayExecutor:
 
 def _log(trial: Trial, event: Event | Failure) -> None:
     """A line for the dashboard's view of the actor's log; with the traceback, where something broke."""
-    if text := event_text(event, (*trial.config.corpus.dimensions, "avg")):
+    if text := format_event(event, (*trial.config.corpus.dimensions, "avg")):
         print(f"{time.strftime('%H:%M:%S')}  {trial.name}  {text}", flush=True)
     if isinstance(event, Failure) and event.details:
         print(event.details, flush=True)

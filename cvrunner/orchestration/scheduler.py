@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from cvrunner.config.sections import RetriesConfig
-from cvrunner.orchestration.change_over import ChangeOver
 from cvrunner.orchestration.failures import Decision, Failure, decide
-from cvrunner.records.results import EpochRecord, Trained, TrialResult
+from cvrunner.orchestration.preemption import Preemption
+from cvrunner.records.results import EpochRecord, TrainingFinished, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.trial import Trial
 
@@ -68,14 +68,14 @@ def run_trials(
     observers: Sequence[Observer],
     retries: RetriesConfig,
     should_stop: Callable[[], bool] = lambda: False,
-    change_over: ChangeOver | None = None,
+    preemption: Preemption | None = None,
 ) -> Failure | None:
     """Run trials in order until each has a result, has failed or was stopped; a failed one leaves the others alone.
 
-    With `change_over`, trials give way to one another at the ends of epochs where that ends the run earlier. Returns
+    With `preemption`, trials give way to one another at the ends of epochs where that ends the run earlier. Returns
     the failure that ended the run for all of them, where there was one.
     """
-    observers = [*observers, change_over] if change_over else observers
+    observers = [*observers, preemption] if preemption else observers
     waiting = deque(trials)
     running: set[str] = set()
     attempts: dict[str, int] = {}
@@ -97,25 +97,25 @@ def run_trials(
             if not isinstance(event, Failure):
                 for observer in observers:
                     observer.event(trial, event)
-                if isinstance(event, (TrialResult, Trained)):
+                if isinstance(event, (TrialResult, TrainingFinished)):
                     running.discard(trial.name)
                 elif isinstance(event, EpochRecord):
                     failures.pop(trial.name, None)
-                    if change_over and change_over.pauses(trial.name, running, [t.name for t in waiting]):
+                    if preemption and preemption.pauses(trial.name, running, [t.name for t in waiting]):
                         executor.pause(trial)
                 continue
             running.discard(trial.name)
             earlier = failures.setdefault(trial.name, [])
-            paused = change_over and trial.name in change_over.paused and event.kind == "stopped" and not stopping
+            paused = preemption and trial.name in preemption.paused and event.kind == "stopped" and not stopping
             decision = Decision.PAUSE if paused else decide(event, earlier, retries)
             earlier.append(event)
             for observer in observers:
                 observer.failed(trial, event, decision)
             if decision is Decision.RETRY:
                 waiting.appendleft(trial)
-            if change_over and decision is Decision.PAUSE:
+            if preemption and decision is Decision.PAUSE:
                 attempts[trial.name] -= 1
-                waiting = deque(sorted([*waiting, trial], key=lambda t: -change_over.left_s(t.name)))
+                waiting = deque(sorted([*waiting, trial], key=lambda t: -preemption.left_s(t.name)))
             if decision is Decision.ABORT:
                 aborted = aborted or event
             if event.kind == "host_memory":

@@ -48,7 +48,7 @@ class GroupRecord(Record):
     learning_rate: float
     gradient_norm: float
     """Mean over the epoch's updates, before clipping."""
-    movement: float
+    weight_change: float
     """`||w - w0|| / ||w0||` since the start of training."""
 
 
@@ -107,7 +107,7 @@ class TrialStarted(Record):
     """What was wrong with a newer checkpoint, where there was one."""
 
 
-class Placed(Record):
+class WorkerStarted(Record):
     """An attempt has a process."""
 
     host: str
@@ -131,7 +131,7 @@ class FeatureProgress(Record):
     shards: int
 
 
-class Trained(Record):
+class TrainingFinished(Record):
     """The last event of a trial that has no test part, as in a sweep: its epochs are all there will be."""
 
     key: str
@@ -157,7 +157,7 @@ class TrialResult(Record):
     validation_utterances: int
     test_utterances: int
     parameters: ParameterCount
-    movement: dict[str, float]
+    weight_change: dict[str, float]
     """By group, at the last epoch."""
     layer_weights: dict[str, list[float]]
     """By dimension, at the best epoch."""

@@ -16,28 +16,27 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from cvrunner import chaos
 from cvrunner.config.sections import TrainConfig
 from cvrunner.data.batches import Update, evaluation_update, training_updates
 from cvrunner.data.utterance import Utterance
+from cvrunner.encoders.speech_encoder import build_encoder
 from cvrunner.errors import MemoryLimitError, NonFiniteError, Stopped, TrialInUseError
-from cvrunner.evaluation.ccc import ccc_by_dimension
 from cvrunner.files import remove_leftovers
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.model.speech_encoder import build_encoder
 from cvrunner.records import journal
 from cvrunner.records.results import (
     Ccc,
     EpochRecord,
     FeatureProgress,
     GroupRecord,
-    Placed,
-    Trained,
+    TrainingFinished,
     TrialResult,
     TrialStarted,
     Waiting,
+    WorkerStarted,
 )
 from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.training import faults as chaos
 from cvrunner.training.accumulation import averaged_backward, exact_backward
 from cvrunner.training.checkpoint import (
     Checkpoints,
@@ -58,8 +57,9 @@ from cvrunner.training.inputs import Inputs, ratings, scaled_labels
 from cvrunner.training.outcome import write_outcome
 from cvrunner.training.trial import Trial
 from cvrunner.training.weights_ema import WeightsEma
+from cvrunner.verdict.ccc import ccc_by_dimension
 
-Event = Placed | Waiting | FeatureProgress | TrialStarted | EpochRecord | Trained | TrialResult
+Event = WorkerStarted | Waiting | FeatureProgress | TrialStarted | EpochRecord | TrainingFinished | TrialResult
 Predictions = dict[str, npt.NDArray[np.float64]]
 HEAD_BATCH = 32
 """Utterances that a frozen condition predicts at once."""
@@ -68,7 +68,7 @@ LOCK_S = 120.0
 
 
 @dataclass(frozen=True)
-class Workplace:
+class TrialContext:
     """Where a trial runs: none of it changes its numbers on the same kind of machine."""
 
     directory: TrialDirectory
@@ -81,7 +81,7 @@ class Workplace:
 class FoldTrainer:
     """Trains, validates and tests one trial. Iterate over `run()` for its events; the last one is the result."""
 
-    def __init__(self, trial: Trial, place: Workplace) -> None:
+    def __init__(self, trial: Trial, place: TrialContext) -> None:
         self.trial = trial
         self.place = place
         self.model_config = trial.config.model
@@ -128,7 +128,7 @@ class FoldTrainer:
             yield record
 
         if not self.fold.test:
-            yield Trained(key=self.trial.key, best_epoch=progress.best_epoch, epochs_run=progress.epoch - 1)
+            yield TrainingFinished(key=self.trial.key, best_epoch=progress.best_epoch, epochs_run=progress.epoch - 1)
             return
 
         # Test: once, with the weights that validation has chosen.
@@ -157,7 +157,7 @@ class FoldTrainer:
         yield from self.inputs.fill_cache()
         self.schedule.begin_epoch(self.train_config.epochs)
 
-    def rehearse(self, utterances: Sequence[Utterance], batch_size: int) -> Update:
+    def dry_run(self, utterances: Sequence[Utterance], batch_size: int) -> Update:
         """One real update of these utterances in micro-batches of `batch_size`. Raises torch.OutOfMemoryError."""
         self.model.train()
         by_dialogue = self.model_config.protocol == "dialogue"
@@ -165,7 +165,7 @@ class FoldTrainer:
         self._step(update, Progress(key=self.trial.key, batch_size=batch_size, epoch=self.train_config.epochs))
         return update
 
-    def rehearse_validation(self, utterances: Sequence[Utterance]) -> None:
+    def dry_run_validation(self, utterances: Sequence[Utterance]) -> None:
         """Predict these utterances as validation does."""
         self._predict(utterances)
 
@@ -191,7 +191,7 @@ class FoldTrainer:
         )
         self.optimizer = self.schedule.optimizer()
         self.weights = {n: p for g in self.schedule.groups for n, p in self.schedule.members[g].items()}
-        self.averages = WeightsEma(self.weights, self.train_config.weights_ema)
+        self.averages = WeightsEma(self.weights, self.train_config.ema_decay)
         self.inputs = Inputs(
             encoder,
             self.trial.encoder,
@@ -250,7 +250,7 @@ class FoldTrainer:
                 self._save(progress)
                 saved = time.monotonic()
             try:
-                self._suffer(harms.pop(progress.step, None))
+                self._inject_fault(harms.pop(progress.step, None))
                 loss, norms = self._step(updates[progress.step], progress)
             except torch.OutOfMemoryError as error:
                 self._halve_batch_size(progress, error)
@@ -307,7 +307,7 @@ class FoldTrainer:
     def _can_halve(self) -> bool:
         return self.batch_size > 1 and self.train_config.accumulation == "exact"
 
-    def _suffer(self, harm: chaos.Harm | None) -> None:
+    def _inject_fault(self, harm: chaos.Fault | None) -> None:
         """What --chaos has in store for an update."""
         if harm == "kill":
             chaos.die()
@@ -369,15 +369,15 @@ class FoldTrainer:
 
     def _judge_epoch(self, progress: Progress, validation_ccc: Ccc, validation_s: float) -> EpochRecord:
         """The epoch's record. Raises MovementError where the encoder did not do what its condition says."""
-        movement = self.schedule.movement()
+        weight_change = self.schedule.weight_change()
         norms = {group: progress.gradient_sums.get(group, 0.0) / progress.step for group in self.schedule.members}
-        self.schedule.check_movement(progress.epoch, movement, norms)
+        self.schedule.check_weight_change(progress.epoch, weight_change, norms)
         last = progress.updates - 1
         groups = {
             group: GroupRecord(
                 learning_rate=self.schedule.learning_rate(group, last, self.updates_per_epoch),
                 gradient_norm=norms[group],
-                movement=movement[group],
+                weight_change=weight_change[group],
             )
             for group in self.schedule.groups
         }
@@ -420,7 +420,7 @@ class FoldTrainer:
         self.checkpoints.save(progress, tensors)
 
     def _stops_early(self, progress: Progress) -> bool:
-        patience = self.train_config.early_stopping
+        patience = self.train_config.early_stopping_patience
         return patience is not None and progress.best_epoch > 0 and progress.epoch - 1 - progress.best_epoch >= patience
 
     # --- testing and finishing ----------------------------------------------------------------------------------------
@@ -455,7 +455,7 @@ def updates_of(trial: Trial, batch_size: int, epoch: int) -> list[Update]:
         effective_batch=trial.config.train.effective_batch,
         batch_size=batch_size,
         max_batch_s=trial.config.train.max_batch_s,
-        length_pool=trial.config.train.length_pool,
+        length_bucket_batches=trial.config.train.length_bucket_batches,
         by_dialogue=trial.config.model.protocol == "dialogue",
         seed=trial.seed,
         epoch=epoch,

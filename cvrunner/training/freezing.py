@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import TrainConfig
-from cvrunner.errors import MovementError
+from cvrunner.errors import WeightChangeError
 from cvrunner.records.results import ParameterCount
 
 NEVER = 1_000_000
@@ -118,7 +118,7 @@ class Schedule:
         rule = self.rule_of[group]
         begin = (rule.start - 1) * updates_per_epoch
         length = self.train.epochs * updates_per_epoch - begin
-        warmup = max(1, round(self.train.warmup * length))
+        warmup = max(1, round(self.train.warmup_ratio * length))
         position = update - begin
         if position < 0:
             return 0.0
@@ -140,7 +140,7 @@ class Schedule:
         return norms
 
     @torch.no_grad()
-    def movement(self) -> dict[str, float]:
+    def weight_change(self) -> dict[str, float]:
         """`||w - w0|| / ||w0||` of every group since the start of training, in float64."""
         return {group: self._moved(group) for group in self.members}
 
@@ -152,17 +152,17 @@ class Schedule:
                 moved += _square(parameter - before)
         return math.sqrt(moved) / self.start_norm[group] if moved else 0.0
 
-    def check_movement(self, epoch: int, movement: dict[str, float], gradient_norms: dict[str, float]) -> None:
-        """Did it fine-tune? Raises MovementError where a group moved that may not, or stood still that should move."""
+    def check_weight_change(self, epoch: int, change: dict[str, float], gradient_norms: dict[str, float]) -> None:
+        """Raise WeightChangeError if a frozen group moved or a group that trains did not."""
         for group, rule in self.rule_of.items():
-            if rule.start > epoch and movement[group] != 0:
-                raise MovementError(
-                    f"{group} is frozen in epoch {epoch}, but its weights moved by {movement[group]:.3g} (relative)"
+            if rule.start > epoch and change[group] != 0:
+                raise WeightChangeError(
+                    f"{group} is frozen in epoch {epoch}, but its weights moved by {change[group]:.3g} (relative)"
                 )
-            if rule.start <= epoch and (movement[group] == 0 or gradient_norms[group] == 0):
-                raise MovementError(
+            if rule.start <= epoch and (change[group] == 0 or gradient_norms[group] == 0):
+                raise WeightChangeError(
                     f"{group} should train since epoch {rule.start}, but after epoch {epoch} its weights moved by "
-                    f"{movement[group]:.3g} (relative) with a gradient norm of {gradient_norms[group]:.3g}: the loss "
+                    f"{change[group]:.3g} (relative) with a gradient norm of {gradient_norms[group]:.3g}: the loss "
                     "does not reach it"
                 )
 

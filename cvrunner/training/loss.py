@@ -1,7 +1,7 @@
 """The CCC as a loss.
 
 `ccc = 2 cov(p, t) / (var(p) + var(t) + (mean(p) - mean(t))^2)` with moments divided by N (Lin 1989, Biometrics 45).
-For reported numbers see `evaluation/ccc.py`; this one is for gradients only.
+For reported numbers see `verdict/ccc.py`; this one is for gradients only.
 """
 
 from __future__ import annotations

@@ -13,19 +13,19 @@ import numpy.typing as npt
 from safetensors.torch import save
 from torch import Tensor
 
-from cvrunner.data.corpus_checks import labels_outside
+from cvrunner.data.checks import labels_outside
 from cvrunner.data.utterance import SAMPLE_RATE_HZ
-from cvrunner.evaluation.ccc import ccc_by_dimension, is_collapsed
+from cvrunner.encoders.files import stated_licence
 from cvrunner.files import write_atomically, write_folder_atomically
-from cvrunner.model.encoder_files import stated_licence
 from cvrunner.records import journal
 from cvrunner.records.model_card import model_card
 from cvrunner.records.model_folder import ModelDescription, ModelFolder
-from cvrunner.records.predictions import write_predictions
 from cvrunner.records.results import ParameterCount, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.checkpoint import Progress
 from cvrunner.training.trial import Trial
+from cvrunner.verdict.ccc import ccc_by_dimension, is_collapsed
+from cvrunner.verdict.predictions import write_predictions
 
 Predictions = Mapping[str, npt.NDArray[np.float64]]
 
@@ -67,7 +67,7 @@ def write_outcome(
         validation_utterances=len(fold.validation),
         test_utterances=len(fold.test),
         parameters=parameters,
-        movement={group: values["movement"] for group, values in last["groups"].items()},
+        weight_change={group: values["weight_change"] for group, values in last["groups"].items()},
         layer_weights=best["layer_weights"],
         batch_size=progress.batch_size,
         labels_outside_scale=sum(labels_outside(fold.utterances, d, config.scale) for d in config.dimensions),

@@ -24,7 +24,7 @@ from cvrunner.data.utterance import Utterance
 from cvrunner.errors import MemoryLimitError
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.device import device_name, free_memory, peak_memory_mib, start_memory_count
-from cvrunner.training.fold_trainer import FoldTrainer, Workplace, updates_of
+from cvrunner.training.fold_trainer import FoldTrainer, TrialContext, updates_of
 from cvrunner.training.trial import Trial
 
 TIMED_UPDATES = 3
@@ -125,7 +125,7 @@ def probe(
     validated = _spread(trial.fold.validation, VALIDATED)
     train = tuple({u.id: u for u in (*longest, *typical)}.values())
     few = replace(trial, fold=replace(trial.fold, train=train, validation=validated, test=()))
-    place = Workplace(TrialDirectory(folder / trial.name), folder / "cache" / trial.condition, device)
+    place = TrialContext(TrialDirectory(folder / trial.name), folder / "cache" / trial.condition, device)
     trainer = FoldTrainer(few, place)
     with _host_growth(resident_mib() if base_mib is None else base_mib) as growth_mib:
         seconds = _prepare(trainer)
@@ -137,8 +137,8 @@ def probe(
                 "memory or a smaller encoder"
             )
         timed = [_timed_update(trainer, batch, batch_size) for batch in (typical, longest)]
-        trainer.rehearse_validation(validated)
-        validation_s = _time(lambda: trainer.rehearse_validation(validated), device) / len(validated)
+        trainer.dry_run_validation(validated)
+        validation_s = _time(lambda: trainer.dry_run_validation(validated), device) / len(validated)
     on_gpu = device.type == "cuda"
     peak_mib = peak_memory_mib(device) if on_gpu else growth_mib()
     fits, larger_mib = _larger(trainer, longest, batch_size) if enlarge or on_gpu else (None, {})
@@ -248,8 +248,8 @@ def _feature_passes(trainer: FoldTrainer, seconds: Sequence[float]) -> Iterator[
 
 
 def _timed_update(trainer: FoldTrainer, batch: Sequence[Utterance], batch_size: int) -> TimedUpdate:
-    update = trainer.rehearse(batch, batch_size)
-    times = [_time(lambda: trainer.rehearse(batch, batch_size), trainer.place.device) for _ in range(TIMED_UPDATES)]
+    update = trainer.dry_run(batch, batch_size)
+    times = [_time(lambda: trainer.dry_run(batch, batch_size), trainer.place.device) for _ in range(TIMED_UPDATES)]
     return TimedUpdate(len(batch), max(u.duration_s for u in batch), audio_s(update), median(times))
 
 
@@ -271,7 +271,7 @@ def _fits(trainer: FoldTrainer, batch: Sequence[Utterance], batch_size: int) -> 
     """Whether an update fits into memory; if so, the count of a GPU's peak has begun with it."""
     start_memory_count(trainer.place.device)
     try:
-        trainer.rehearse(batch, batch_size)
+        trainer.dry_run(batch, batch_size)
         _wait_for(trainer.place.device)
         return True
     except torch.OutOfMemoryError:

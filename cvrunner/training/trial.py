@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cvrunner.config.schema import Config, digest
 from cvrunner.data.folds import Fold
-from cvrunner.model.encoder_files import EncoderFiles
+from cvrunner.encoders.files import EncoderFiles
 from cvrunner.records.run_directory import trial_name
 
-CODE_THAT_MATTERS = ("data/**/*.py", "model/**/*.py", "training/**/*.py", "evaluation/ccc.py")
+CODE_THAT_MATTERS = ("data/**/*.py", "model/**/*.py", "training/**/*.py", "verdict/ccc.py")
 CODE_THAT_DOES_NOT = ("training/probe.py",)
 
 

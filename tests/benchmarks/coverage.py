@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import audmetric
 import numpy as np
 
-from cvrunner.evaluation.statistics import Paired, paired_bootstrap
-from tests.evaluation.test_statistics import paired, simulated
+from cvrunner.verdict.statistics import Paired, paired_bootstrap
+from tests.verdict.test_statistics import paired, simulated
 
 OTHER_NOISE = 0.4
 DIALOGUES = (8, 12, 30)
@@ -29,8 +29,8 @@ def main() -> None:
     truth = population_difference()
     print(f"{arguments.experiments} experiments, {arguments.resamples} resamples, true difference {truth:+.4f}")
     for dialogues in DIALOGUES:
-        held = Counter(coverage(truth, dialogues, arguments.experiments, arguments.resamples))
-        for name, count in held.items():
+        locked = Counter(coverage(truth, dialogues, arguments.experiments, arguments.resamples))
+        for name, count in locked.items():
             share = count / arguments.experiments
             error = (share * (1 - share) / arguments.experiments) ** 0.5
             print(f"{dialogues:3} dialogues a session  {name:37} {100 * share:5.1f} % +- {100 * error:.1f}")

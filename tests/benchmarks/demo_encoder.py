@@ -15,8 +15,9 @@ import torch
 import yaml
 from transformers import WavLMConfig, WavLMModel
 
-from cvrunner import commands, paths
-from cvrunner.model.encoder_files import DEMO
+from cvrunner import paths
+from cvrunner.encoders.files import DEMO
+from cvrunner.run import commands
 
 
 def random_encoder(folder: Path) -> Path:

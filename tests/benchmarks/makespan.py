@@ -19,10 +19,10 @@ from typing import Any
 from cvrunner.config.schema import validate
 from cvrunner.config.sections import RetriesConfig
 from cvrunner.data.folds import make_folds
-from cvrunner.orchestration.change_over import ChangeOver
 from cvrunner.orchestration.failures import Failure
-from cvrunner.orchestration.plan import plan_trials
+from cvrunner.orchestration.preemption import Preemption
 from cvrunner.orchestration.scheduler import run_trials
+from cvrunner.orchestration.trials import plan_trials
 from cvrunner.records.results import EpochRecord, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.trial import Trial
@@ -94,7 +94,7 @@ class VirtualGpus:
         total = trial.config.train.epochs
         for number, minutes in enumerate(epochs):
             if number == lost_in:
-                self._plan(at + self.chance.random() * minutes, trial, Failure("lost", "its process is gone"))
+                self._plan(at + self.chance.random() * minutes, trial, Failure("worker_died", "its process is gone"))
                 break
             at += minutes
             self._plan(at, trial, _epoch(total - len(epochs) + number + 1, total, minutes))
@@ -139,8 +139,8 @@ def plan(seeds: int) -> list[Trial]:
 def play(trials: Sequence[Trial], chance: random.Random, loss_share: float) -> Played:
     """One run of cvrunner's loop."""
     gpus = VirtualGpus(chance, loss_share)
-    directory, change_over = lambda trial: TrialDirectory(Path(trial.name)), ChangeOver(trials, GPUS)
-    run_trials(trials, directory, gpus, [], RetriesConfig(), change_over=change_over)
+    directory, preemption = lambda trial: TrialDirectory(Path(trial.name)), Preemption(trials, GPUS)
+    run_trials(trials, directory, gpus, [], RetriesConfig(), preemption=preemption)
     return Played(gpus.now, tuple(gpus.work.values()), gpus.changes)
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.data.utterance import Utterance, read_audio
+from cvrunner.encoders.packing import Packing
+from cvrunner.encoders.speech_encoder import SpeechEncoder, load_wavlm
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.model.packing import Packing
-from cvrunner.model.speech_encoder import SpeechEncoder, load_wavlm
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, scaled_labels
 from cvrunner.training.trial import Trial

@@ -28,12 +28,12 @@ def epochs(workload: Workload) -> Answer:
 
 def trial(workload: Workload) -> Answer:
     """One trial from start to end, as a background process of its own would run it."""
-    from cvrunner.training.fold_trainer import FoldTrainer, Workplace
+    from cvrunner.training.fold_trainer import FoldTrainer, TrialContext
     from tests.benchmarks.material import CPU
 
     records, epoch_s = [], []
     with tempfile.TemporaryDirectory(dir=workload.folder) as folder:
-        place = Workplace(TrialDirectory(Path(folder)), workload.cache_dir, CPU)
+        place = TrialContext(TrialDirectory(Path(folder)), workload.cache_dir, CPU)
         began = mark = time.perf_counter()
         for event in FoldTrainer(workload.trial(), place).run():
             now = time.perf_counter()

@@ -23,9 +23,9 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 from transformers.utils import logging
 
 from cvrunner.data.utterance import Utterance
-from cvrunner.evaluation.ccc import ccc_by_dimension
 from cvrunner.model import mamba
 from cvrunner.training.loss import ccc_loss
+from cvrunner.verdict.ccc import ccc_by_dimension
 from tests.benchmarks.material import Material
 from tests.benchmarks.workload import Workload
 

@@ -99,7 +99,7 @@ class Workload:
         """cvrunner's own trial of this workload's fold."""
         from cvrunner.data.corpus import load_corpus
         from cvrunner.data.folds import make_folds
-        from cvrunner.orchestration.plan import plan_trials
+        from cvrunner.orchestration.trials import plan_trials
 
         config = self.config()
         corpus = load_corpus(config.corpus, self.corpus)

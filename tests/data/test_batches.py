@@ -19,7 +19,7 @@ UTTERANCES = [replace(u, samples=8000 + 997 * i % 20_000) for i, u in enumerate(
 
 def updates(utterances: list[Utterance] | None = None, **changes: Any) -> list[Update]:
     settings: dict[str, Any] = {
-        "effective_batch": 8, "batch_size": 4, "length_pool": 1, "by_dialogue": False, "seed": 0, "epoch": 1,
+        "effective_batch": 8, "batch_size": 4, "length_bucket_batches": 1, "by_dialogue": False, "seed": 0, "epoch": 1,
     }  # fmt: skip
     return training_updates(UTTERANCES if utterances is None else utterances, **{**settings, **changes})
 
@@ -39,7 +39,7 @@ def test_every_utterance_is_in_one_update_and_one_micro_batch_of_it(
         UTTERANCES[:count],
         effective_batch=effective,
         batch_size=batch_size,
-        length_pool=pool,
+        length_bucket_batches=pool,
         by_dialogue=by_dialogue,
         epoch=epoch,
     )
@@ -85,7 +85,7 @@ def test_micro_batches_have_at_most_so_many_seconds_or_one_utterance(batch_size:
 
 def test_a_length_pool_makes_effective_batches_of_like_length() -> None:
     def spread(pool: int) -> float:
-        found = updates(length_pool=pool)
+        found = updates(length_bucket_batches=pool)
         ranges = [max(u.samples for u in b.utterances) - min(u.samples for u in b.utterances) for b in found]
         return sum(ranges) / len(ranges)
 

@@ -24,7 +24,7 @@ def test_every_key_stands_on_its_page_with_its_meaning() -> None:
     ("override", "counts"),
     [
         ("train.lr=3e-4", "yes"),
-        ("train.early_stopping=3", "yes"),
+        ("train.early_stopping_patience=3", "yes"),
         ("model.mamba.layers=1", "yes"),
         ("cluster.cpus_per_trial=2", "yes"),
         ("cluster.max_concurrent=1", "no"),

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.encoders import save_encoder
+from tests.tiny_encoders import save_encoder
 
 REPOSITORY = Path(__file__).parent.parent.parent
 RAY = str(Path(sys.executable).parent / "ray")

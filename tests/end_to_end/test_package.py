@@ -58,7 +58,7 @@ def test_installed_elsewhere_it_runs_the_demo_from_an_empty_folder(installed: Pa
     audited = run(program, "audit", "--json", "--set", "corpus.demo.utterances=60", **place)  # type: ignore[arg-type]
     assert json.loads(audited)["leaks"] == []
     script = (
-        "from cvrunner import paths; from cvrunner.model.encoder_files import find_encoder; "
+        "from cvrunner import paths; from cvrunner.encoders.files import find_encoder; "
         "print(find_encoder('demo').folder, paths.default_config(), paths.default_runtime_env(), sep='\\n')"
     )
     used = run(sys.executable, "-c", script, **place).splitlines()  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def test_the_wheel_holds_the_program_its_settings_and_notices_and_nothing_else(b
         f"{info}licenses/docs/third_party.md",
         "cvrunner/demo_encoder/model.safetensors",
         "cvrunner/jobs/grafana_dashboard.json",
-        "cvrunner/reporting/report.html.j2",
+        "cvrunner/report/report.html.j2",
     } <= names
     assert f"\nVersion: {cvrunner.__version__}\n" in facts
     assert "\nLicense-Expression: MIT\n" in facts

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cvrunner.data.demo import write_demo_corpus
-from tests.encoders import save_encoder
 from tests.end_to_end.programs import REPOSITORY, cvrunner
+from tests.tiny_encoders import save_encoder
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 README = (REPOSITORY / "README.md").read_text()

@@ -16,14 +16,14 @@ import pytest
 
 from cvrunner.config.reading import load_config
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.reporting import tracker as tracker_module
-from cvrunner.reporting.comparison import summarise
-from cvrunner.reporting.report import read_epochs
-from cvrunner.reporting.tracker import BackgroundTracker, MlflowTracker
-from cvrunner.reporting.tracking_mirror import sync_run
+from cvrunner.report.report import read_epochs
+from cvrunner.tracking import tracker as tracker_module
+from cvrunner.tracking.mirror import sync_run
+from cvrunner.tracking.tracker import BackgroundTracker, MlflowTracker
+from cvrunner.verdict.comparison import summarise
 from tests.end_to_end.programs import environment, free_ports, started, wait_until
-from tests.reporting.test_tracking import runs_by_role, steps
 from tests.runs import make_run
+from tests.tracking.test_tracking import runs_by_role, steps
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.filterwarnings("ignore")]
 EPOCHS = 3

@@ -14,15 +14,15 @@ import pytest
 from cvrunner.config.reading import load_config
 from cvrunner.config.sections import RetriesConfig
 from cvrunner.orchestration.inline_executor import InlineExecutor
-from cvrunner.orchestration.objective import Objective
 from cvrunner.orchestration.scheduler import run_trials
-from cvrunner.orchestration.settings import plan_setting
 from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.records.sweep import SettingEpoch, SweepDirectory, SweepRecord
-from cvrunner.run_steps import prepare
+from cvrunner.run.steps import prepare
 from cvrunner.training.trial import Trial
+from cvrunner.tune.objective import Objective
+from cvrunner.tune.records import SettingEpoch, SweepDirectory, SweepRecord
+from cvrunner.tune.settings import plan_setting
 from tests.end_to_end.programs import command, cvrunner, environment, started, tiny_config, wait_until
 from tests.orchestration.test_scheduler import Notes
 
@@ -32,8 +32,8 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),
 ]
-SPACE = "{train.lr: {low: 1e-4, high: 1e-2, scale: log}, model.unfreeze_layers: {choices: [null, 1]}}"
-SETTINGS = f"tune={{samples: 2, folds: [1, 2], epochs: 3, grace_epochs: 3, space: {SPACE}}}"
+SPACE = "{train.lr: {low: 1e-4, high: 1e-2, scale: log}, model.unfreeze_top_layers: {choices: [null, 1]}}"
+SETTINGS = f"tune={{num_samples: 2, folds: [1, 2], epochs: 3, grace_period: 3, search_space: {SPACE}}}"
 
 
 def sweep_in(folder: Path) -> SweepDirectory | None:
@@ -82,7 +82,7 @@ def test_a_sweep_that_was_killed_ends_with_the_table_of_one_that_was_not(tmp_pat
 
 
 def test_a_sweep_that_is_stopped_saves_and_says_so(tmp_path: Path) -> None:
-    settings = f"tune={{samples: 1, folds: [1], epochs: 300, space: {SPACE}}}"
+    settings = f"tune={{num_samples: 1, folds: [1], epochs: 300, search_space: {SPACE}}}"
     arguments = ("tune", "--config", tiny_config(tmp_path), "--set", settings)
     log = tmp_path / "log"
     with started(command(*arguments), tmp_path, environment(tmp_path), log) as driver:
@@ -99,10 +99,12 @@ def test_a_sweep_that_is_stopped_saves_and_says_so(tmp_path: Path) -> None:
 
 def expected(config: Path, record: SweepRecord, folder: Path) -> dict[str, tuple[object, ...]]:
     """The epochs of each setting from its folds trained in this process."""
-    prepared = prepare(config, [SETTINGS, f"corpus.root={folder / 'corpus'}"])
+    experiment = prepare(config, [SETTINGS, f"corpus.root={folder / 'corpus'}"])
     found = {}
     for name, state in record.settings.items():
-        trials = plan_setting(prepared.config, "unfrozen", state.values, prepared.corpus, prepared.folds, record.folds)
+        trials = plan_setting(
+            experiment.config, "unfrozen", state.values, experiment.corpus, experiment.folds, record.folds
+        )
         found[name] = tuple(trained_alone(trials, folder / "alone" / name, folder / "another cache"))
     return found
 

@@ -10,8 +10,8 @@ import pytest
 
 from cvrunner.api import Run, load_run
 from tests.corpora import manifest_rows, write_manifest
-from tests.encoders import save_encoder
 from tests.end_to_end.programs import TIME_LIMIT_S, environment
+from tests.tiny_encoders import save_encoder
 
 OVERRIDES = {"train.epochs": 2}
 """Those of docs/api.md."""

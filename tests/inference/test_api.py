@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cvrunner import commands, run_steps
 from cvrunner.api import Run, as_settings, load_run, run_all_folds
 from cvrunner.config.reading import load_config
 from cvrunner.errors import ConfigError, IncompleteRunError, ResultsError, UsageError
+from cvrunner.run import commands
+from cvrunner.run import steps as run_steps
 from tests.corpora import write_noise
 from tests.inference.conftest import OVERRIDES
 from tests.runs import make_run
@@ -87,12 +88,12 @@ def test_a_wrong_override_is_raised_and_not_printed(home: Path, capsys: pytest.C
 def test_overrides_of_every_kind_arrive(home: Path) -> None:
     given = {
         "train": {"lr": 1e-5, "seeds": [0, 1]},
-        "train.early_stopping": None,
+        "train.early_stopping_patience": None,
         "corpus.resample": True,
         "results.root": home / "a b: c",
     }
     config = load_config(home / "configs" / "demo.yaml", as_settings(given))
-    assert (config.train.lr, config.train.seeds, config.train.early_stopping) == (1e-5, (0, 1), None)
+    assert (config.train.lr, config.train.seeds, config.train.early_stopping_patience) == (1e-5, (0, 1), None)
     assert config.corpus.resample
     assert config.results.root == str(home / "a b: c")
 

@@ -17,7 +17,7 @@ from cvrunner.data.utterance import AudioError, read_audio
 from cvrunner.errors import EncoderError, ResultsError, UsageError
 from cvrunner.records.model_folder import ModelFolder
 from tests.corpora import write_noise
-from tests.encoders import save_encoder
+from tests.tiny_encoders import save_encoder
 from tests.trials import pick, tiny_trials, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -38,7 +38,7 @@ def test_it_repeats_the_predictions_of_the_test_set(run: Run, home: Path, condit
 
 def test_with_some_layers_unfrozen_it_repeats_them_to_the_rounding_of_the_cache(tmp_path: Path) -> None:
     """Training reads float16 where the layers that train begin; here all layers run in float32."""
-    trial = pick(tiny_trials(tmp_path, model={"unfreeze_layers": 1}), "unfrozen")
+    trial = pick(tiny_trials(tmp_path, model={"unfreeze_top_layers": 1}), "unfrozen")
     train(trial, tmp_path)
     folder = tmp_path / "run" / trial.name
     model = load_model(folder / "model", device="cpu")

@@ -13,11 +13,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from cvrunner import __version__, predict_commands
+from cvrunner import __version__
 from cvrunner.api import Run
 from cvrunner.errors import ResultsError, UsageError
-from cvrunner.reporting.export import log_model
-from cvrunner.reporting.tracking_mirror import sync_run
+from cvrunner.inference import command as predict_commands
+from cvrunner.inference.export import log_model
+from cvrunner.tracking.mirror import sync_run
 from tests.end_to_end.programs import environment
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cvrunner import predict_commands
 from cvrunner.api import Run
 from cvrunner.errors import UsageError
+from cvrunner.inference import command as predict_commands
 from tests.corpora import write_noise
 from tests.end_to_end.programs import cvrunner
 

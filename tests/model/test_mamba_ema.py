@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from cvrunner.config.sections import EmaConfig, MambaConfig, ModelConfig
+from cvrunner.encoders.packing import Packing
 from cvrunner.model.dual_form import LONGEST, dual_form
 from cvrunner.model.mamba import MambaBlock, MambaStack, scan
 from cvrunner.model.mamba_ema import AttentiveStatisticsPooling, Head, MeanPooling, TurnEma
-from cvrunner.model.packing import Packing
 
 SMALL = MambaConfig(state_size=4, head_dim=8, chunk_size=4)
 

@@ -17,19 +17,19 @@ from cvrunner.errors import (
     CorpusError,
     EncoderError,
     MemoryLimitError,
-    MovementError,
     NonFiniteError,
     Stopped,
     TrialInUseError,
+    WeightChangeError,
 )
 from cvrunner.orchestration.attempt import attempt, classify
 from cvrunner.orchestration.failures import KINDS, Decision, Failure, decide
 from cvrunner.records.results import TrialStarted
-from cvrunner.training.fold_trainer import Workplace
+from cvrunner.training.fold_trainer import TrialContext
 from tests.training.test_fold_trainer import directory, outcome
 from tests.trials import pick, tiny_trials, train
 
-RETRIES = RetriesConfig(lost=3, host_memory=2, gpu_memory=1, gpu=2, io=3, numbers=1, bug=2)
+RETRIES = RetriesConfig(worker_died=3, host_memory=2, gpu_memory=1, gpu=2, io=3, non_finite=1, bug=2)
 LIMITED = tuple(RetriesConfig.model_fields)
 TABLE = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
 
@@ -48,7 +48,7 @@ def test_a_limit_of_none_means_at_once(kind: Any) -> None:
 
 
 def test_kinds_do_not_use_up_each_others_tries() -> None:
-    earlier = [Failure("lost", "")] * 3 + [Failure("io", "")] * 3
+    earlier = [Failure("worker_died", "")] * 3 + [Failure("io", "")] * 3
     assert decide(Failure("gpu", ""), earlier, RETRIES) is Decision.RETRY
 
 
@@ -63,8 +63,8 @@ def test_the_same_bug_twice_is_the_end_and_another_one_is_not() -> None:
     ("kind", "expected"),
     [
         ("stopped", Decision.STOP),
-        ("user", Decision.ABORT),
-        ("trial", Decision.FAIL),
+        ("configuration", Decision.ABORT),
+        ("permanent", Decision.FAIL),
         ("preempted", Decision.RETRY),
     ],
 )
@@ -76,20 +76,20 @@ def test_kinds_without_a_limit(kind: Any, expected: Decision) -> None:
     ("error", "kind"),
     [
         (Stopped("x"), "stopped"),
-        (ConfigError("x"), "user"),
-        (CorpusError("x", ["y"]), "user"),
-        (EncoderError("x"), "user"),
-        (MovementError("x"), "trial"),
-        (MemoryLimitError("x"), "trial"),
-        (NonFiniteError("x"), "numbers"),
+        (ConfigError("x"), "configuration"),
+        (CorpusError("x", ["y"]), "configuration"),
+        (EncoderError("x"), "configuration"),
+        (WeightChangeError("x"), "permanent"),
+        (MemoryLimitError("x"), "permanent"),
+        (NonFiniteError("x"), "non_finite"),
         (TrialInUseError("x"), "io"),
         (torch.OutOfMemoryError("x"), "gpu_memory"),
         (torch.AcceleratorError("x", 719), "gpu"),
         (MemoryError(), "host_memory"),
         (OSError(errno.ESTALE, "x"), "io"),
         (OSError(errno.EIO, "x"), "io"),
-        (OSError(errno.ENOSPC, "x"), "trial"),
-        (PermissionError(errno.EACCES, "x"), "trial"),
+        (OSError(errno.ENOSPC, "x"), "permanent"),
+        (PermissionError(errno.EACCES, "x"), "permanent"),
         (FileNotFoundError(errno.ENOENT, "x"), "bug"),
         (KeyError("x"), "bug"),
         (RuntimeError("CUDA out of memory, said by somebody else"), "bug"),
@@ -104,7 +104,7 @@ def test_a_full_disk_fails_the_trial_and_what_was_saved_before_is_gone_on_with(
 ) -> None:
     trial = pick(tiny_trials(tmp_path), "unfrozen")
     train(trial, tmp_path, "whole")
-    place = Workplace(directory(tmp_path, trial, "full"), tmp_path / "cache", torch.device("cpu"))
+    place = TrialContext(directory(tmp_path, trial, "full"), tmp_path / "cache", torch.device("cpu"))
     calls, fsync = itertools.count(), os.fsync
 
     def full(descriptor: int) -> None:
@@ -116,7 +116,7 @@ def test_a_full_disk_fails_the_trial_and_what_was_saved_before_is_gone_on_with(
         disk.setattr(os, "fsync", full)
         *_, last = attempt(trial, place)
     assert isinstance(last, Failure)
-    assert (last.kind, decide(last, [], RETRIES)) == ("trial", Decision.FAIL)
+    assert (last.kind, decide(last, [], RETRIES)) == ("permanent", Decision.FAIL)
     assert "No space left on device" in last.message
     again = list(attempt(trial, place))
     assert next(e for e in again if isinstance(e, TrialStarted)).resumed_epoch > 1

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from cvrunner.orchestration import gauges as g
-from cvrunner.orchestration.event_text import event_text
+from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.gauges import METRICS, Gauges
-from cvrunner.records.results import EpochRecord, FeatureProgress, Placed, TrialResult, Waiting
+from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, Waiting, WorkerStarted
 from jobs import grafana
 from tests.trials import pick, tiny_trials
 
@@ -77,12 +77,12 @@ def test_what_a_trial_said_stays_after_it_and_retries_are_counted_by_kind(trials
     for trial in (first, second):
         gauges.attempt(trial, 1)
         gauges.event(trial, epoch(1))
-    gauges.failed(first, Failure("lost", "gone"), Decision.RETRY)
+    gauges.failed(first, Failure("worker_died", "gone"), Decision.RETRY)
     gauges.attempt(first, 2)
     gauges.event(first, TrialResult.model_construct(test_ccc={}, best_epoch=1))
-    gauges.failed(second, Failure("lost", "gone"), Decision.FAIL)
+    gauges.failed(second, Failure("worker_died", "gone"), Decision.FAIL)
     values = gauges.values()
-    assert values[g.RETRIES] == {("run", "lost"): 1}
+    assert values[g.RETRIES] == {("run", "worker_died"): 1}
     assert values[g.TRIALS]["run", "done"] == values[g.TRIALS]["run", "failed"] == 1
     for trial in (first, second):
         labels = ("run", trial.condition, str(trial.fold.number), "0")
@@ -129,8 +129,8 @@ def test_the_page_about_watching_lists_each_metric_with_its_labels() -> None:
         (Waiting(what="a GPU"), "waits for a GPU"),
         (FeatureProgress(kind="conv", done=1, shards=2), "conv: 1 of 2 shards in the cache"),
         (Failure("gpu_memory", "full"), "gpu memory: full"),
-        (Placed(host="here", node="1", pid=2), None),
+        (WorkerStarted(host="here", node="1", pid=2), None),
     ],
 )
 def test_an_event_is_one_line(event: Any, text: str | None) -> None:
-    assert event_text(event, ("valence", "arousal")) == text
+    assert format_event(event, ("valence", "arousal")) == text

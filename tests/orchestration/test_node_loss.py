@@ -14,7 +14,7 @@ from cvrunner.config.sections import ClusterConfig, RetriesConfig
 from cvrunner.orchestration.failures import Decision
 from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.orchestration.scheduler import run_trials
-from cvrunner.records.results import EpochRecord, Placed, Waiting
+from cvrunner.records.results import EpochRecord, Waiting, WorkerStarted
 from cvrunner.records.run_directory import TrialDirectory
 from tests.orchestration.test_scheduler import Notes
 from tests.training.test_fold_trainer import outcome
@@ -58,7 +58,7 @@ class Watch(Notes):
 
     def event(self, trial: Any, event: Any) -> None:
         super().event(trial, event)
-        if isinstance(event, Placed):
+        if isinstance(event, WorkerStarted):
             self.places.setdefault(trial.name, []).append(event.node)
         if isinstance(event, Waiting):
             self.waiting.append(event.what)

@@ -13,9 +13,9 @@ import pytest
 from cvrunner.config.sections import ClusterConfig, RetriesConfig
 from cvrunner.errors import ClusterError
 from cvrunner.orchestration.capacity import capacity
-from cvrunner.orchestration.change_over import ChangeOver
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.inline_executor import InlineExecutor
+from cvrunner.orchestration.preemption import Preemption
 from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, TrialResult
@@ -100,7 +100,7 @@ def test_a_killed_actor_costs_the_epoch_it_was_in(tmp_path: Path, local_ray: Any
     run_all(tmp_path, "whole", InlineExecutor(tmp_path / "cache"), [trial])
     assert outcome(tmp_path, trial, "killed") == outcome(tmp_path, trial, "whole")
     if notes.failures:  # the trial may have ended before the signal came
-        assert notes.failures == [(trial.name, "lost", Decision.RETRY)]
+        assert notes.failures == [(trial.name, "worker_died", Decision.RETRY)]
         assert notes.attempts == [(trial.name, 1), (trial.name, 2)]
 
 
@@ -129,7 +129,7 @@ def test_a_trial_that_gives_way_goes_on_later_on_the_same_actors_and_nothing_cha
     trials = [t for t in tiny_trials(tmp_path, train={"epochs": 6}) if not t.frozen][:2]
     executor = RayExecutor("pause", ClusterConfig(max_concurrent=1), tmp_path / "cache", 2)
 
-    class Once(ChangeOver):
+    class Once(Preemption):
         """The first trial gives way at the end of its first epoch."""
 
         asked = False
@@ -141,7 +141,7 @@ def test_a_trial_that_gives_way_goes_on_later_on_the_same_actors_and_nothing_cha
 
     notes = Notes()
     directory, once = lambda t: TrialDirectory(tmp_path / "paused" / t.name), Once(trials, 1)
-    run_trials(trials, directory, executor, [notes], RetriesConfig(), change_over=once)
+    run_trials(trials, directory, executor, [notes], RetriesConfig(), preemption=once)
     assert executor.made == 1
     executor.close()
     run_all(tmp_path, "whole", InlineExecutor(tmp_path / "cache"), trials)
@@ -165,7 +165,7 @@ def test_an_error_in_a_trial_comes_back_as_what_it_is(tmp_path: Path, local_ray:
 
     run_trials([trial], lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [Keep()], RetriesConfig())
     executor.close()
-    assert [f.kind for f in failures] == ["user"]
+    assert [f.kind for f in failures] == ["configuration"]
     assert failures[0].message.startswith("model.encoder")
 
 

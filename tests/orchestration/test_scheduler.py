@@ -11,13 +11,13 @@ import pytest
 from cvrunner.config.sections import RetriesConfig
 from cvrunner.errors import CorpusError, LeakError, Stopped
 from cvrunner.orchestration.failures import Decision, Failure
-from cvrunner.orchestration.plan import run_key
 from cvrunner.orchestration.scheduler import run_trials
+from cvrunner.orchestration.trials import run_key
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
 from tests.trials import tiny_trials
 
-LOST = Failure("lost", "its process is gone")
+LOST = Failure("worker_died", "its process is gone")
 RESULT = TrialResult.model_construct()
 EPOCH = EpochRecord.model_construct()
 
@@ -80,7 +80,7 @@ def play(script: Script, *names: str, lost: int = 2, **settings: Any) -> Notes:
         lambda t: TrialDirectory(Path(t.name)),
         script,
         [notes],
-        RetriesConfig(lost=lost),
+        RetriesConfig(worker_died=lost),
         **settings,
     )
     return notes
@@ -97,7 +97,7 @@ def test_all_trials_run_in_order_with_no_more_than_the_slots() -> None:
 def test_a_lost_trial_is_tried_again_next_and_the_others_go_on() -> None:
     notes = play(Script(1, a=[LOST, RESULT]), "a", "b")
     assert notes.attempts == [("a", 1), ("a", 2), ("b", 1)]
-    assert notes.failures == [("a", "lost", Decision.RETRY)]
+    assert notes.failures == [("a", "worker_died", Decision.RETRY)]
 
 
 def test_after_the_last_attempt_a_trial_has_failed_and_the_others_go_on() -> None:
@@ -128,9 +128,9 @@ def test_the_loss_of_a_node_is_never_the_end() -> None:
 
 def test_a_wrong_configuration_ends_the_run_and_lets_the_others_save() -> None:
     progress = FeatureProgress(kind="conv", done=0, shards=1)
-    wrong = Failure("user", "model.encoder x: is a 'bert'")
+    wrong = Failure("configuration", "model.encoder x: is a 'bert'")
     notes = play(Script(2, a=[wrong], b=[progress] * 9), "a", "b", "c")
-    assert notes.failures == [("a", "user", Decision.ABORT), ("b", "stopped", Decision.STOP)]
+    assert notes.failures == [("a", "configuration", Decision.ABORT), ("b", "stopped", Decision.STOP)]
     assert notes.aborted == wrong
     assert "c" not in dict(notes.attempts)
 
@@ -164,7 +164,7 @@ class TestPlan:
         assert run_key(trials) != run_key(tiny_trials(tmp_path, train={"lr": 0.5}))
 
     def test_conditions_may_use_encoders_of_their_own(self, tmp_path: Path) -> None:
-        from tests.encoders import save_encoder
+        from tests.tiny_encoders import save_encoder
 
         other = save_encoder(tmp_path / "other", stable=True)
         trials = tiny_trials(tmp_path, conditions={"base": {}, "large": {"model": {"encoder": str(other)}}})

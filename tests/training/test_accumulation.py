@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import MambaConfig, ModelConfig
+from cvrunner.encoders.speech_encoder import SpeechEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.model.speech_encoder import SpeechEncoder
 from cvrunner.training.accumulation import averaged_backward, exact_backward
 from cvrunner.training.loss import ccc_loss
-from tests.encoders import tiny_encoder, tiny_wavlm
+from tests.tiny_encoders import tiny_encoder, tiny_wavlm
 
 CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]
 

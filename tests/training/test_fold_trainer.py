@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cvrunner.errors import EncoderError, MemoryLimitError, MovementError, NonFiniteError, Stopped, TrialInUseError
-from cvrunner.model.speech_encoder import Boundary, SpeechEncoder, load_wavlm
+from cvrunner.encoders.speech_encoder import Boundary, SpeechEncoder, load_wavlm
+from cvrunner.errors import EncoderError, MemoryLimitError, NonFiniteError, Stopped, TrialInUseError, WeightChangeError
 from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
 from cvrunner.records.run_directory import TrialDirectory
@@ -66,7 +66,7 @@ def test_a_trial_tells_what_it_does_and_leaves_its_records(tmp_path: Path, condi
     epochs = list(journal.read(files.journal, "epoch"))
     assert [e["epoch"] for e in epochs] == [1, 2, 3]
     assert result.best_epoch == max(epochs, key=lambda e: e["validation_ccc"]["avg"])["epoch"]
-    assert result.movement.keys() == ({"head"} if condition == "frozen" else {"encoder", "head"})
+    assert result.weight_change.keys() == ({"head"} if condition == "frozen" else {"encoder", "head"})
 
 
 def test_the_test_scores_are_those_of_the_predictions_on_the_rating_scale(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_two_trainings_are_bit_identical(tmp_path: Path, condition: str) -> None
 @pytest.mark.parametrize("stop_at", [1, 4, 6, 9])
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_stopped_at_any_update_and_continued_it_is_bit_identical(tmp_path: Path, condition: str, stop_at: int) -> None:
-    trial = pick(tiny_trials(tmp_path, train={"weights_ema": 0.9}), condition)
+    trial = pick(tiny_trials(tmp_path, train={"ema_decay": 0.9}), condition)
     train(trial, tmp_path, "whole")
     polled = itertools.count(1)
     with pytest.raises(Stopped):
@@ -243,7 +243,7 @@ def test_cached_features_equal_live_ones(tmp_path: Path) -> None:
 def test_what_lies_below_the_boundary_comes_from_the_cache_and_is_shared_with_the_frozen_condition(
     tmp_path: Path,
 ) -> None:
-    trials = tiny_trials(tmp_path, model={"unfreeze_layers": 1})
+    trials = tiny_trials(tmp_path, model={"unfreeze_top_layers": 1})
     one, frozen = trainer(pick(trials, "unfrozen"), tmp_path), trainer(pick(trials, "frozen"), tmp_path)
     for each in (one, frozen):
         each._build()
@@ -270,7 +270,7 @@ def test_the_guard_stops_an_unfrozen_trial_whose_encoder_gets_no_gradient(
         return states.detach(), n
 
     monkeypatch.setattr(SpeechEncoder, "forward", detached)
-    with pytest.raises(MovementError, match="the loss does not reach it"):
+    with pytest.raises(WeightChangeError, match="the loss does not reach it"):
         train(pick(tiny_trials(tmp_path), "unfrozen"), tmp_path)
 
 
@@ -317,8 +317,8 @@ def test_a_second_process_goes_on_once_the_first_one_lets_go(tmp_path: Path) -> 
         {"model": {"protocol": "dialogue"}},
         {"model": {"pooling": "mean", "output": "sigmoid", "frame_rate_hz": 50.0}},
         {"model": {"layers": [0, 2], "spec_augment": True}},
-        {"model": {"layers": [2], "unfreeze_layers": 1}},
-        {"train": {"accumulation": "averaged", "length_pool": 1}},
+        {"model": {"layers": [2], "unfreeze_top_layers": 1}},
+        {"train": {"accumulation": "averaged", "length_bucket_batches": 1}},
         {"train": {"freeze_epochs": 1}},
         {"train": {"precision": "bfloat16"}},
         {"corpus": {"dimensions": ["arousal"]}},
@@ -361,7 +361,7 @@ def trainer_updates(trial: Trial, folder: Path) -> list[Any]:
 
 
 def test_with_unfreeze_layers_what_is_below_does_not_move(tmp_path: Path) -> None:
-    trial = pick(tiny_trials(tmp_path, model={"unfreeze_layers": 1}), "unfrozen")
+    trial = pick(tiny_trials(tmp_path, model={"unfreeze_top_layers": 1}), "unfrozen")
     one = trainer(trial, tmp_path)
     list(one.run())
     pretrained, trained = load_wavlm(trial.encoder).state_dict(), one.model.encoder.wavlm.state_dict()
@@ -376,14 +376,14 @@ def test_with_unfreeze_layers_what_is_below_does_not_move(tmp_path: Path) -> Non
 
 
 def test_more_unfrozen_layers_than_there_are_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"model\.unfreeze_layers 9: the encoder has 2 transformer layers"):
-        trainer(pick(tiny_trials(tmp_path, model={"unfreeze_layers": 9}), "unfrozen"), tmp_path)._build()
+    with pytest.raises(EncoderError, match=r"model\.unfreeze_top_layers 9: the encoder has 2 transformer layers"):
+        trainer(pick(tiny_trials(tmp_path, model={"unfreeze_top_layers": 9}), "unfrozen"), tmp_path)._build()
 
 
 def test_early_stopping_ends_after_so_many_epochs_without_a_better_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial = pick(tiny_trials(tmp_path, train={"epochs": 30, "early_stopping": 2}), "frozen")
+    trial = pick(tiny_trials(tmp_path, train={"epochs": 30, "early_stopping_patience": 2}), "frozen")
     scores = iter([0.1, 0.3, 0.2, 0.4, 0.3, 0.39, 0.9])
     monkeypatch.setattr(fold_trainer.FoldTrainer, "_validate", lambda self: {"avg": next(scores)})
     result = train(trial, tmp_path)[-1]

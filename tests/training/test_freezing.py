@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from cvrunner.config.sections import MambaConfig, ModelConfig, TrainConfig
-from cvrunner.errors import MovementError
+from cvrunner.errors import WeightChangeError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.freezing import NEVER, Schedule, match, rules
-from tests.encoders import tiny_encoder
+from tests.tiny_encoders import tiny_encoder
 
-TRAIN = TrainConfig(epochs=10, lr=1e-3, encoder_lr=1e-5, warmup=0.1)
+TRAIN = TrainConfig(epochs=10, lr=1e-3, encoder_lr=1e-5, warmup_ratio=0.1)
 
 
 def model(freeze: bool, protocol: str = "utterance") -> MambaEMAModel:
@@ -117,25 +117,25 @@ class TestMovement:
     def test_it_is_the_relative_distance_from_the_start(self) -> None:
         whole = model(freeze=False)
         schedule = Schedule(whole, TRAIN, False)
-        assert set(schedule.movement().values()) == {0.0}
+        assert set(schedule.weight_change().values()) == {0.0}
         self.moved(whole, "head.")
-        assert schedule.movement()["head"] == pytest.approx(0.01, rel=1e-4)
-        assert schedule.movement()["encoder"] == 0
+        assert schedule.weight_change()["head"] == pytest.approx(0.01, rel=1e-4)
+        assert schedule.weight_change()["encoder"] == 0
 
     def test_an_unfrozen_encoder_that_stands_still_is_an_error(self) -> None:
         whole = model(freeze=False)
         schedule = Schedule(whole, TRAIN, False)
         self.moved(whole, "head.")
-        with pytest.raises(MovementError, match="encoder should train since epoch 1, but after epoch 1"):
-            schedule.check_movement(1, schedule.movement(), self.NORMS)
+        with pytest.raises(WeightChangeError, match="encoder should train since epoch 1, but after epoch 1"):
+            schedule.check_weight_change(1, schedule.weight_change(), self.NORMS)
 
     def test_weight_decay_alone_does_not_count_as_fine_tuning(self) -> None:
         whole = model(freeze=False)
         schedule = Schedule(whole, TRAIN, False)
         self.moved(whole, "head.", "encoder.wavlm.encoder.")
-        schedule.check_movement(1, schedule.movement(), self.NORMS)
-        with pytest.raises(MovementError, match="gradient norm of 0"):
-            schedule.check_movement(1, schedule.movement(), {**self.NORMS, "encoder": 0.0})
+        schedule.check_weight_change(1, schedule.weight_change(), self.NORMS)
+        with pytest.raises(WeightChangeError, match="gradient norm of 0"):
+            schedule.check_weight_change(1, schedule.weight_change(), {**self.NORMS, "encoder": 0.0})
 
     @pytest.mark.parametrize(
         ("frozen", "prefix"), [(True, "encoder.wavlm.encoder."), (False, "encoder.wavlm.feature_extractor.")]
@@ -144,8 +144,8 @@ class TestMovement:
         whole = model(freeze=frozen)
         schedule = Schedule(whole, TRAIN, frozen)
         self.moved(whole, prefix, "head.", "encoder.wavlm.encoder.")
-        with pytest.raises(MovementError, match=r"is frozen in epoch 1, but its weights moved by 0\.0"):
-            schedule.check_movement(1, schedule.movement(), self.NORMS)
+        with pytest.raises(WeightChangeError, match=r"is frozen in epoch 1, but its weights moved by 0\.0"):
+            schedule.check_weight_change(1, schedule.weight_change(), self.NORMS)
 
 
 def test_never_is_after_every_epoch() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cvrunner.records.results import EpochRecord, Trained
+from cvrunner.records.results import EpochRecord, TrainingFinished
 from tests.trials import pick, tiny_trials, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -20,7 +20,7 @@ def test_it_trains_without_the_test_audio_and_leaves_no_result(tmp_path: Path) -
     for utterance in whole.fold.test:
         utterance.path.unlink()
     cut = train(trial, tmp_path / "fresh", "cut")  # with a cache of its own
-    assert isinstance(cut[-1], Trained)
+    assert isinstance(cut[-1], TrainingFinished)
     assert cut[-1].epochs_run == 3
     scores = [[e.validation_ccc for e in some if isinstance(e, EpochRecord)] for some in (events, cut)]
     assert scores[0] == scores[1]

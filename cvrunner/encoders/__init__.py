@@ -1,0 +1,1 @@
+"""Speech encoders: from files to hidden states over packed utterances."""

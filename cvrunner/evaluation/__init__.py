@@ -1,1 +1,0 @@
-"""Scores: pure functions of labels and predictions."""

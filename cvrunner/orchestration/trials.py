@@ -1,0 +1,43 @@
+"""Which trials a run has, in which order, and what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cvrunner.config.schema import Config, digest
+from cvrunner.data.folds import Fold, split_digest
+from cvrunner.data.utterance import Corpus
+from cvrunner.encoders.files import find_encoder
+from cvrunner.training.trial import Trial
+
+UNFROZEN_COST = 10.0
+"""An unfrozen epoch takes several times a frozen one; only the order depends on it."""
+
+
+def plan_trials(config: Config, corpus: Corpus, folds: Sequence[Fold]) -> list[Trial]:
+    """Every condition x fold x seed, longest first, so that the last ones to end are short.
+
+    Raises EncoderError and ConfigError before anything is trained.
+    """
+    split, digest_of_corpus = split_digest(folds), corpus.digest
+    trials = []
+    for condition in config.conditions:
+        resolved = config.for_condition(condition)
+        encoder = find_encoder(resolved.model.encoder, resolved.model.revision)
+        trials += [
+            Trial(condition, fold, seed, resolved, encoder, split, digest_of_corpus)
+            for seed in resolved.train.seeds
+            for fold in folds
+        ]
+    return sorted(trials, key=cost, reverse=True)
+
+
+def cost(trial: Trial) -> float:
+    """How long a trial takes, in units of its own: seconds of audio x epochs, more when the encoder trains."""
+    seconds = sum(u.duration_s for u in trial.fold.train)
+    return seconds * trial.config.train.epochs * (1.0 if trial.frozen else UNFROZEN_COST)
+
+
+def run_key(trials: Sequence[Trial]) -> str:
+    """Hash of the trials' keys and names: the same command on the same data and code gives the same run."""
+    return digest(sorted([trial.name, trial.key] for trial in trials))[:32]

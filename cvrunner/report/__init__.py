@@ -1,0 +1,1 @@
+"""Everything that is made from a run: tables, figures, report.html."""

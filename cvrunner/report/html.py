@@ -1,0 +1,79 @@
+"""report.html: one file that needs no network, for a phone, a wide screen and paper, light and dark."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cvrunner.report.evidence import evidence_tables, facts
+from cvrunner.report.figures import to_svg
+from cvrunner.report.panels import INK
+from cvrunner.report.report import Report
+from cvrunner.report.tables import Table, comparison_tables
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+TEMPLATE = "report.html.j2"
+# Which figures stand with which table.
+PLACES = {
+    "Test CCC by fold": ("folds",),
+    "Paired differences": ("differences",),
+    "Floor and ceiling": ("floor",),
+    "Trials": ("cost",),
+}
+
+
+def render_html(report: Report, figures: dict[str, tuple[Figure, str]]) -> str:
+    """The page, with the figures of `figures.draw` inside."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn = {name: (inline_svg(name, figure, caption), caption) for name, (figure, caption) in figures.items()}
+    placed = {name for names in PLACES.values() for name in names}
+    return environment.get_template(TEMPLATE).render(
+        run=report.run,
+        summary=report.summary,
+        decision=_decision(report),
+        sections=[_section(table, drawn) for table in comparison_tables(report)],
+        figures=[figure for name, figure in drawn.items() if name not in placed],
+        evidence=[_section(table, drawn) for table in evidence_tables(report)],
+        facts=facts(report),
+        links={name: link for name, link in report.links.items() if re.match(r"https?://", link)},
+    )
+
+
+def inline_svg(name: str, figure: Figure, caption: str) -> Markup:
+    """A figure to stand in a page: text in the page's colour, names of its own, read aloud by its caption."""
+    from markupsafe import Markup, escape
+
+    svg = to_svg(figure, transparent=True)
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Several figures in one page must not share names, or one's clip paths would cut the other.
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'url\(#|href="#', lambda match: f"{match[0]}{name}-", svg)
+    svg = svg.replace(INK, "currentColor")
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1))  # noqa: S704 (our own)
+
+
+def _section(table: Table, drawn: dict[str, tuple[Markup, str]]) -> dict[str, object]:
+    names = PLACES.get(table.title, ())
+    return {"table": table, "figures": [drawn[name] for name in names if name in drawn]}
+
+
+def _decision(report: Report) -> str:
+    """The word that colours the sentence: of the only comparison, or none where there are several."""
+    decisions = list(report.summary.decisions.values())
+    if report.summary.missing:
+        return "incomplete"
+    return decisions[0].replace(" ", "-") if len(decisions) == 1 else "neutral"

@@ -1,1 +1,0 @@
-"""Projections of the records: tables, figures, pages, MLflow."""

@@ -1,0 +1,1 @@
+"""The main job, from a configuration to its verdict, and its commands."""

@@ -1,0 +1,146 @@
+"""run.json and the run's folder, kept up to date by the driver alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cvrunner.config.schema import Config
+from cvrunner.data.folds import Fold
+from cvrunner.data.utterance import Corpus, natural_order
+from cvrunner.files import write_atomically
+from cvrunner.orchestration.failures import STATUS, Decision, Failure
+from cvrunner.orchestration.trials import run_key
+from cvrunner.records.results import (
+    FloorRecord,
+    RunRecord,
+    RunStatus,
+    TrialResult,
+    TrialState,
+    WorkerStarted,
+)
+from cvrunner.records.run_directory import RunDirectory, TrialDirectory
+from cvrunner.run.provenance import begin_folder, free_folder, now, provenance
+from cvrunner.training.trial import Trial
+
+if TYPE_CHECKING:
+    from cvrunner.training.fold_trainer import Event
+
+
+def find_run(root: Path, name: str, key: str) -> RunDirectory | None:
+    """The newest run of this key, `<name>-<key>` or `<name>-<key>-<n>`: by its number, since clocks can jump."""
+    found = [RunDirectory(path.parent) for path in root.glob(f"{name}-{key[:8]}*/run.json")]
+    same = [run for run in found if run.read_run().key == key]
+    return max(same, key=lambda run: natural_order(run.name), default=None)
+
+
+class RunStore:
+    """The record of a run on disk; an observer of its trials."""
+
+    def __init__(self, directory: RunDirectory, record: RunRecord, fresh: bool = False) -> None:
+        self.directory = directory
+        self.record = record
+        self.fresh = fresh
+        """Nothing was trained in it yet."""
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        name: str,
+        config: Config,
+        corpus: Corpus,
+        folds: Sequence[Fold],
+        trials: Sequence[Trial],
+        floor: FloorRecord,
+        command: list[str],
+        new: bool,
+    ) -> RunStore:
+        """Continue the run of these trials, or begin one; `new`: begin one in any case."""
+        key = run_key(trials)
+        directory = None if new else find_run(root, name, key)
+        if directory is not None:
+            return cls(directory, directory.read_run())
+        directory = RunDirectory(free_folder(root / f"{name}-{key[:8]}"))
+        record = RunRecord(
+            **provenance(directory.name, key, config, corpus, trials[0], command),
+            conditions=list(config.conditions),
+            folds=[fold.number for fold in folds],
+            seeds=list(config.train.seeds),
+            floor=floor,
+            trials={t.name: _state(t) for t in sorted(trials, key=lambda t: (t.condition, t.fold.number, t.seed))},
+        )
+        begin_folder(directory, config, folds, lambda: directory.write_run(record))
+        return cls(directory, record, fresh=True)
+
+    def discard(self) -> None:
+        """Leave nothing of a run that could not begin."""
+        if self.fresh:
+            shutil.rmtree(self.directory.path, ignore_errors=True)
+
+    def trial_directory(self, trial: Trial) -> TrialDirectory:
+        return self.directory.trial(trial.condition, trial.fold.number, trial.seed)
+
+    def result(self, trial: Trial) -> TrialResult | None:
+        """The trial's result, if it is there already."""
+        return self.trial_directory(trial).result(trial.key)
+
+    def begin(self) -> None:
+        """The run is being worked on; states are set by what lies on disk."""
+        states = {}
+        for name, state in self.record.trials.items():
+            trial = self.directory.trial(state.condition, state.fold, state.seed)
+            if done := trial.result(state.key) is not None:
+                shutil.rmtree(trial.checkpoint, ignore_errors=True)  # left by a kill after the result was written
+            states[name] = state.model_copy(update={"status": "DONE" if done else "WAITING", "error": None})
+        self._write(trials=states, status="RUNNING", finished_at=None)
+
+    def end(self, stopped: bool) -> RunStatus:
+        """Set and return the final status: COMPLETE only when every trial has its result."""
+        complete = all(state.status == "DONE" for state in self.record.trials.values())
+        status: RunStatus = "COMPLETE" if complete else "STOPPED" if stopped else "INCOMPLETE"
+        states = {
+            name: state.model_copy(update={"status": "STOPPED"}) if state.status == "RUNNING" else state
+            for name, state in self.record.trials.items()
+        }
+        self._write(trials=states, status=status, finished_at=now())
+        return status
+
+    def note(self, **changes: Any) -> None:
+        """Write more into run.json: the floor, the links."""
+        self._write(**changes)
+
+    def attempt(self, trial: Trial, number: int) -> None:
+        attempts = self.record.trials[trial.name].attempts + 1
+        self._set(trial, status="RUNNING", attempts=attempts)
+
+    def event(self, trial: Trial, event: Event) -> None:
+        if isinstance(event, WorkerStarted):
+            self._set(trial, node=event.node)
+        if isinstance(event, TrialResult):
+            self._set(trial, status="DONE", error=None)
+
+    def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
+        state = self.record.trials[trial.name]
+        if decision is Decision.PAUSE:
+            self._set(trial, status=STATUS[decision], attempts=state.attempts - 1)  # it goes on with the same one
+            return
+        failures = dict(state.failures)
+        failures[failure.kind] = failures.get(failure.kind, 0) + 1
+        self._set(trial, status=STATUS[decision], error=failure.message, failures=failures)
+        if failure.details:
+            write_atomically(self.trial_directory(trial).path / "error.txt", failure.details)
+
+    def _set(self, trial: Trial, **changes: Any) -> None:
+        state = self.record.trials[trial.name].model_copy(update=changes)
+        self._write(trials={**self.record.trials, trial.name: state})
+
+    def _write(self, **changes: Any) -> None:
+        self.record = self.record.model_copy(update=changes)
+        self.directory.write_run(self.record)
+
+
+def _state(trial: Trial) -> TrialState:
+    return TrialState(key=trial.key, condition=trial.condition, fold=trial.fold.number, seed=trial.seed)

@@ -1,0 +1,1 @@
+"""What a run answers: scores, statistics, floor, ceiling, comparison and the sentence."""

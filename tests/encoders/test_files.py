@@ -1,0 +1,91 @@
+"""Encoders by hub name where the hub does not answer."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from cvrunner.encoders import files as encoder_files
+from cvrunner.encoders.files import check_encoder, find_encoder, stated_licence
+from cvrunner.errors import EncoderError
+from tests.tiny_encoders import save_encoder
+
+NAME = "nobody/wavlm"
+COMMIT = "0" * 40
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of hub encoders."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def silent_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub that takes the question and gives no answer."""
+    with socket.socket() as hub:
+        hub.bind(("127.0.0.1", 0))
+        hub.listen(64)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(encoder_files, "HUB_TIMEOUT_S", 0.3)
+        yield
+
+
+def save_in_cache(cache: Path) -> Path:
+    """A downloaded encoder."""
+    home = cache / "models--nobody--wavlm"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(COMMIT)
+    return save_encoder(home / "snapshots" / COMMIT)
+
+
+@pytest.mark.usefixtures("silent_hub")
+def test_a_hub_that_does_not_answer_is_not_waited_for() -> None:
+    start = time.monotonic()
+    with pytest.raises(EncoderError, match=r"nobody/wavlm: no such folder, and the hub .*timed out \(check the name"):
+        check_encoder(NAME, None, ())
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.usefixtures("silent_hub")
+def test_a_downloaded_encoder_is_used_where_the_hub_does_not_answer(cache: Path) -> None:
+    folder = save_in_cache(cache)
+    check_encoder(NAME, None, (0, 2))
+    assert find_encoder(NAME).folder == folder
+
+
+def test_a_downloaded_encoder_is_used_offline(cache: Path) -> None:
+    folder = save_in_cache(cache)
+    assert find_encoder(NAME).digest == find_encoder(str(folder)).digest
+    assert find_encoder(NAME).revision == COMMIT
+    assert find_encoder(str(folder)).revision is None
+
+
+def test_a_licence_is_told_where_the_encoders_own_files_state_it(tmp_path: Path) -> None:
+    assert stated_licence(find_encoder("demo")) == "mit"
+    files = find_encoder(str(save_encoder(tmp_path / "wavlm")))
+    for text in (None, "no front matter", "---\nlanguage: en\n---\n", "---\n: [\n---\n"):
+        if text is not None:
+            (files.folder / "README.md").write_text(text)
+        assert stated_licence(files) is None
+
+
+def test_a_downloaded_encoder_without_its_weights_is_refused(cache: Path) -> None:
+    (save_in_cache(cache) / "model.safetensors").unlink()
+    check_encoder(NAME, None, ())
+    with pytest.raises(EncoderError, match=r"no model\.safetensors"):
+        find_encoder(NAME)
+
+
+def test_a_file_is_read_once_as_long_as_it_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = str(save_encoder(tmp_path / "wavlm"))
+    first = find_encoder(name)
+    monkeypatch.setattr(encoder_files.hashlib, "file_digest", None)
+    assert find_encoder(name) == first

@@ -1,0 +1,69 @@
+"""Packed utterances: nothing gets lost, nothing mixes, groups have little padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvrunner.encoders.attention import _attend, relative_position_bias
+from cvrunner.encoders.packing import GROUP_PADDING, Packing
+from tests.tiny_encoders import tiny_wavlm
+
+CPU = torch.device("cpu")
+LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=9)
+
+
+@given(LENGTHS)
+def test_padding_and_packing_again_gives_back_every_frame(lengths: list[int]) -> None:
+    packing = Packing(lengths, CPU)
+    x = torch.randn(sum(lengths), 3)
+    assert torch.equal(torch.cat([group.pack(group.pad(x)) for group in packing.groups]), x)
+
+
+@given(LENGTHS)
+def test_groups_are_neighbours_in_order_with_little_padding(lengths: list[int]) -> None:
+    packing = Packing(sorted(lengths), CPU)
+    assert [n for group in packing.groups for n in group.lengths] == sorted(lengths)
+    for group in packing.groups:
+        assert group.frames * len(group.lengths) <= (1 + GROUP_PADDING) * sum(group.lengths)
+    assert packing.padded_frames <= (1 + GROUP_PADDING) * sum(lengths)
+
+
+def test_padding_is_zero_and_utterances_stay_apart() -> None:
+    (group,) = Packing([10, 11], CPU).groups
+    padded = group.pad(torch.arange(1.0, 22.0)[:, None])
+    assert padded[0, :, 0].tolist() == [*range(1, 11), 0]
+    assert padded[1, :, 0].tolist() == [*range(11, 22)]
+
+
+def test_frames_are_averaged_over_what_is_there() -> None:
+    states = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 14])[:, None]
+    means = Packing([7, 5], CPU).averaged([states, -states], 4)
+    assert means[:, 0, 0].tolist() == [1.5, 5.0, 11.5, 14.0]
+    assert torch.equal(means[:, 1], -means[:, 0])
+
+
+@given(LENGTHS)
+def test_every_frame_belongs_to_its_utterance_and_is_found_backwards(lengths: list[int]) -> None:
+    packing = Packing(lengths, CPU)
+    frames = torch.arange(sum(lengths))
+    parts = frames.split(lengths)
+    assert [frames[owned].tolist() for owned in packing.owned] == [part.tolist() for part in parts]
+    assert torch.equal(packing.backwards, torch.cat([part.flip(0) for part in parts]))
+    assert torch.equal(packing.whole.pack(packing.whole.pad(frames[:, None]))[:, 0], frames)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 50])
+def test_the_position_bias_equals_that_of_transformers(frames: int) -> None:
+    attention = tiny_wavlm().encoder.layers[0].attention
+    assert torch.equal(relative_position_bias(attention, frames), attention.compute_bias(frames, frames))
+
+
+def test_attention_written_out_equals_the_fused_one() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 7, 5).unbind()
+    mask = torch.randn(2, 4, 7, 7)
+    fused = _attend(query, key, value, mask, 0.0, training=False)
+    torch.testing.assert_close(_attend(query, key, value, mask, 0.0, training=True), fused)

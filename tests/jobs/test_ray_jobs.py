@@ -1,0 +1,126 @@
+"""Following a job over a connection that breaks, and asking what does not answer. No cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+from ray.job_submission import JobStatus
+
+from cvrunner.errors import ClusterError
+from cvrunner.jobs import ray_jobs
+from cvrunner.jobs.ray_jobs import RayJobs
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No token, no cluster, no waiting; what is set in the environment is taken back."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ray_jobs, "LOOK_EVERY_S", 0.0)
+
+
+def details(status: str, **more: Any) -> SimpleNamespace:
+    fields = {"runtime_env": {}, "metadata": {}, "start_time": 1000, "end_time": None, "driver_exit_code": None}
+    return SimpleNamespace(
+        submission_id="a", status=JobStatus(status), entrypoint="x", message=None, **{**fields, **more}
+    )
+
+
+class Client:
+    """Stands in for Ray's; each look takes the next of `looks`: how the job stands and its log so far, or an error."""
+
+    def __init__(self, looks: list[tuple[str, str] | Exception]) -> None:
+        self.looks = iter(looks)
+        self.text = ""
+
+    def get_job_info(self, job_id: str) -> SimpleNamespace:
+        look = next(self.looks)
+        if isinstance(look, Exception):
+            raise look
+        status, self.text = look
+        return details(status)
+
+    def get_job_logs(self, job_id: str) -> str:
+        return self.text
+
+
+def cluster(monkeypatch: pytest.MonkeyPatch, client: Client) -> RayJobs:
+    monkeypatch.setattr(ray_jobs, "_client", lambda address: client)
+    return RayJobs("http://127.0.0.1:1")
+
+
+def test_a_log_is_given_once_also_where_the_connection_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = requests.exceptions.ConnectionError()
+    looks = [
+        ("PENDING", ""),
+        ("RUNNING", "one\n"),
+        gone,
+        gone,
+        ("RUNNING", "one\ntwo\n"),
+        ("FAILED", "one\ntwo\nend\n"),
+    ]
+    given = list(cluster(monkeypatch, Client(looks)).follow("a"))
+    assert "".join(given) == "one\ntwo\nend\n"
+
+
+def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_jobs, "PATIENCE_S", 0.05)
+    looks = itertools.chain([("RUNNING", "one\n")], itertools.repeat(requests.exceptions.ConnectionError()))
+    jobs = cluster(monkeypatch, Client(looks))  # type: ignore[arg-type]
+    with pytest.raises(ClusterError, match="no Ray cluster answers"):
+        list(jobs.follow("a"))
+
+
+def test_a_job_that_does_not_stop_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_jobs, "STOP_GRACE_S", -2.95)
+    jobs = cluster(monkeypatch, Client(itertools.repeat(("RUNNING", ""))))  # type: ignore[arg-type]
+    job = ray_jobs._job(details("RUNNING"))
+    with pytest.raises(ClusterError, match="a: still RUNNING"):
+        jobs.wait_until_stopped(job)
+
+
+def test_the_time_to_save_is_that_of_the_jobs_own_settings() -> None:
+    settings = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
+    assert ray_jobs._job(details("RUNNING", runtime_env=settings)).stop_wait_s == 60
+    assert ray_jobs._job(details("RUNNING", runtime_env=None)).stop_wait_s == 3
+    odd = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "long"}}
+    assert ray_jobs._job(details("RUNNING", runtime_env=odd)).stop_wait_s == 3
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[str]:
+    """Accepts connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_what_listens_but_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_jobs, "ANSWER_S", 0.2)
+    with silent() as address, pytest.raises(ClusterError, match="something listens there but does not answer"):
+        RayJobs(address)
+
+
+def test_a_token_that_is_not_there_is_said_before_ray_ends_the_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(ClusterError, match=r"RAY_AUTH_TOKEN_PATH .*none: no such file"):
+        RayJobs("http://127.0.0.1:1")
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(ClusterError, match="RAY_AUTH_MODE is token and there is none"):
+        RayJobs("http://127.0.0.1:1")

@@ -1,0 +1,97 @@
+"""One call writes all files of a run; the floor comes from the folds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cvrunner.data.folds import make_folds
+from cvrunner.records.results import RunRecord, Summary
+from cvrunner.report.write import write_report
+from cvrunner.verdict.floor_record import floor_record, with_controlled_scores
+from tests.corpora import corpus
+from tests.runs import DIMENSIONS, SCENARIOS, TURNS, make_run
+
+SPOKEN = [f"{side}_{scenario}" for scenario in SCENARIOS for side in "FM"]
+
+
+@pytest.fixture(scope="module")
+def folds():
+    return make_folds(corpus(dialogues=SPOKEN, turns=TURNS), "leave_one_session_out")
+
+
+def test_one_call_writes_all_files_and_again_the_same(tmp_path):
+    directory = make_run(tmp_path, epochs=2)
+    write_report(directory, {"view": "http://127.0.0.1:5000/#/x"})
+    files = [directory.summary_file, directory.comparison, directory.report, tmp_path / "experiment_comparison.md"]
+    files += sorted(directory.figures.iterdir())
+    before = [file.read_bytes() for file in files]
+    write_report(directory, {"view": "http://127.0.0.1:5000/#/x"})
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_the_floor_survives_run_json_and_stands_in_the_report(tmp_path, folds):
+    directory = make_run(tmp_path, epochs=1)
+    run = directory.read_run()
+    floor = with_controlled_scores(floor_record(folds, DIMENSIONS), folds, directory, run)
+    assert set(floor.scores) == {"scenario", "scenario+gender+side"}
+    assert set(floor.controlled["frozen"]) == {"valence", "arousal", "avg"}
+    directory.write_run(run.model_copy(update={"floor": floor}))
+    assert directory.read_run().floor == floor
+    write_report(directory)
+    page = directory.report.read_text()
+    assert f"{floor.scores['scenario']['avg'].mean:.4f}" in page
+    assert "scenario taken out" in page
+    assert (directory.figures / "floor.svg").is_file()
+
+
+def test_the_ceiling_of_rated_utterances_stands_in_the_report(tmp_path):
+    raters = {"E1": (1.0, 2.0, None), "E2": (2.0, 2.5, None)}
+    base = corpus(dialogues=SPOKEN, turns=TURNS)
+    rated = [
+        replace(u, raters=raters if u.turn % 2 else {"E1": raters["E2"], "E2": (4.0, 3.0, None)})
+        for u in base.utterances
+    ]
+    floor = floor_record(make_folds(replace(base, utterances=tuple(rated)), "leave_one_session_out"), DIMENSIONS)
+    assert floor.ceiling_reason is None
+    assert set(floor.ceiling) == {"valence", "arousal", "avg"}
+    directory = make_run(tmp_path, epochs=1)
+    directory.write_run(directory.read_run().model_copy(update={"floor": floor}))
+    assert directory.read_run().floor == floor
+    write_report(directory)
+    for file in (directory.report, directory.comparison):
+        assert "unfrozen / one human rater" in file.read_text()
+        assert f"{floor.ceiling['avg'].mean:.4f}" in file.read_text()
+
+
+def test_without_raters_there_is_a_reason_instead_of_a_ceiling(folds):
+    floor = floor_record(folds, DIMENSIONS)
+    assert floor.ceiling == {}
+    assert floor.ceiling_reason == "the corpus has no utterance that two observers rated"
+
+
+def test_without_scenarios_the_reason_stands_in_the_report(tmp_path):
+    bare = make_folds(corpus(scenario=None), "leave_one_session_out")
+    floor = floor_record(bare, DIMENSIONS)
+    assert floor.scores == {}
+    directory = make_run(tmp_path, epochs=1)
+    run = directory.read_run()
+    assert with_controlled_scores(floor, bare, directory, run) == floor
+    directory.write_run(run.model_copy(update={"floor": floor}))
+    write_report(directory)
+    for file in (directory.report, directory.comparison):
+        assert "the corpus names no scenarios" in file.read_text()
+
+
+def test_records_of_older_runs_can_still_be_read(tmp_path):
+    directory = make_run(tmp_path, epochs=1)
+    run = directory.read_run()
+    old_run = run.model_dump_json(exclude={"floor", "links"})
+    assert RunRecord.from_json(old_run, "run.json") == run
+    for file in directory.path.glob("*/*/*/predictions.csv"):
+        lines = [line.split(",") for line in file.read_text().splitlines()]
+        file.write_text("\n".join(",".join(cells[:6] + cells[7:]) for cells in lines))
+    summary = write_report(directory).summary
+    old_summary = summary.model_dump_json(exclude={"decisions", "groups"})
+    assert Summary.from_json(old_summary, "summary.json").verdict == summary.verdict

@@ -1,1 +1,0 @@
-"""Tests of what is made from a run's files."""

@@ -1,0 +1,175 @@
+"""Commands as functions: a failing trial leaves the others alone, and a mean over what is there is never given."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cvrunner.config.reading import load_config
+from cvrunner.errors import ClusterError, ResultsError
+from cvrunner.orchestration import ray_executor
+from cvrunner.orchestration.failures import Failure
+from cvrunner.orchestration.inline_executor import InlineExecutor
+from cvrunner.records.run_directory import RunDirectory
+from cvrunner.run import commands
+from cvrunner.run.steps import open_run, prepare
+from tests.corpora import manifest_rows, write_manifest
+from tests.runs import make_run
+from tests.tiny_encoders import save_encoder
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A manifest corpus of three sessions and an encoder, both tiny; the working directory is a fresh one."""
+    monkeypatch.chdir(tmp_path)
+    save_encoder(tmp_path / "wavlm")
+    manifest = write_manifest(tmp_path / "corpus" / "manifest.csv", manifest_rows(tmp_path / "corpus", turns=6))
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"""
+corpus: {{format: manifest, root: {manifest}, scale: [1, 7]}}
+model: {{encoder: {tmp_path / "wavlm"}, width: 16, mamba: {{state_size: 4, head_dim: 8, layers: 1}}}}
+train: {{epochs: 2, lr: 1e-3}}
+cluster: {{cache_dir: {tmp_path / "cache"}}}
+tracking: {{enabled: false}}
+""")
+    return path
+
+
+class Inline(InlineExecutor):
+    """Stands in for Ray; `broken` trials fail."""
+
+    broken: tuple[str, ...] = ()
+    failure = Failure("permanent", "the loss went away")
+
+    def __init__(self, run: str, cluster: Any, cache_dir: Path, *_: Any) -> None:
+        super().__init__(cache_dir)
+
+    def poll(self, timeout_s: float) -> list[Any]:
+        if self.current and self.current[0].name in self.broken:
+            trial, _ = self.current
+            self.current = None
+            return [(trial, self.failure)]
+        return super().poll(timeout_s)
+
+
+def all_folds(config: Path, *overrides: str, new: bool = False) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    code = commands.all_folds(config, overrides, new, False, console)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return code, text
+
+
+def run_of(config: Path) -> RunDirectory:
+    (path,) = (config.parent / "results").glob("tiny-*/run.json")
+    return RunDirectory(path.parent)
+
+
+def test_a_failed_trial_makes_the_run_incomplete_and_no_mean_is_printed(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    monkeypatch.setattr(Inline, "broken", ("unfrozen/fold-2/seed-0",))
+    code, text = all_folds(config)
+    assert code == 1
+    record = run_of(config).read_run()
+    assert record.status == "INCOMPLETE"
+    assert [n for n, s in record.trials.items() if s.status != "DONE"] == ["unfrozen/fold-2/seed-0"]
+    assert record.trials["unfrozen/fold-2/seed-0"].error == "the loss went away"
+    assert "unfrozen/fold-2/seed-0  permanent: the loss went away; given up" in text
+    comparison = run_of(config).comparison.read_text()
+    assert "unfrozen/fold-2/seed-0" in comparison
+    assert "±" not in comparison + text
+
+    monkeypatch.setattr(Inline, "broken", ())
+    code, text = all_folds(config)
+    assert code == 0
+    assert "6 trials, 5 done, 1 to train: unfrozen/fold-2/seed-0" in text
+    assert run_of(config).read_run().status == "COMPLETE"
+    assert "±" in run_of(config).comparison.read_text()
+
+
+def test_a_bug_in_a_trial_leaves_its_traceback_in_the_trials_folder(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    monkeypatch.setattr(Inline, "broken", ("frozen/fold-1/seed-0",))
+    monkeypatch.setattr(Inline, "failure", Failure("bug", "KeyError: 'x'", "Traceback ..."))
+    assert all_folds(config)[0] == 1
+    assert (run_of(config).trial("frozen", 1, 0).path / "error.txt").read_text() == "Traceback ..."
+
+
+def test_a_cluster_that_is_too_small_is_refused_before_anything_is_trained(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ClusterError("a trial needs 1 GPU")
+
+    monkeypatch.setattr(ray_executor, "RayExecutor", refuse)
+    with pytest.raises(ClusterError):
+        all_folds(config)
+    assert not list((config.parent / "results").glob("*"))
+
+
+def test_new_begins_another_run_and_without_it_the_newest_is_continued(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    for new in (False, True):
+        assert all_folds(config, new=new)[0] == 0
+    runs = sorted(p.parent.name for p in (config.parent / "results").glob("tiny-*/run.json"))
+    assert len(runs) == 2
+    assert runs[1] == f"{runs[0]}-2"
+    assert "nothing to train" in all_folds(config)[1]
+
+
+def test_another_setting_is_another_run(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    all_folds(config)
+    assert "6 trials, 0 done" in all_folds(config, "train.lr=2e-3")[1]
+
+
+def test_a_run_that_is_in_use_is_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    experiment = prepare(config, [])
+    console = Console(file=io.StringIO())
+    with (
+        open_run(experiment, False, True, console),
+        pytest.raises(ResultsError, match="another process is working on this run"),
+    ):
+        all_folds(config)
+
+
+def test_a_results_folder_that_cannot_be_written_is_one_sentence(config: Path) -> None:
+    (config.parent / "file").write_text("")
+    with pytest.raises(ResultsError, match=r"results\.root: .* cannot be written"):
+        all_folds(config, f"results.root={config.parent / 'file' / 'results'}")
+
+
+def test_the_resolved_configuration_is_kept_with_the_run(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    all_folds(config, "train.grad_clip=0.3")
+    kept = load_config(run_of(config).config)
+    assert kept == load_config(config, ["train.grad_clip=0.3"])
+
+
+def test_a_report_is_made_without_torch_ray_or_mlflow(tmp_path: Path) -> None:
+    directory = make_run(tmp_path)
+    script = (
+        "import io, sys; from pathlib import Path; from rich.console import Console; "
+        "from cvrunner.run import commands; "
+        "commands.report(Path(sys.argv[1]), Console(file=io.StringIO())); "
+        "print(sorted({'torch', 'transformers', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", script, str(directory.path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert made.stdout.strip() == "[]"
+    assert directory.report.is_file()

@@ -1,0 +1,102 @@
+"""`verify`: one fold in the run of `all-folds`, held against the target; claims are called claims."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cvrunner.config.reading import load_config
+from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
+from cvrunner.orchestration import ray_executor
+from cvrunner.orchestration.gpus import Gpu, gpu_lines
+from cvrunner.run.steps import open_run, prepare
+from cvrunner.run.verify import verify
+from cvrunner.run.verify_text import missed
+from tests.run.test_commands import Inline, config
+
+__all__ = ["config"]  # a fixture
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+
+
+def run(config: Path, *overrides: str) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    code = verify(config, overrides, False, console)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return code, text
+
+
+def test_one_fold_of_unfrozen_is_trained_and_all_folds_does_not_repeat_it(config: Path) -> None:
+    code, text = run(config)
+    assert code == 0
+    assert "1 trials, 0 done, 1 to train: unfrozen/fold-1/seed-0" in text
+    assert "no target is set (verify.target)" in text
+    with open_run(prepare(config, []), False, True, Console(file=io.StringIO())) as of_all_folds:
+        assert len(of_all_folds.pending(of_all_folds.trials)) == 5
+
+
+def test_the_target_decides_the_exit_code_and_no_training_is_repeated_for_it(config: Path) -> None:
+    assert run(config, "verify.target.ccc_valence=-1")[0] == 0
+    code, text = run(config, "verify.target={ccc_valence: 0.99, ccc_arousal: -1}")
+    assert code == TARGET_MISSED == 3
+    assert "nothing to train" in text
+    assert "target missed: CCC-V" in text
+    assert "is below 0.99, CCC-A" in text
+
+
+def test_claims_stand_beside_the_result_with_their_source(config: Path) -> None:
+    config.write_text(
+        config.read_text()
+        + "reference: {source: somebody's record, claims: "
+        + "[{name: v1, condition: frozen, quantity: ccc_valence, low: 0.5896}]}\n"
+    )
+    text = run(config, "verify.condition=frozen")[1]
+    assert "frozen, fold 1: epoch" in text
+    assert "0.5896 (frozen, v1)" in text
+    assert "Claimed by somebody's record; not measured here" in text
+
+
+def test_a_trial_that_fails_is_neither_met_nor_missed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Inline, "broken", ("unfrozen/fold-1/seed-0",))
+    with pytest.raises(TrialError, match="the loss went away"):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("verify.condition=thawed", "verify.condition thawed: unknown condition; choose one of frozen, unfrozen"),
+        ("verify.fold=4", "verify.fold 4: there are folds 1 to 3"),
+        ("verify.target.ccc_dominance=0.5", "verify.target.ccc_dominance: dominance is not predicted"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused_before_training(config: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(config, override)
+    assert not (config.parent / "results").exists()
+
+
+def test_verify_and_tune_settings_change_no_trial(config: Path) -> None:
+    changed = load_config(config, ["verify.fold=2", "verify.target.ccc_avg=0.1", "tune.num_samples=3"])
+    assert changed.numerics == load_config(config).numerics
+
+
+def test_an_undefined_score_misses_its_target() -> None:
+    assert missed({"valence": 0.6, "avg": 0.1}, {"valence": None, "arousal": 0.1, "avg": 0.3}) == ["valence"]
+
+
+def test_the_gpus_are_shown_with_who_else_uses_them() -> None:
+    gpus = [Gpu("RTX 4090", 2048.0, 24564.0, 97, {71: 1024.0, 72: None}), Gpu("RTX 4090", 3.0, 24564.0, None, {})]
+    assert gpu_lines(gpus) == [
+        "GPU 0: RTX 4090, 2,048 of 24,564 MiB used, 97 % busy, "
+        "used by others (process 71: 1,024 MiB, process 72: unknown)",
+        "GPU 1: RTX 4090, 3 of 24,564 MiB used",
+    ]
+    assert gpu_lines([]) == ["no GPU on this machine"]

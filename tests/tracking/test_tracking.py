@@ -1,0 +1,223 @@
+"""MLflow mirrors the files: the same numbers, nothing twice, no orphans, and no failure that stops a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cvrunner.config.reading import load_config
+from cvrunner.report.figures import draw, save_figures
+from cvrunner.report.html import render_html
+from cvrunner.report.report import read_epochs, read_report
+from cvrunner.tracking.mirror import sync_run
+from cvrunner.tracking.names import served_at
+from cvrunner.tracking.tracker import MemoryTracker, MlflowTracker, tracker_for, tracking_uri
+from cvrunner.verdict.comparison import summarise
+from tests.runs import made_up_epoch, make_run
+
+
+def client_of(uri):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def runs_by_role(uri):
+    client = client_of(uri)
+    experiment = client.get_experiment_by_name("cvrunner-utterance")
+    found: dict[str, list] = {"parent": [], "trial": [], "comparison": []}
+    for run in client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]):
+        found[run.data.tags["cvrunner.role"]].append(run)
+    return found
+
+
+def steps(uri, run, metric):
+    return [point.step for point in client_of(uri).get_metric_history(run.info.run_id, metric)]
+
+
+def named(runs, name):
+    return next(run for run in runs if run.info.run_name == name)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = make_run(tmp_path_factory.mktemp("results"), epochs=3)
+    report = read_report(directory)
+    figures = draw(report)
+    save_figures(directory, figures)
+    directory.write_summary(report.summary)
+    directory.report.write_text(render_html(report, figures))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def uri(directory):
+    uri = tracking_uri(load_config(directory.config), directory.path.parent)
+    sync_run(directory, uri)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def runs(uri):
+    return runs_by_role(uri)
+
+
+def test_mlflow_has_the_numbers_of_the_summary(directory, runs):
+    summary = summarise(directory)
+    assert {role: len(of_role) for role, of_role in runs.items()} == {"parent": 2, "trial": 10, "comparison": 1}
+    for parent in runs["parent"]:
+        for dimension, score in summary.scores[parent.data.tags["cvrunner.condition"]].items():
+            assert parent.data.metrics[f"ccc_mean/{dimension}"] == score.mean
+            assert parent.data.metrics[f"ccc_pooled/{dimension}"] == score.pooled
+    deltas = runs["comparison"][0].data.metrics
+    for dimension, difference in summary.differences["unfrozen"].items():
+        assert deltas[f"delta/unfrozen_{dimension}"] == difference.mean
+        assert deltas[f"delta/unfrozen_{dimension}_low"] == difference.interval.low
+    assert runs["comparison"][0].data.tags["mlflow.note.content"] == summary.verdict
+
+
+def test_trials_are_children_with_parameters_and_their_own_curves(directory, uri, runs):
+    parents = {run.info.run_id: run.data.tags["cvrunner.condition"] for run in runs["parent"]}
+    for trial in runs["trial"]:
+        assert parents[trial.data.tags["mlflow.parentRunId"]] == trial.data.params["condition"]
+        assert trial.info.status == "FINISHED"
+        assert trial.inputs.dataset_inputs[0].dataset.digest == "c" * 36
+    trial = named(runs["trial"], "unfrozen/fold-2/seed-0")
+    assert trial.data.params["model.freeze_speech_encoder"] == "False"
+    assert trial.data.metrics["test/ccc_avg"] == directory.trial("unfrozen", 2, 0).result().test_ccc["avg"]
+    assert steps(uri, trial, "validation/ccc_valence") == [1, 2, 3]
+
+
+def test_parents_have_curves_under_other_names_and_no_condition_parameter(directory, uri, runs):
+    parent = next(run for run in runs["parent"] if run.data.tags["cvrunner.condition"] == "frozen")
+    assert "condition" not in parent.data.params
+    assert not set(parent.data.metrics) & set(runs["trial"][0].data.metrics)
+    third = [read_epochs(directory, "frozen", fold, 0)[2].validation_ccc["valence"] for fold in range(1, 6)]
+    assert parent.data.metrics["mean/validation_ccc_valence"] == pytest.approx(np.mean(third))
+    assert parent.data.metrics["fold_4/validation_ccc_valence"] == third[3]
+    assert steps(uri, parent, "mean/validation_ccc_avg") == [1, 2, 3]
+
+
+def test_the_comparison_run_holds_the_files(uri, runs):
+    client, run_id = client_of(uri), runs["comparison"][0].info.run_id
+    assert {"report.html", "predictions.csv", "summary.json"} <= {f.path for f in client.list_artifacts(run_id)}
+    assert len(client.list_artifacts(run_id, "figures")) == 14
+
+
+def test_writing_again_adds_nothing(directory, uri, runs):
+    before = {run.info.run_id: run.data.metrics for of_role in runs.values() for run in of_role}
+    sync_run(directory, uri)
+    after = {run.info.run_id: run.data.metrics for of_role in runs_by_role(uri).values() for run in of_role}
+    assert after == before
+    for parent in runs["parent"]:
+        for metric in ("mean/validation_ccc_avg", "fold_1/validation_ccc_avg"):
+            assert steps(uri, parent, metric) == [1, 2, 3]
+        assert steps(uri, parent, "ccc_mean/avg") == [0]
+    for trial in runs["trial"]:
+        assert steps(uri, trial, "train/loss") == [1, 2, 3]
+        assert len(steps(uri, trial, "test/ccc_avg")) == 1
+    assert len(steps(uri, runs["comparison"][0], "delta/unfrozen_avg")) == 1
+
+
+def test_links_need_an_address_and_lead_to_the_saved_view(directory, uri):
+    assert sync_run(directory, uri) == {}
+    links = sync_run(directory, uri, "http://127.0.0.1:5000/")
+    key = links["trials grouped by condition"].split("viewStateShareKey=")[1].split("&")[0]
+    experiment = client_of(uri).get_experiment_by_name("cvrunner-utterance")
+    assert f"mlflow.sharedViewState.{key}" in experiment.tags
+    assert all(link.startswith("http://127.0.0.1:5000/#/") for link in links.values())
+
+
+def test_a_server_has_its_own_page_and_a_database_the_one_that_is_started_for_it():
+    assert served_at("https://tracking.example", "http://127.0.0.1:5000") == "https://tracking.example"
+    assert served_at("sqlite:////tmp/mlflow.db", "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    assert served_at("sqlite:////tmp/mlflow.db", None) is None
+
+
+def test_parents_have_the_settings_but_not_the_name_that_groups_trials(runs):
+    params = {run.data.tags["cvrunner.condition"]: run.data.params for run in runs["parent"]}
+    assert params["frozen"]["model.freeze_speech_encoder"] == "True"
+    assert params["unfrozen"]["model.freeze_speech_encoder"] == "False"
+    assert not {"condition", "fold", "seed"} & params["frozen"].keys()
+
+
+def test_a_run_that_goes_on_is_found_again_and_orphans_are_swept(tmp_path):
+    directory = make_run(tmp_path, folds=2, epochs=2, missing=["unfrozen/fold-2/seed-0"])
+    run, config = directory.read_run(), load_config(directory.config)
+    uri, name = tracking_uri(config, tmp_path), "unfrozen/fold-2/seed-0"
+    killed = MlflowTracker(uri, pytest.fail)
+    killed.start(run, config, directory)
+    killed.trial_started(name)
+    assert named(runs_by_role(uri)["trial"], name).info.status == "RUNNING"
+
+    resumed = MlflowTracker(uri, pytest.fail)
+    resumed.start(run, config, directory)
+    assert named(runs_by_role(uri)["trial"], name).info.status == "KILLED"
+    resumed.trial_started(name)
+    random = np.random.default_rng(0)
+    for epoch in (1, 2, 3):  # the first two again, as after a restart from nothing
+        resumed.epoch(name, made_up_epoch(epoch, 3, 0.5, random))
+    resumed.trial_finished(name, None, "FAILED", "NonFiniteError: made up")
+    resumed.finish(summarise(directory), "INCOMPLETE")
+
+    found = runs_by_role(uri)
+    trial = named(found["trial"], name)
+    assert (len(found["parent"]), len(found["trial"])) == (2, 4)
+    assert steps(uri, trial, "train/loss") == [1, 2, 3]
+    assert trial.info.status == "FAILED"
+    assert trial.data.tags["cvrunner.error"] == "NonFiniteError: made up"
+    # The third epoch is not every trial's, and an incomplete run has no mean.
+    unfrozen = next(run for run in found["parent"] if run.data.tags["cvrunner.condition"] == "unfrozen")
+    assert steps(uri, unfrozen, "mean/validation_ccc_avg") == [1, 2]
+    assert not [metric for metric in unfrozen.data.metrics if metric.startswith("ccc_")]
+    statuses = {run.info.status for of_role in found.values() for run in of_role}
+    assert "RUNNING" not in statuses
+
+
+def test_a_server_that_is_away_costs_one_warning_and_seconds(directory, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    warnings: list[str] = []
+    tracker = MlflowTracker("http://127.0.0.1:9", warnings.append)
+    run, config = directory.read_run(), load_config(directory.config)
+    start = time.perf_counter()
+    tracker.start(run, config, directory)
+    for name in run.trials:
+        tracker.trial_started(name)
+        tracker.epoch(name, made_up_epoch(1, 1, 1.0, np.random.default_rng(0)))
+        tracker.trial_finished(name, None, "DONE")
+    assert len(warnings) == 1
+    assert "cvrunner sync" in warnings[0]
+    assert "\n" not in warnings[0]
+    tracker.finish(summarise(directory), "COMPLETE")
+    assert tracker.links() == {}
+    assert len(warnings) == 2
+    assert time.perf_counter() - start < 20
+
+
+def test_what_failed_on_the_way_is_written_at_the_end(directory, tmp_path, monkeypatch):
+    uri, warnings = f"sqlite:///{tmp_path}/mlflow.db", []
+    tracker = MlflowTracker(uri, warnings.append)
+    tracker.start(directory.read_run(), load_config(directory.config), directory)
+    with monkeypatch.context() as broken:
+        broken.setattr("cvrunner.tracking.mlflow_store.Store.log_metrics", lambda *_: 1 / 0)
+        tracker.epoch("frozen/fold-1/seed-0", made_up_epoch(4, 4, 1.0, np.random.default_rng(0)))
+    tracker.finish(summarise(directory), "COMPLETE")
+    assert len(warnings) == 1
+    assert "ZeroDivisionError" in warnings[0]
+    assert len(runs_by_role(uri)["trial"]) == 10
+    assert tracker.links("http://127.0.0.1:5000")
+
+
+def test_tracking_that_is_off_needs_no_mlflow(tmp_path):
+    config = load_config(make_run(tmp_path, folds=1, epochs=1).config)
+    off = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})})
+    assert isinstance(tracker_for(off, tmp_path), MemoryTracker)
+    code = "import sys, cvrunner.tracking.tracker; sys.exit('mlflow' in sys.modules or 'matplotlib' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": "."}, check=False).returncode == 0
+    )
