@@ -2,7 +2,7 @@
 
 The other checkout and this one each run two main jobs with the same Python: the demo, and a small manifest that uses
 more of the settings. Then predictions, weights, journals, results and summaries are compared bit for bit; times and
-memory are not. Exit code 1 where anything differs. About seven minutes a checkout on two cores; what a commit gave is
+memory are not. Exit code 1 where anything differs. About six minutes a checkout on two cores; what a commit gave is
 kept in `--folder` and not made again.
 
     git worktree add /tmp/base COMMIT

@@ -1,0 +1,103 @@
+"""Text for people: numbers, durations, sizes and tables, formatted in one way everywhere."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DASH = "–"
+"""Stands for a value that is undefined or unknown."""
+NUMERIC_STARTS = "0123456789+-" + DASH
+
+
+def format_score(value: float | None, signed: bool = False) -> str:
+    """Return a CCC, a difference or a p value with four decimals; a dash if it is undefined."""
+    if value is None:
+        return DASH
+    return f"{value:+.4f}" if signed else f"{value:.4f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in seconds up to 90 s, in minutes up to 90 min, and in hours beyond."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def format_bytes(count: float) -> str:
+    """Return a size in MB (10^6) or GB (10^9), with one decimal below 10."""
+    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
+    value = count / unit
+    return f"{value:.1f} {name}" if value < 10 else f"{value:.0f} {name}"
+
+
+def plural(count: int, word: str) -> str:
+    """Return `1 fold` or `5 folds`."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def line_printer(console: Console) -> Callable[[str], None]:
+    """Return a function that prints one plain line: no markup, no wrapping."""
+
+    def print_line(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    return print_line
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, columns, rows of text, and a note on how to read them.
+
+    Built once; the terminal, comparison.md and report.html show the same rows.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+    def is_numeric(self, column: int) -> bool:
+        """Whether every cell of a column begins like a number or is the dash of an undefined one."""
+        return bool(self.rows) and all(row[column] and row[column][0] in NUMERIC_STARTS for row in self.rows)
+
+    def as_markdown(self) -> str:
+        """Return the table below its heading, and its note, as Markdown."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        text = "\n".join(f"| {' | '.join(map(markdown_cell, line))} |" for line in lines)
+        note = f"\n\n{self.note}" if self.note else ""
+        return f"## {self.title}\n\n{text}{note}"
+
+
+def markdown_cell(text: str) -> str:
+    """Escape text so that it cannot end its cell in a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def tables_as_text(tables: Sequence[Table], width: int, last: str | None = None) -> str:
+    """Return tables without their notes for a terminal of `width` columns, then one line that is never wrapped."""
+    # rich takes 0.1 s to import; `--help` and Tab completion must not pay for it.
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    written = io.StringIO()
+    console = Console(file=written, width=max(width, 40), color_system=None, highlight=False)
+    for table in tables:
+        shown = RichTable(title=table.title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        for index, column in enumerate(table.columns):
+            shown.add_column(column, justify="right" if table.is_numeric(index) else "left", overflow="fold")
+        for row in table.rows:
+            shown.add_row(*map(Text, row))
+        console.print(shown)
+    if last is not None:
+        console.print(last, soft_wrap=True, markup=False)
+    return written.getvalue()
