@@ -1,6 +1,6 @@
 """How a condition adapts the speech encoder: the one place where "frozen" is decided.
 
-Everything that depends on it (parameter groups, caches, checkpoints, model folders, estimates, reports) asks this value.
+Everything that depends on it (parameter groups, caches, checkpoints, model folders, estimates, reports) asks here.
 A further method, such as LoRA, is a further value of `method`.
 """
 
