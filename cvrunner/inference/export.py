@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cvrunner.config.reading import load_config
 from cvrunner.encoders.files import EncoderFiles, find_encoder
 from cvrunner.errors import CvrunnerError, EncoderError, ResultsError
 from cvrunner.files import write_folder_atomically
@@ -46,7 +45,7 @@ def log_model(directory: RunDirectory, condition: str, folder: Path) -> str:
 
     Raises ResultsError where the run is not in MLflow yet, or MLflow cannot be written.
     """
-    run, config = directory.read_run(), load_config(directory.config)
+    run, config = directory.read_run(), directory.read_config()
     uri = tracking_uri(config, directory.path.parent)
     try:
         store = Store(uri)

@@ -143,7 +143,7 @@ def sync(run: Path, uri: str | None, console: Console) -> int:
     from cvrunner.tracking.mirror import sync_run
     from cvrunner.tracking.tracker import tracking_uri
 
-    store = uri or tracking_uri(load_config(directory.config), directory.path.parent)
+    store = uri or tracking_uri(directory.read_config(), directory.path.parent)
     with locked(directory.path):
         links, record = sync_run(directory, store, UI_ADDRESS), directory.read_run()
         if links != record.links:
