@@ -15,7 +15,7 @@ from cvrunner.api import load_model, load_run
 from cvrunner.config.reading import load_config
 from cvrunner.errors import ConfigError, ResultsError
 from cvrunner.inference import command as predict_commands
-from cvrunner.inference.members import find_members
+from cvrunner.inference.ensemble import find_members
 from cvrunner.records import legacy
 from cvrunner.records.results import RunRecord, TrialResult
 from cvrunner.records.run_directory import RunDirectory, read_events
