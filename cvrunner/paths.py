@@ -57,6 +57,15 @@ def corpus_root(path: str) -> Path:
     return given.absolute() if os.path.exists(given) else base_folder() / given
 
 
+def run_names() -> list[str]:
+    """Names of the runs in the results folder, newest first; none if it cannot be read."""
+    try:
+        files = list(lasting("results", "results.root").glob("*/run.json"))
+        return [file.parent.name for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
+    except (ConfigError, OSError):
+        return []
+
+
 def default_config(name: str = "demo.yaml") -> Path:
     """Return the path of configs/demo.yaml, or of another one, in the repository or the installed package."""
     return _shipped("configs", name)

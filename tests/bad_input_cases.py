@@ -155,15 +155,15 @@ CONFIG: dict[str, tuple[Build, str]] = {
 }
 
 RUN: dict[str, tuple[Build, str]] = {
-    "fold 6 of the demo": (arguments("fold", "--fold", "6"), r"--fold 6: there are folds 1 to 5"),
-    "fold 0": (arguments("fold", "--fold", "0"), r"--fold 0: there are folds 1 to 5"),
+    "fold 6 of the demo": (arguments("fold", "--fold", "6"), r"fold 6: there are folds 1 to 5"),
+    "fold 0": (arguments("fold", "--fold", "0"), r"fold 0: there are folds 1 to 5"),
     "fold 4 of three sessions": (
         lambda folder: ["fold", "--fold", "4", *settings()(folder)[1:]],
-        r"--fold 4: there are folds 1 to 3",
+        r"fold 4: there are folds 1 to 3",
     ),
     "fold 6 of IEMOCAP": (
         lambda folder: ["fold", "--fold", "6", *tree(lambda _: None, 5)(folder)[1:]],
-        r"--fold 6: there are folds 1 to 5",
+        r"fold 6: there are folds 1 to 5",
     ),
     "an unknown condition": (
         arguments("fold", "--fold", "1", "--condition", "melted"),
@@ -171,7 +171,7 @@ RUN: dict[str, tuple[Build, str]] = {
     ),
     "a GPU that is not there": (
         arguments("fold", "--fold", "1", "--gpu", "99"),
-        r"--gpu 99: this machine has \d+ GPUs that torch can use",
+        r"gpu 99: this machine has \d+ GPUs that torch can use",
     ),
     "two GPUs a trial": (settings("cluster.gpus_per_trial=2"), r"cluster\.gpus_per_trial: .*equal to 1, not 2"),
     "no GPU a trial": (settings("cluster.gpus_per_trial=0"), r"cluster\.gpus_per_trial: .*greater than 0, not 0"),
@@ -184,7 +184,7 @@ RUN: dict[str, tuple[Build, str]] = {
     "ratings by no run": (arguments("predict", "nowhere", "a.wav"), r"nowhere: no run here"),
     "windows with gaps": (
         arguments("predict", "nowhere", "a.wav", "--window-s", "5", "--hop-s", "6"),
-        r"--hop-s 6: must be from 0\.1 s to the window's 5 s",
+        r"hop_s 6: must be from 0\.1 s to the window's 5 s",
     ),
     "an export of no run": (arguments("export", "nowhere", "folder"), r"nowhere: no run here"),
     "MLflow for no run": (arguments("sync", "nowhere"), r"nowhere: no run here"),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config
 from cvrunner.errors import IncompleteRunError, ResultsError, UsageError
 from cvrunner.records.results import Aggregate, Decision, Difference, Record, RunRecord, TrialResult
@@ -169,7 +168,7 @@ def read_side(directory: RunDirectory, run: RunRecord, condition: str, seeds: Se
         raise IncompleteRunError(f"{name}: no result for {', '.join(missing)}, so nothing is compared")
     data = out_of_fold(directory, only, results)
     scores = condition_scores(only, results, data, condition)
-    return Side(f"{name}/{condition}", only, load_config(directory.config), condition, results, data, scores)
+    return Side(f"{name}/{condition}", only, directory.read_config(), condition, results, data, scores)
 
 
 def _names(first: RunDirectory, second: RunDirectory) -> tuple[str, str]:

@@ -6,12 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config
 from cvrunner.errors import ResultsError
-from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, FloorRecord, RunRecord, Summary, TrialResult, ccc_label
-from cvrunner.records.run_directory import RunDirectory
+from cvrunner.records.run_directory import RunDirectory, read_events
 from cvrunner.verdict.comparison import summarise
 from cvrunner.verdict.out_of_fold import OutOfFold, out_of_fold
 
@@ -57,7 +55,7 @@ def read_report(
         directory=directory,
         run=run,
         summary=summary or summarise(directory),
-        config=load_config(directory.config),
+        config=directory.read_config(),
         results=directory.results(run),
         epochs={
             name: read_epochs(directory, state.condition, state.fold, state.seed) for name, state in run.trials.items()
@@ -70,7 +68,7 @@ def read_report(
 def read_epochs(directory: RunDirectory, condition: str, fold: int, seed: int) -> list[EpochRecord]:
     """A trial's epochs from its journal, in order; of an epoch that was trained again, the last time."""
     path = directory.trial(condition, fold, seed).journal
-    by_epoch = {record.epoch: record for record in map(_epoch, journal.read(path, "epoch")) if record}
+    by_epoch = {record.epoch: record for record in map(_epoch, read_events(path, "epoch")) if record}
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 

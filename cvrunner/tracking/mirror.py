@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 
-from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config, digest
 from cvrunner.errors import CvrunnerError, ResultsError
 from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, Summary, TrialResult, TrialStatus
@@ -55,7 +54,7 @@ def mirror_files(directory: RunDirectory, uri: str, summary: Summary | None = No
     """
     run, mirror = directory.read_run(), MlflowMirror(uri)
     results = directory.results(run)
-    mirror.start(run, load_config(directory.config), directory)
+    mirror.start(run, directory.read_config(), directory)
     for name, state in run.trials.items():
         if state.status != "WAITING":
             mirror.trial_started(name)

@@ -23,7 +23,6 @@ from cvrunner.encoders.speech_encoder import build_encoder
 from cvrunner.errors import MemoryLimitError, NonFiniteError, Stopped, TrialInUseError
 from cvrunner.files import remove_leftovers
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.records import journal
 from cvrunner.records.results import (
     Ccc,
     EpochRecord,
@@ -35,7 +34,7 @@ from cvrunner.records.results import (
     Waiting,
     WorkerStarted,
 )
-from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.records.run_directory import TrialDirectory, append_event
 from cvrunner.training import faults as chaos
 from cvrunner.training.accumulation import averaged_backward, exact_backward
 from cvrunner.training.checkpoint import (
@@ -232,7 +231,7 @@ class FoldTrainer:
             checkpoint_mib=self.checkpoint_bytes / 2**20,
             note=note,
         )
-        journal.append(self.journal, "started", key=self.trial.key, **record.model_dump())
+        append_event(self.journal, "started", key=self.trial.key, **record.model_dump())
         return record
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -273,7 +272,7 @@ class FoldTrainer:
         norms = {group: float(norm) for group, norm in self.schedule.gradient_norms().items()}
         total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
         if not np.isfinite(loss) or not np.isfinite(total):
-            journal.append(self.journal, "not_finite", epoch=progress.epoch, update=progress.step, loss=str(loss))
+            append_event(self.journal, "not_finite", epoch=progress.epoch, update=progress.step, loss=str(loss))
             raise NonFiniteError(
                 f"epoch {progress.epoch}, update {progress.step + 1}: loss {loss}, gradient norm {total}; utterances "
                 f"{', '.join(u.id for u in update.utterances[:8])}. Try a lower train.encoder_lr (5e-6) or a lower "
@@ -301,7 +300,7 @@ class FoldTrainer:
         progress.batch_size = self.batch_size
         self.optimizer.zero_grad()
         free_memory(self.place.device)
-        journal.append(self.journal, "memory", epoch=progress.epoch, update=progress.step, batch_size=self.batch_size)
+        append_event(self.journal, "memory", epoch=progress.epoch, update=progress.step, batch_size=self.batch_size)
 
     @property
     def _can_halve(self) -> bool:
@@ -323,7 +322,7 @@ class FoldTrainer:
     def _stop_if_told(self, progress: Progress) -> None:
         if self.place.should_stop():
             self._save(progress)
-            journal.append(self.journal, "stopped", epoch=progress.epoch, update=progress.step)
+            append_event(self.journal, "stopped", epoch=progress.epoch, update=progress.step)
             raise Stopped(f"{self.trial.name}: stopped in epoch {progress.epoch}, saved")
 
     # --- validating, judging, keeping ---------------------------------------------------------------------------------
@@ -411,7 +410,7 @@ class FoldTrainer:
                 following.best_sha256 = self.checkpoints.save_best(record.epoch, self.weights)
         # The line first: an epoch that a checkpoint calls done has its line. A kill in between repeats the epoch, and
         # of two lines of one epoch, which are the same, the last one counts.
-        journal.append(self.journal, "epoch", **record.model_dump())
+        append_event(self.journal, "epoch", **record.model_dump())
         self._save(following)
         return following
 

@@ -17,11 +17,9 @@ from cvrunner.data.checks import labels_outside
 from cvrunner.data.utterance import SAMPLE_RATE_HZ
 from cvrunner.encoders.files import stated_licence
 from cvrunner.files import write_atomically, write_folder_atomically
-from cvrunner.records import journal
-from cvrunner.records.model_card import model_card
-from cvrunner.records.model_folder import ModelDescription, ModelFolder
+from cvrunner.records.model_folder import ModelDescription, ModelFolder, model_card
 from cvrunner.records.results import ParameterCount, TrialResult
-from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.records.run_directory import TrialDirectory, append_event, read_events
 from cvrunner.training.checkpoint import Progress
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.ccc import ccc_by_dimension, is_collapsed
@@ -49,7 +47,7 @@ def write_outcome(
     In this order: predictions, model, result. A result is there only when all of it is.
     """
     fold, config = trial.fold, trial.config.corpus
-    epochs = {line["epoch"]: line for line in journal.read(directory.journal, "epoch")}
+    epochs = {line["epoch"]: line for line in read_events(directory.journal, "epoch")}
     best, last = epochs[progress.best_epoch], epochs[progress.epoch - 1]
     trial_id = (trial.condition, fold.number, trial.seed)
     write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
@@ -85,7 +83,7 @@ def write_outcome(
     )
     write_model(directory.model, trial, result, weights)
     write_atomically(directory.result_file, result.to_json())
-    journal.append(directory.journal, "result", test_ccc=result.test_ccc, best_epoch=result.best_epoch)
+    append_event(directory.journal, "result", test_ccc=result.test_ccc, best_epoch=result.best_epoch)
     return result
 
 

@@ -14,7 +14,9 @@ from cvrunner.config.schema import Config
 from cvrunner.config.sections import SearchChoices
 from cvrunner.errors import ClusterError, ClusterLostError, ConfigError, Stopped
 from cvrunner.files import write_atomically
-from cvrunner.run.steps import Experiment, check_depth, locked, prepare, stop_on_signals, stop_window
+from cvrunner.run.prepare import Experiment, check_depth, check_fold, prepare_config
+from cvrunner.run.session import lock, stop_on_signals, stop_window
+from cvrunner.text import line_printer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +47,7 @@ def tune(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: b
     """Train the settings on Ray Tune, or go on where that was interrupted; ends with `tuned-<sweep>.yaml`."""
     search = _planned(config_path, overrides)
     store = _book(search, new)
-    with locked(store.directory.path):
+    with lock(store.directory.path):
         store.begin()
         tracker, stopped = _tracker(search, store, console), False
         try:
@@ -61,14 +63,15 @@ def tune(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: b
 def _planned(config_path: Path | None, overrides: Sequence[str]) -> Search:
     """Read and check all. Raises what `prepare` raises, and ConfigError for what cannot be searched."""
     path = config_path or paths.default_config()
-    condition = _checked_condition(load_config(path, overrides))
-    experiment = prepare(path, overrides)
+    config = load_config(path, overrides)
+    condition = config.chosen_condition(config.tune.condition, "tune.condition")
+    _check_search(config, condition)
+    experiment = prepare_config(config, path.stem)
     from cvrunner.tune.settings import current_values, draw_settings, plan_setting, searched_keys
 
-    config, numbers = experiment.config, [fold.number for fold in experiment.folds]
-    chosen = config.tune.folds or tuple(numbers)
-    if unknown := [fold for fold in chosen if fold not in numbers]:
-        raise ConfigError(f"tune.folds {unknown[0]}: there are folds 1 to {len(numbers)}")
+    chosen = config.tune.folds or tuple(fold.number for fold in experiment.folds)
+    for fold in chosen:
+        check_fold(fold, len(experiment.folds), "tune.folds", ConfigError)
     keys = searched_keys(config.tune, config.for_condition(condition).model.freeze_speech_encoder)
     if not keys:
         raise ConfigError(
@@ -82,16 +85,15 @@ def _planned(config_path: Path | None, overrides: Sequence[str]) -> Search:
     return Search(experiment, condition, settings, trials, [key for key in config.tune.search_space if key not in keys])
 
 
-def _checked_condition(config: Config) -> str:
-    """The condition to search. Raises ConfigError for what is wrong before the corpus is read."""
-    condition, key = config.chosen_condition(config.tune.condition, "tune.condition"), "model.unfreeze_top_layers"
+def _check_search(config: Config, condition: str) -> None:
+    """Raise ConfigError for what can be seen to be wrong before the corpus is read."""
     if config.cluster.node_dir is not None:
         raise ConfigError("cluster.node_dir: a sweep keeps its files in results.root, on a disk that all nodes share")
+    key = "model.unfreeze_top_layers"
     layers = config.tune.search_space.get(key)
     if isinstance(layers, SearchChoices):
-        wanted = [choice for choice in layers.choices if choice is not None]
-        check_depth(config.for_condition(condition).model, wanted, f"tune.search_space.{key}")
-    return condition
+        requested = [choice for choice in layers.choices if choice is not None]
+        check_depth(config.for_condition(condition).model, requested, f"tune.search_space.{key}")
 
 
 def _book(search: Search, new: bool) -> SweepStore:
@@ -116,7 +118,6 @@ def _book(search: Search, new: bool) -> SweepStore:
 def _tracker(search: Search, store: SweepStore, console: Console) -> SweepTracker | None:
     if not search.config.tracking.enabled:
         return None
-    from cvrunner.run.progress import line_printer
     from cvrunner.tracking.tracker import tracking_uri
     from cvrunner.tune.tracking import SweepMirror, SweepTracker
 
@@ -126,7 +127,6 @@ def _tracker(search: Search, store: SweepStore, console: Console) -> SweepTracke
 
 def _trained(search: Search, store: SweepStore, tracker: SweepTracker | None, quiet: bool, console: Console) -> bool:
     """Train what has not ended; whether it was stopped."""
-    from cvrunner.run.progress import line_printer
     from cvrunner.tune.sweep import Room, run_sweep
     from cvrunner.tune.text import setting_printer
 
@@ -152,7 +152,6 @@ def _announce(search: Search, store: SweepStore, slots: int, at_a_time: int, qui
     """What is going to happen, in a few lines."""
     if quiet:
         return
-    from cvrunner.run.progress import line_printer
     from cvrunner.tune.settings import rungs
 
     tell, record = line_printer(console), store.record

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cvrunner.files import write_atomically
+from cvrunner.records import legacy
 from cvrunner.records.results import Ccc, Provenance, Record
 from cvrunner.records.run_directory import TrialDirectory
 
@@ -54,6 +55,7 @@ class SettingState(Record):
 class SweepRecord(Provenance):
     """sweep.json."""
 
+    renames = legacy.SWEEP
     condition: str
     folds: list[int]
     seed: int

@@ -22,9 +22,8 @@ from cvrunner.orchestration.capacity import capacity_by_node
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.ray_executor import RayExecutor, alive_nodes, connect
 from cvrunner.orchestration.scheduler import run_trials
-from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, TrainingFinished
-from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.records.run_directory import TrialDirectory, read_events
 from cvrunner.training.trial import Trial
 from cvrunner.tune.objective import UNDEFINED, Objective
 from cvrunner.tune.records import SettingEpoch, SweepDirectory
@@ -175,7 +174,7 @@ class Reporter:
         self.failure: str | None = None
         """Why a fold cannot be trained."""
         for trial in work.trials:
-            for line in journal.read(work.directory(trial).journal, "epoch"):
+            for line in read_events(work.directory(trial).journal, "epoch"):
                 self.objective.epoch(trial.fold.number, EpochRecord.from_json(json.dumps(line), "journal"))
 
     @property

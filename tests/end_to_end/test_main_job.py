@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from cvrunner.records import journal
-from cvrunner.records.run_directory import RunDirectory
+from cvrunner.records.run_directory import RunDirectory, read_events
 from tests.end_to_end.programs import command, cvrunner, environment, started, tiny_config, wait_until
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
@@ -59,7 +58,7 @@ def test_every_file_of_the_contract_is_there(done: Any) -> None:
     for state in record.trials.values():
         trial = run.trial(state.condition, state.fold, state.seed)
         assert trial.result(state.key) is not None
-        assert len(list(journal.read(trial.journal, "epoch"))) == 2
+        assert len(list(read_events(trial.journal, "epoch"))) == 2
         assert not trial.checkpoint.exists()
     assert run.name in (folder / "results" / "experiment_comparison.md").read_text()
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config.reading import load_config
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.report import read_epochs
 from cvrunner.tracking import tracker as tracker_module
@@ -48,7 +47,7 @@ def answers(port: int) -> bool:
 def tell(tracker: Any, directory: RunDirectory, break_at: Any = lambda: None) -> None:
     """A run as the driver tells it; `break_at` after the first epoch."""
     run = directory.read_run()
-    tracker.start(run, load_config(directory.config), directory)
+    tracker.start(run, directory.read_config(), directory)
     for name in run.trials:
         tracker.trial_started(name)
     for epoch in range(EPOCHS):

@@ -15,10 +15,9 @@ from cvrunner.config.reading import load_config
 from cvrunner.config.sections import RetriesConfig
 from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.orchestration.scheduler import run_trials
-from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, TrialResult
-from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.run.steps import prepare
+from cvrunner.records.run_directory import TrialDirectory, read_events
+from cvrunner.run.prepare import prepare
 from cvrunner.training.trial import Trial
 from cvrunner.tune.objective import Objective
 from cvrunner.tune.records import SettingEpoch, SweepDirectory, SweepRecord
@@ -126,7 +125,7 @@ def trained_alone(trials: list[Trial], folder: Path, cache_dir: Path) -> Iterato
 def nothing_was_repeated(directory: SweepDirectory, record: SweepRecord, told: int) -> None:
     """Of the first setting each epoch was trained once; only one that was not saved yet may be there again."""
     for fold in record.folds:
-        lines = list(journal.read(directory.fold("setting-01", fold).journal))
+        lines = list(read_events(directory.fold("setting-01", fold).journal))
         again = [line["resumed_epoch"] for line in lines if line["event"] == "started"][1:]
         assert all(epoch >= told for epoch in again)
         trained = [line["epoch"] for line in lines if line["event"] == "epoch"]

@@ -11,8 +11,7 @@ from rich.console import Console
 from cvrunner.api import Run, as_settings, load_run, run_all_folds
 from cvrunner.config.reading import load_config
 from cvrunner.errors import ConfigError, IncompleteRunError, ResultsError, UsageError
-from cvrunner.run import commands
-from cvrunner.run import steps as run_steps
+from cvrunner.run import commands, session
 from tests.corpora import write_noise
 from tests.inference.conftest import OVERRIDES
 from tests.runs import make_run
@@ -102,7 +101,7 @@ def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
     seen: list[bool] = []
 
     def work() -> None:
-        with run_steps.stop_on_signals(Console(quiet=True)) as stop:
+        with session.stop_on_signals(Console(quiet=True)) as stop:
             seen.append(stop.is_set())
 
     thread = threading.Thread(target=work)

@@ -17,9 +17,8 @@ from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.orchestration.preemption import Preemption
 from cvrunner.orchestration.scheduler import run_trials
-from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, TrialResult
-from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.records.run_directory import TrialDirectory, read_events
 from tests.orchestration.test_scheduler import Notes
 from tests.training.test_fold_trainer import outcome
 from tests.trials import tiny_trials
@@ -120,7 +119,7 @@ def test_told_to_stop_trials_save_and_end(tmp_path: Path, local_ray: Any) -> Non
     assert notes.failures == [(trial.name, "stopped", Decision.STOP)]
     saved = list((tmp_path / "run" / trial.name / "checkpoint").glob("0*"))
     assert saved
-    assert list(journal.read(tmp_path / "run" / trial.name / "journal.jsonl", "stopped"))
+    assert list(read_events(tmp_path / "run" / trial.name / "journal.jsonl", "stopped"))
 
 
 def test_a_trial_that_gives_way_goes_on_later_on_the_same_actors_and_nothing_changes(

@@ -12,9 +12,9 @@ from cvrunner.config.reading import load_config
 from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
 from cvrunner.orchestration import ray_executor
 from cvrunner.orchestration.gpus import Gpu, gpu_lines
-from cvrunner.run.steps import open_run, prepare
-from cvrunner.run.verify import verify
-from cvrunner.run.verify_text import missed
+from cvrunner.run.prepare import prepare
+from cvrunner.run.session import open_run
+from cvrunner.run.verify import missed, verify
 from tests.run.test_commands import Inline, config
 
 __all__ = ["config"]  # a fixture

@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 
-from cvrunner.config.reading import load_config
 from cvrunner.report.figures import draw, save_figures
 from cvrunner.report.html import render_html
 from cvrunner.report.report import read_epochs, read_report
@@ -57,7 +56,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uri(directory):
-    uri = tracking_uri(load_config(directory.config), directory.path.parent)
+    uri = tracking_uri(directory.read_config(), directory.path.parent)
     sync_run(directory, uri)
     return uri
 
@@ -148,7 +147,7 @@ def test_parents_have_the_settings_but_not_the_name_that_groups_trials(runs):
 
 def test_a_run_that_goes_on_is_found_again_and_orphans_are_swept(tmp_path):
     directory = make_run(tmp_path, folds=2, epochs=2, missing=["unfrozen/fold-2/seed-0"])
-    run, config = directory.read_run(), load_config(directory.config)
+    run, config = directory.read_run(), directory.read_config()
     uri, name = tracking_uri(config, tmp_path), "unfrozen/fold-2/seed-0"
     killed = MlflowTracker(uri, pytest.fail)
     killed.start(run, config, directory)
@@ -183,7 +182,7 @@ def test_a_server_that_is_away_costs_one_warning_and_seconds(directory, monkeypa
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     warnings: list[str] = []
     tracker = MlflowTracker("http://127.0.0.1:9", warnings.append)
-    run, config = directory.read_run(), load_config(directory.config)
+    run, config = directory.read_run(), directory.read_config()
     start = time.perf_counter()
     tracker.start(run, config, directory)
     for name in run.trials:
@@ -202,7 +201,7 @@ def test_a_server_that_is_away_costs_one_warning_and_seconds(directory, monkeypa
 def test_what_failed_on_the_way_is_written_at_the_end(directory, tmp_path, monkeypatch):
     uri, warnings = f"sqlite:///{tmp_path}/mlflow.db", []
     tracker = MlflowTracker(uri, warnings.append)
-    tracker.start(directory.read_run(), load_config(directory.config), directory)
+    tracker.start(directory.read_run(), directory.read_config(), directory)
     with monkeypatch.context() as broken:
         broken.setattr("cvrunner.tracking.mlflow_store.Store.log_metrics", lambda *_: 1 / 0)
         tracker.epoch("frozen/fold-1/seed-0", made_up_epoch(4, 4, 1.0, np.random.default_rng(0)))
@@ -214,7 +213,7 @@ def test_what_failed_on_the_way_is_written_at_the_end(directory, tmp_path, monke
 
 
 def test_tracking_that_is_off_needs_no_mlflow(tmp_path):
-    config = load_config(make_run(tmp_path, folds=1, epochs=1).config)
+    config = make_run(tmp_path, folds=1, epochs=1).read_config()
     off = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})})
     assert isinstance(tracker_for(off, tmp_path), MemoryTracker)
     code = "import sys, cvrunner.tracking.tracker; sys.exit('mlflow' in sys.modules or 'matplotlib' in sys.modules)"

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from cvrunner.encoders.speech_encoder import Boundary, SpeechEncoder, load_wavlm
 from cvrunner.errors import EncoderError, MemoryLimitError, NonFiniteError, Stopped, TrialInUseError, WeightChangeError
-from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
-from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.records.run_directory import TrialDirectory, read_events
 from cvrunner.training import fold_trainer
 from cvrunner.training.inputs import pack
 from cvrunner.training.trial import Trial
@@ -63,7 +62,7 @@ def test_a_trial_tells_what_it_does_and_leaves_its_records(tmp_path: Path, condi
     assert result == events[-1]
     assert files.result("another key") is None
     assert not files.checkpoint.exists()
-    epochs = list(journal.read(files.journal, "epoch"))
+    epochs = list(read_events(files.journal, "epoch"))
     assert [e["epoch"] for e in epochs] == [1, 2, 3]
     assert result.best_epoch == max(epochs, key=lambda e: e["validation_ccc"]["avg"])["epoch"]
     assert result.weight_change.keys() == ({"head"} if condition == "frozen" else {"encoder", "head"})
@@ -415,7 +414,7 @@ class TestOutOfMemory:
         whole = train(trial, tmp_path, "whole")
         self.limit(monkeypatch, 1)
         small = train(trial, tmp_path, "small")
-        halved = list(journal.read(directory(tmp_path, trial, "small").journal, "memory"))
+        halved = list(read_events(directory(tmp_path, trial, "small").journal, "memory"))
         assert [(line["epoch"], line["update"], line["batch_size"]) for line in halved] == [(1, 0, 2), (1, 0, 1)]
         assert isinstance(small[-1], TrialResult)
         assert small[-1].batch_size == 1
