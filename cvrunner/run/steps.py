@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from cvrunner.records.results import RunStatus
     from cvrunner.records.run_directory import RunDirectory
     from cvrunner.run.store import RunStore
-    from cvrunner.tracking.tracker import Tracker
+    from cvrunner.tracking.tracker import RunTracker
     from cvrunner.training.trial import Trial
 
 
@@ -122,7 +122,7 @@ class Run:
     experiment: Experiment
     store: RunStore
     trials: list[Trial]
-    tracker: Tracker
+    tracker: RunTracker
     console: Console
     quiet: bool = False
 
@@ -240,7 +240,6 @@ def train(
     from cvrunner.orchestration.preemption import Preemption
     from cvrunner.orchestration.scheduler import run_trials
     from cvrunner.run.progress import Progress
-    from cvrunner.tracking.observer import TrackingObserver
 
     try:
         executor = make_executor()
@@ -256,7 +255,7 @@ def train(
             stop_on_signals(run.console) as stop,
             Progress(pending, executor.slots, run.console, run.quiet) as progress,
         ):
-            observers: list[Observer] = [run.store, progress, gauges, TrackingObserver(run.tracker)]
+            observers: list[Observer] = [run.store, progress, gauges, run.tracker]
             cluster = run.experiment.config.cluster
             # Without a disk that all nodes share, a trial goes on only where its checkpoint is.
             preemption = Preemption(pending, executor.slots) if cluster.preempt and not cluster.node_dir else None
@@ -295,7 +294,7 @@ def close(run: Run, ending: Outcome | None) -> RunStatus:
         if links := run.tracker.links(UI_ADDRESS):
             store.note(links=links)
         report = write_report(store.directory)
-        run.tracker.finish(report.summary, status)
+        run.tracker.finish(report, status)
     return status
 
 
