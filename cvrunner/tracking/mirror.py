@@ -94,7 +94,7 @@ class MlflowMirror(Mirror):
         self._parents = {condition: self._open_parent(condition) for condition in run.conditions}
         # Created at the start, so that its address can be printed, and stand in the report, before the run ends.
         self._comparison = self.find_or_create("comparison", run.key, f"comparison {run.run}")
-        self.store.reopen(self._comparison.id)
+        self.store.set_status(self._comparison.id, "RUNNING")
         self._view_key = digest([run.run, run.key])[:24]
         view = names.view_state(run, int(time.time() * 1000))
         self.store.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{self._view_key}", view)
@@ -103,7 +103,7 @@ class MlflowMirror(Mirror):
     def trial_started(self, name: str) -> None:
         """Mark a trial as RUNNING."""
         trial = self._trial(name)
-        self.store.reopen(trial.id)
+        self.store.set_status(trial.id, "RUNNING")
         self._trials[name] = replace(trial, status="RUNNING")
         self.store.set_tags(trial.id, {"cvrunner.attempts": str(self._attempts(name))})
         self._log_journal(name)
@@ -140,7 +140,7 @@ class MlflowMirror(Mirror):
         self.store.set_tags(trial.id, tags)
         # Closing an entry again would move the time at which it ended.
         if trial.status != names.ENDED[status]:
-            self.store.close(trial.id, names.ENDED[status])
+            self.store.set_status(trial.id, names.ENDED[status])
         self._trials[name] = replace(trial, status=names.ENDED[status])
 
     def finish(self, report: Report, status: RunStatus) -> None:
@@ -152,23 +152,20 @@ class MlflowMirror(Mirror):
             self.store.set_tags(parent.id, {"mlflow.note.content": summary.verdict})
         self._log_comparison(report)
         for entry in (*self._parents.values(), self._comparison):
-            self.store.close(entry.id, names.ENDED[status])
+            self.store.set_status(entry.id, names.ENDED[status])
         self.close_running()
 
     def links(self, base_url: str | None) -> dict[str, str]:
-        """Return addresses at the server, or at `base_url`, where a page for the database would be; else none."""
-        base = names.served_at(self.uri, base_url)
-        if base is None:
-            return {}
+        """Return the addresses of the run's pages by name; see `page_links`."""
         parents = [parent.id for parent in self._parents.values()]
-        return names.page_links(base, self.experiment, self._view_key, parents, self._comparison.id)
+        return names.page_links(self.uri, base_url, self.experiment, self._view_key, parents, self._comparison.id)
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
     def _open_parent(self, condition: str) -> StoredRun:
         tags = names.condition_tags(self.run, condition)
         parent = self.find_or_create("parent", f"{self.run.key}/{condition}", f"{condition} {self.run.run}", **tags)
-        self.store.reopen(parent.id)
+        self.store.set_status(parent.id, "RUNNING")
         self.store.log_params(parent, names.condition_params(self.config, condition))
         return parent
 
@@ -179,7 +176,8 @@ class MlflowMirror(Mirror):
             tags = names.condition_tags(self.run, state.condition)
             tags[names.PARENT] = self._parents[state.condition].id
             trial = self.find_or_create("trial", state.key, name, **tags)
-            params = names.trial_params(self.config, state.condition, state.fold, state.seed)
+            params = {"condition": state.condition, "fold": str(state.fold), "seed": str(state.seed)}
+            params |= names.condition_params(self.config, state.condition)
             if params.keys() - trial.params.keys():
                 self.store.log_params(trial, params)
                 source = f'{{"split": "{self.run.split_digest}"}}'

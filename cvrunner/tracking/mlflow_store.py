@@ -89,19 +89,18 @@ class MlflowStore:
             return StoredRun(run.info.run_id, "RUNNING", {}, {})
         return found
 
-    def reopen(self, run_id: str) -> None:
-        """Mark a run as RUNNING."""
-        self._client.update_run(run_id, status="RUNNING")
-
-    def close(self, run_id: str, status: str) -> None:
-        """Mark a run as FINISHED, FAILED or KILLED at the present time."""
-        self._client.set_terminated(run_id, status=status)
+    def set_status(self, run_id: str, status: str) -> None:
+        """Mark a run as RUNNING, or as FINISHED, FAILED or KILLED at the present time."""
+        if status == "RUNNING":
+            self._client.update_run(run_id, status=status)
+        else:
+            self._client.set_terminated(run_id, status=status)
 
     def close_running(self, experiment_id: str, tags: Mapping[str, str]) -> None:
         """Mark all runs with these tags that are RUNNING as KILLED."""
         # The list first: a closed run would leave the result while its pages are read.
         for run in list(self._search(experiment_id, tags, "attributes.status = 'RUNNING'")):
-            self.close(run.info.run_id, "KILLED")
+            self.set_status(run.info.run_id, "KILLED")
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
         """Write all metrics of one step in one request."""

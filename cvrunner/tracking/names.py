@@ -129,11 +129,6 @@ def delta_steps(summary: Summary) -> Iterator[tuple[int, Metrics]]:
                     yield step, {f"delta_by_fold/{condition}_{dimension}": value}
 
 
-def trial_params(config: Config, condition: str, fold: int, seed: int) -> dict[str, str]:
-    """Return what identifies a trial, and its model and training settings."""
-    return {"condition": condition, "fold": str(fold), "seed": str(seed)} | condition_params(config, condition)
-
-
 def condition_params(config: Config, condition: str) -> dict[str, str]:
     """Return model and training settings of a condition, without its name, by which the page groups trials."""
     settings = config.for_condition(condition).model_dump(mode="json", include={"model", "train"})
@@ -190,13 +185,17 @@ def view_state(run: RunRecord, created_at_ms: int) -> str:
     return json.dumps({"name": name, "createdAt": created_at_ms, "state": json.dumps(state)})
 
 
-def served_at(uri: str, base_url: str | None) -> str | None:
-    """Return the address of a store's web page: the server itself, or for a database the page to be started for it."""
-    return uri if uri.startswith(("http://", "https://")) else base_url
+def page_links(
+    uri: str, base_url: str | None, experiment_id: str, view_key: str, parents: list[str], comparison: str
+) -> dict[str, str]:
+    """Return addresses in MLflow's page: the saved view, the parents side by side, the comparison.
 
-
-def page_links(base_url: str, experiment_id: str, view_key: str, parents: list[str], comparison: str) -> dict[str, str]:
-    """Return addresses in the page at `base_url`: the saved view, the parents side by side, the comparison."""
+    A server at `uri` has its own page. The page of a database is started at `base_url`; without that it has none.
+    """
+    if uri.startswith(("http://", "https://")):
+        base_url = uri
+    if base_url is None:
+        return {}
     base = f"{base_url.rstrip('/')}/#"
     home = f"{base}/experiments/{experiment_id}/runs"
     runs = quote(json.dumps(parents, separators=(",", ":")))

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from cvrunner.config.schema import Config
 from cvrunner.orchestration.failures import STATUS, Decision, Failure
@@ -42,13 +42,15 @@ class Tracker(Generic[MirrorT]):
     server costs one warning, rather than seconds for every epoch of every trial.
     """
 
-    def __init__(self, uri: str | None, remedy: str, warn: Warn, breaks: Callable[[], bool] = lambda: False) -> None:
-        """Set up a tracker that writes nothing until `_open`, and nothing at all if `uri` is None.
+    remedy: ClassVar[str]
+    """The command that writes what is missing, for warnings."""
 
-        `remedy` names the command that writes missing entries; `breaks` injects failures (`--chaos tracker=`).
+    def __init__(self, uri: str | None, warn: Warn, breaks: Callable[[], bool] = lambda: False) -> None:
+        """Set up a tracker that writes nothing before `start`, and nothing at all if `uri` is None.
+
+        `breaks` injects failures (`--chaos tracker=`).
         """
         self.uri = uri
-        self._remedy = remedy
         self._warn = warn
         self._breaks = breaks
         self._open_mirror: Callable[[str], MirrorT] | None = None
@@ -71,7 +73,7 @@ class Tracker(Generic[MirrorT]):
         self._open_mirror = open_mirror
         # A daemon: the process may end while a server still keeps the thread waiting.
         threading.Thread(target=self._work, name="tracking", daemon=True).start()
-        self._write("the start", lambda mirror: None)
+        self._write("the run", lambda mirror: None)
 
     def _write(self, what: str, write: Callable[[MirrorT], object], last: bool = False) -> None:
         """Queue a write. `last`: attempt it even if the server failed less than `QUIET_S` ago."""
@@ -81,9 +83,9 @@ class Tracker(Generic[MirrorT]):
     def _finish(self, write: Callable[[MirrorT], object], status: RunStatus) -> None:
         """Write the last entries and wait for them, within the time limit for `status`."""
         limit_s = FINISH_S if status == "COMPLETE" else STOP_S
-        self._write("the end", write, last=True)
+        self._write("the outcome", write, last=True)
         if not self.wait(limit_s):
-            self._warn(f"MLflow took longer than {limit_s:g} s; {self._remedy} writes what is missing")
+            self._warn(f"MLflow took longer than {limit_s:g} s; {self.remedy} writes what is missing")
 
     def _work(self) -> None:
         while True:
@@ -106,7 +108,7 @@ class Tracker(Generic[MirrorT]):
             if self._failed_at is None:
                 self._warn(
                     f"MLflow ({self.uri}): {what} could not be written: {first_line(error)}; training is not affected, "
-                    f"what is missing is written later, or by {self._remedy}"
+                    f"what is missing is written later, or by {self.remedy}"
                 )
             # What the server has is unknown now, so the next attempt looks it up again.
             self._mirror, self._failed_at = None, time.monotonic()
@@ -115,8 +117,7 @@ class Tracker(Generic[MirrorT]):
 class RunTracker(Tracker[MlflowMirror]):
     """The tracker of a run: an observer of its trials."""
 
-    def __init__(self, uri: str | None, warn: Warn, breaks: Callable[[], bool] = lambda: False) -> None:
-        super().__init__(uri, "`cvrunner sync RUN`", warn, breaks)
+    remedy = "`cvrunner sync RUN`"
 
     def start(self, run: RunRecord, config: Config, directory: RunDirectory) -> None:
         """Open the run in MLflow, before its first trial."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -59,15 +60,11 @@ class Search:
     left_out: list[str]
     """Keys of the search space that change nothing because the encoder is frozen."""
 
-    @property
-    def config(self) -> Config:
-        return self.experiment.config
-
 
 def tune(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: bool, console: Console) -> int:
     """Train the settings on Ray Tune, or continue an interrupted sweep; ends with `tuned-<sweep>.yaml`."""
     search = _plan(config_path, overrides)
-    experiment, config = search.experiment, search.config
+    experiment, config = search.experiment, search.experiment.config
     store = SweepStore.open(
         experiment.results_root,
         experiment.name,
@@ -81,7 +78,7 @@ def tune(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: b
         new,
     )
     uri = tracking_uri(config, experiment.results_root) if config.tracking.enabled else None
-    tracker, stopped = SweepTracker(uri, config, store.directory, line_printer(console)), False
+    tracker, stopped = SweepTracker(uri, line_printer(console)), False
     with locked(store.directory.path):
         store.begin()
         try:
@@ -133,22 +130,24 @@ def _checked_condition(config: Config) -> str:
 def _train(search: Search, store: SweepStore, tracker: SweepTracker, quiet: bool, console: Console) -> bool:
     """Train the settings that have not ended; return whether that was stopped by the user."""
     # Ray takes seconds to import, which a sweep that is already finished must not pay.
-    from cvrunner.tune.sweep import SweepResources, run_sweep
+    from cvrunner.tune.sweep import run_sweep, sweep_resources
 
-    config, print_line = search.config, line_printer(console)
+    config, print_line = search.experiment.config, line_printer(console)
     if not quiet:
         store.listeners.append(lambda record, name: print_line(f"{time.strftime('%H:%M:%S')}  {line(record, name)}"))
     store.listeners.append(tracker.update)
-    try:
-        resources = SweepResources(store.directory.name, config.cluster, len(store.record.folds))
-    except (ClusterError, ClusterLostError):
-        store.discard()
-        raise
-    with resources, stop_on_signals(console) as stop:
+    with contextlib.ExitStack() as stack:
+        try:
+            found = sweep_resources(store.directory.name, config.cluster, len(store.record.folds))
+            resources = stack.enter_context(found)
+        except (ClusterError, ClusterLostError):
+            store.discard()
+            raise
+        stop = stack.enter_context(stop_on_signals(console))
         if not quiet:
             for text in _announcement(search, store, resources):
                 print_line(text)
-        tracker.start(store.record)
+        tracker.start(config, store.record, store.directory)
         run_sweep(store, search.trials, config.tune, config.cluster, search.experiment.cache_dir, resources, stop)
         return stop.is_set()
 
@@ -165,7 +164,7 @@ def _announcement(search: Search, store: SweepStore, resources: SweepResources) 
     ]
     if search.left_out:
         lines.append(f"not searched, since the encoder of {record.condition} is frozen: {', '.join(search.left_out)}")
-    if compared := [str(epoch) for epoch in rungs(search.config.tune, record.epochs)]:
+    if compared := [str(epoch) for epoch in rungs(search.experiment.config.tune, record.epochs)]:
         lines.append(f"settings are compared after epoch {', '.join(compared)}")
     if resources.slots < len(record.folds):
         lines.append(
@@ -178,20 +177,21 @@ def _announcement(search: Search, store: SweepStore, resources: SweepResources) 
 def _conclude(search: Search, store: SweepStore, tracker: SweepTracker, stopped: bool, console: Console) -> None:
     """Write the outcome, mirror it to MLflow and print it."""
     store.end(stopped)
-    record = store.record
+    config, record = search.experiment.config, store.record
     lines = [tables_as_text([settings_table(record)], console.width, record.sentence)]
     lines.append(f"results  {store.directory.path}")
     if record.best is not None and not store.pending:
-        tuned = with_setting(search.config, search.condition, record.settings[record.best].values)
+        tuned = with_setting(config, search.condition, record.settings[record.best].values)
         files = [store.directory.tuned]
         # Ray removes the working directory of a job.
         if not paths.in_ray_session(Path.cwd()):
             files.append(Path.cwd() / "configs" / store.directory.tuned.name)
         for file in files:
-            write_atomically(file, tuned_yaml(search.config, tuned, record))
+            write_atomically(file, tuned_yaml(config, tuned, record))
             lines.append(f"tuned    {file}")
         lines.append(f"next     cvrunner all-folds --config {files[-1]}")
-    # After the tuned configuration was written, of which MLflow gets a copy.
+    # Not started yet if there was nothing left to train. MLflow gets a copy of the tuned configuration.
+    tracker.start(config, record, store.directory)
     tracker.finish(record)
     line_printer(console)("\n".join(lines))
 

@@ -20,7 +20,7 @@ from cvrunner.data.utterance import Corpus
 from cvrunner.encoders.files import find_encoder
 from cvrunner.records.results import Ccc, EpochRecord
 from cvrunner.training.trial import Trial
-from cvrunner.tune.store import UNDEFINED_SCORE, SettingEpoch
+from cvrunner.tune.store import SettingEpoch, comparable
 from cvrunner.verdict.ccc import mean_if_all
 
 ENCODER_KEYS = {
@@ -133,8 +133,10 @@ class Objective:
         """Add an epoch of a fold. An epoch that is repeated after a kill changes nothing."""
         known = self.best[fold]
         if record.epoch == len(known) + 1:
-            better = not known or _comparable(record.validation_ccc) > _comparable(known[-1])
-            known.append(record.validation_ccc if better else known[-1])
+            best = record.validation_ccc
+            if known and comparable(best["avg"]) <= comparable(known[-1]["avg"]):
+                best = known[-1]
+            known.append(best)
 
     def end(self, fold: int) -> None:
         """Note that a fold has no more epochs."""
@@ -151,8 +153,3 @@ class Objective:
             folds = {fold: known[min(self.reported, len(known)) - 1] for fold, known in self.best.items()}
             score = mean_if_all(ccc["avg"] for ccc in folds.values())
             yield SettingEpoch(epoch=self.reported, folds=folds, score=score)
-
-
-def _comparable(ccc: Ccc) -> float:
-    average = ccc["avg"]
-    return UNDEFINED_SCORE if average is None else average

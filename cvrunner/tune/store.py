@@ -26,7 +26,12 @@ from cvrunner.training.trial import Trial
 SettingStatus = Literal["WAITING", "DONE", "PRUNED", "FAILED"]
 
 UNDEFINED_SCORE = -1.0
-"""Stands for an undefined CCC where a number is required, to compare scores and in reports: the lowest CCC possible."""
+"""Stands for an undefined CCC if a number is required, to compare scores and in MLflow: the lowest CCC possible."""
+
+
+def comparable(score: float | None) -> float:
+    """Return a score as a number, also if it is undefined."""
+    return UNDEFINED_SCORE if score is None else score
 
 
 class SettingEpoch(Record):
@@ -39,11 +44,6 @@ class SettingEpoch(Record):
     """Mean of the folds' CCC-Avg; None if one of them is undefined."""
     stops: bool = False
     """Whether the setting was stopped after this epoch."""
-
-    @property
-    def comparable_score(self) -> float:
-        """The score as a number, also if it is undefined."""
-        return UNDEFINED_SCORE if self.score is None else self.score
 
 
 class SettingState(Record):
@@ -84,12 +84,12 @@ class SweepRecord(Provenance):
     def ranked(self) -> list[str]:
         """Settings that were trained to the end, best first, then those stopped early, then those that failed."""
 
-        def rank(name: str) -> tuple[bool, int, float]:
-            state = self.settings[name]
-            # A setting that early stopping ended has trained to the end, however few its epochs are.
-            epochs = self.epochs if state.status == "DONE" else len(state.epochs) - self.epochs
-            score = state.epochs[-1].comparable_score if state.epochs else UNDEFINED_SCORE
-            return state.status == "FAILED", -epochs, -score
+        def rank(name: str) -> tuple[int, int, float]:
+            state, score = self.settings[name], comparable(self.settings[name].score)
+            if state.status == "DONE":
+                # Early stopping may have ended it: it has trained to the end, however few its epochs are.
+                return 0, 0, -score
+            return 1 + (state.status == "FAILED"), -len(state.epochs), -score
 
         return sorted(self.settings, key=rank)
 
@@ -97,7 +97,9 @@ class SweepRecord(Provenance):
     def best(self) -> str | None:
         """Best setting of those that were trained to the end; None if there is none, or none has a score."""
         done = [name for name in self.ranked if self.settings[name].status == "DONE"]
-        return done[0] if done and self.settings[done[0]].score is not None else None
+        if not done or self.settings[done[0]].score is None:
+            return None
+        return done[0]
 
     @property
     def sentence(self) -> str:
@@ -194,10 +196,6 @@ class SweepStore(RecordStore[SweepRecord]):
             if state.status == "FAILED":
                 settings[name] = state.model_copy(update={"status": "WAITING", "error": None})
         self._write(settings=settings, status="RUNNING", finished_at=None)
-
-    def decided(self, setting: str, epoch: int) -> SettingEpoch | None:
-        """Return the decision after an epoch, if it was made before."""
-        return next((known for known in self.record.settings[setting].epochs if known.epoch == epoch), None)
 
     def decide(self, setting: str, epoch: SettingEpoch) -> None:
         """Write an epoch and the decision after it."""

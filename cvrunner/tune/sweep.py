@@ -6,11 +6,12 @@ the folds' journals and checkpoints, so the same command continues a sweep that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from cvrunner.records.results import EpochRecord, TrainingFinished
 from cvrunner.records.run_directory import TrialDirectory, read_events
 from cvrunner.training.trial import Trial
 from cvrunner.tune.settings import Objective
-from cvrunner.tune.store import SettingEpoch, SweepStore
+from cvrunner.tune.store import SettingEpoch, SweepStore, comparable
 
 # Tune reads these while it is imported. Ctrl-C is handled by cvrunner, nobody reads the files of Tune's loggers, and a
 # trainable has to stay in the working directory for relative paths to hold.
@@ -64,32 +65,30 @@ class TrainableArguments:
         return self.directories[trial.fold.number]
 
 
+@dataclass(frozen=True)
 class SweepResources:
-    """A connection to Ray, and how many folds and settings fit on it at a time. Use as a context.
+    """What fits on the cluster."""
 
-    Leaving the context shuts Ray down if it was started here. Raises ClusterError if not even one fold fits.
-    """
+    slots: int
+    """Number of folds of one setting that train at a time."""
+    max_settings: int
+    """Number of settings that train at a time."""
 
-    def __init__(self, run: str, cluster: ClusterConfig, folds: int) -> None:
-        self.started_ray = not ray.is_initialized()
-        if self.started_ray:
-            connect(run, cluster)
-        try:
-            capacity = capacity_by_node((node["Resources"] for node in alive_nodes().values()), cluster)
-        except BaseException:
-            self.__exit__()
-            raise
+
+@contextlib.contextmanager
+def sweep_resources(run: str, cluster: ClusterConfig, folds: int) -> Iterator[SweepResources]:
+    """Connect to Ray and yield what fits on it. Raises ClusterError if not even one fold fits."""
+    started_ray = not ray.is_initialized()
+    if started_ray:
+        connect(run, cluster)
+    try:
+        capacity = capacity_by_node((node["Resources"] for node in alive_nodes().values()), cluster)
         capacity = min(capacity, cluster.max_concurrent or capacity)
-        self.slots = min(folds, capacity)
-        """Number of folds of one setting that train at a time."""
-        self.max_settings = capacity // self.slots
-        """Number of settings that train at a time."""
-
-    def __enter__(self) -> SweepResources:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.started_ray:
+        slots = min(folds, capacity)
+        yield SweepResources(slots, capacity // slots)
+    finally:
+        # A Ray that the caller has started may be in use by others.
+        if started_ray:
             ray.shutdown()
 
 
@@ -186,7 +185,7 @@ class Reporter:
     def report(self) -> None:
         for epoch in self.objective.new_epochs():
             # Tune decides by plain numbers; the record is what the driver stores.
-            numbers = {EPOCH: epoch.epoch, SCORE: epoch.comparable_score}
+            numbers = {EPOCH: epoch.epoch, SCORE: comparable(epoch.score)}
             tune.report({SETTING: self.setting, **numbers, RECORD: epoch.model_dump_json()})
 
     def attempt(self, trial: Trial, number: int) -> None: ...
@@ -255,8 +254,7 @@ class SweepScheduler(FIFOScheduler):
     @property
     def training(self) -> bool:
         """Whether any setting is training."""
-        trials = self.controller.get_trials() if self.controller else []
-        return any(trial.status == "RUNNING" for trial in trials)
+        return self.controller is not None and any(t.status == "RUNNING" for t in self.controller.get_trials())
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self.controller = tune_controller
@@ -273,10 +271,12 @@ class SweepScheduler(FIFOScheduler):
             return str(self.STOP)
         epoch = SettingEpoch.from_json(result[RECORD], name)
         # A restarted setting reports its epochs again; what was decided then still holds.
-        if self.store.decided(name, epoch.epoch) is None:
+        if all(decided.epoch != epoch.epoch for decided in self.store.record.settings[name].epochs):
             stops = self._stops(name, epoch) and epoch.epoch < self.store.record.epochs
             self.store.decide(name, epoch.model_copy(update={"stops": stops}))
-        return str(self.STOP if self.store.record.settings[name].ended else self.CONTINUE)
+        if self.store.record.settings[name].ended:
+            return str(self.STOP)
+        return str(self.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Note that a setting's function has returned: all folds have ended, unless they were asked to stop."""
@@ -290,7 +290,7 @@ class SweepScheduler(FIFOScheduler):
 
     def _stops(self, name: str, epoch: SettingEpoch) -> bool:
         """Return whether ASHA stops a setting after an epoch. It compares at few epochs only, and at each once."""
-        result = {EPOCH: epoch.epoch, SCORE: epoch.comparable_score}
+        result = {EPOCH: epoch.epoch, SCORE: comparable(epoch.score)}
         return bool(self.asha.on_trial_result(None, SimpleNamespace(trial_id=name), result) == self.STOP)
 
 

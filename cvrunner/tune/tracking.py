@@ -5,8 +5,8 @@ from __future__ import annotations
 from cvrunner.config.schema import Config
 from cvrunner.tracking import names
 from cvrunner.tracking.mirror import MAX_TAG, Mirror
-from cvrunner.tracking.tracker import Tracker, Warn
-from cvrunner.tune.store import SettingEpoch, SweepDirectory, SweepRecord
+from cvrunner.tracking.tracker import Tracker
+from cvrunner.tune.store import SettingEpoch, SweepDirectory, SweepRecord, comparable
 
 MARKER = "mean/validation_ccc_avg"
 """The metric that every step of a setting has."""
@@ -24,7 +24,7 @@ class SweepMirror(Mirror):
         """Entry by setting."""
         self.closed: set[str] = set()
         parent = self.find_or_create("sweep", record.key, record.run, **self.condition)
-        self.store.reopen(parent.id)
+        self.store.set_status(parent.id, "RUNNING")
         about = {"folds": record.folds, "seed": record.seed, "epochs": record.epochs, "settings": len(record.settings)}
         self.store.log_params(parent, {f"sweep.{key}": str(value) for key, value in about.items()})
         self.parent = parent
@@ -42,13 +42,15 @@ class SweepMirror(Mirror):
         parent = self.parent.id
         self.store.set_tags(parent, {"mlflow.note.content": record.sentence, "cvrunner.status": record.status})
         if record.best is not None:
-            last = record.settings[record.best].epochs[-1]
-            if self.parent.metrics.get(BEST) != last.comparable_score:
-                self.store.log_metrics(parent, {BEST: last.comparable_score}, last.epoch)
+            best = record.settings[record.best]
+            score = comparable(best.score)
+            # A repeated command finishes the sweep again.
+            if self.parent.metrics.get(BEST) != score:
+                self.store.log_metrics(parent, {BEST: score}, len(best.epochs))
             self.store.set_tags(parent, {"cvrunner.best": record.best})
         for file in (self.directory.sweep_file, self.directory.config, self.directory.tuned):
             self.store.log_files(parent, file)
-        self.store.close(parent, names.ENDED[record.status])
+        self.store.set_status(parent, names.ENDED[record.status])
         self.close_running()
 
     def _update_setting(self, record: SweepRecord, name: str) -> None:
@@ -56,7 +58,7 @@ class SweepMirror(Mirror):
         if name not in self.children:
             tags = self.condition | {names.PARENT: self.parent.id}
             child = self.find_or_create("setting", f"{record.key}/{name}", name, **tags)
-            self.store.reopen(child.id)
+            self.store.set_status(child.id, "RUNNING")
             self.store.log_params(child, {key: str(value) for key, value in state.values.items()})
             self.children[name] = child.id
         run_id = self.children[name]
@@ -67,20 +69,18 @@ class SweepMirror(Mirror):
             if state.error:
                 tags["cvrunner.error"] = state.error[:MAX_TAG]
             self.store.set_tags(run_id, tags)
-            self.store.close(run_id, names.ENDED[state.status])
+            self.store.set_status(run_id, names.ENDED[state.status])
             self.closed.add(name)
 
 
 class SweepTracker(Tracker[SweepMirror]):
     """The tracker of a sweep."""
 
-    def __init__(self, uri: str | None, config: Config, directory: SweepDirectory, warn: Warn) -> None:
-        super().__init__(uri, "the same command", warn)
-        self._config, self._directory = config, directory
+    remedy = "the same command"
 
-    def start(self, record: SweepRecord) -> None:
-        """Open the sweep in MLflow, once it is certain that it can be trained."""
-        self._open(lambda uri: SweepMirror(uri, self._config, record, self._directory))
+    def start(self, config: Config, record: SweepRecord, directory: SweepDirectory) -> None:
+        """Open the sweep in MLflow, unless it was opened before."""
+        self._open(lambda uri: SweepMirror(uri, config, record, directory))
 
     def update(self, record: SweepRecord, setting: str) -> None:
         """Write the change of a setting; a listener of the store."""
@@ -88,14 +88,12 @@ class SweepTracker(Tracker[SweepMirror]):
 
     def finish(self, record: SweepRecord) -> None:
         """Write the outcome, within the time limit."""
-        # Not started yet if there was nothing left to train.
-        self.start(record)
         self._finish(lambda mirror: mirror.finish(record), record.status)
 
 
 def epoch_metrics(epoch: SettingEpoch) -> names.Metrics:
     """Return a setting's epoch: the mean score, and the best CCC so far of each fold."""
-    metrics: names.Metrics = {MARKER: epoch.comparable_score}
+    metrics: names.Metrics = {MARKER: comparable(epoch.score)}
     for fold, ccc in epoch.folds.items():
         metrics |= names.ccc_metrics(f"fold_{fold}/validation_ccc", ccc)
     return metrics

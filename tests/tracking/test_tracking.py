@@ -16,7 +16,7 @@ from cvrunner.report.figures import draw, save_figures
 from cvrunner.report.html import render_html
 from cvrunner.report.report import read_epochs, read_report
 from cvrunner.tracking.mirror import sync_run
-from cvrunner.tracking.names import served_at
+from cvrunner.tracking.names import page_links
 from cvrunner.tracking.tracker import RunTracker, tracker_for, tracking_uri
 from cvrunner.verdict.comparison import summarise
 from tests.runs import made_up_epoch, make_run
@@ -135,9 +135,12 @@ def test_links_need_an_address_and_lead_to_the_saved_view(directory, uri):
 
 
 def test_a_server_has_its_own_page_and_a_database_the_one_that_is_started_for_it():
-    assert served_at("https://tracking.example", "http://127.0.0.1:5000") == "https://tracking.example"
-    assert served_at("sqlite:////tmp/mlflow.db", "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
-    assert served_at("sqlite:////tmp/mlflow.db", None) is None
+    def addresses(uri, base_url):
+        return {link.split("/#")[0] for link in page_links(uri, base_url, "1", "view", ["a", "b"], "c").values()}
+
+    assert addresses("https://tracking.example", "http://127.0.0.1:5000") == {"https://tracking.example"}
+    assert addresses("sqlite:////tmp/mlflow.db", "http://127.0.0.1:5000") == {"http://127.0.0.1:5000"}
+    assert addresses("sqlite:////tmp/mlflow.db", None) == set()
 
 
 def test_parents_have_the_settings_but_not_the_name_that_groups_trials(runs):
