@@ -19,9 +19,8 @@ from cvrunner.records.results import EpochRecord, TrialResult
 from cvrunner.records.run_directory import TrialDirectory, read_events
 from cvrunner.run.prepare import prepare
 from cvrunner.training.trial import Trial
-from cvrunner.tune.objective import Objective
-from cvrunner.tune.records import SettingEpoch, SweepDirectory, SweepRecord
-from cvrunner.tune.settings import plan_setting
+from cvrunner.tune.settings import Objective, plan_setting
+from cvrunner.tune.store import SettingEpoch, SweepDirectory, SweepRecord
 from tests.end_to_end.programs import command, cvrunner, environment, started, tiny_config, wait_until
 from tests.orchestration.test_scheduler import Notes
 
@@ -119,15 +118,15 @@ def trained_alone(trials: list[Trial], folder: Path, cache_dir: Path) -> Iterato
 
     executor = InlineExecutor(cache_dir)
     run_trials(trials, lambda t: TrialDirectory(folder / t.name), executor, [Collect()], RetriesConfig())
-    yield from objective.news()
+    yield from objective.new_epochs()
 
 
-def nothing_was_repeated(directory: SweepDirectory, record: SweepRecord, told: int) -> None:
+def nothing_was_repeated(directory: SweepDirectory, record: SweepRecord, reported: int) -> None:
     """Of the first setting each epoch was trained once; only one that was not saved yet may be there again."""
     for fold in record.folds:
         lines = list(read_events(directory.fold("setting-01", fold).journal))
         again = [line["resumed_epoch"] for line in lines if line["event"] == "started"][1:]
-        assert all(epoch >= told for epoch in again)
+        assert all(epoch >= reported for epoch in again)
         trained = [line["epoch"] for line in lines if line["event"] == "epoch"]
         assert sorted(set(trained)) == list(range(1, record.epochs + 1))
         assert len(trained) <= record.epochs + len(again)
