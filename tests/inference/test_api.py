@@ -79,7 +79,7 @@ def test_a_run_whose_trials_failed_raises_and_names_them(
 
 
 def test_a_wrong_override_is_raised_and_not_printed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match=r"train\.epoch: unknown key in --set train\.epoch=5.*did you mean"):
+    with pytest.raises(ConfigError, match=r"train\.epoch: unknown key in override train\.epoch=5.*did you mean"):
         run_all_folds(home / "configs" / "demo.yaml", {"train.epoch": 5})
     assert capsys.readouterr() == ("", "")
 
