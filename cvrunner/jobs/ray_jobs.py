@@ -143,7 +143,7 @@ def _client(address: str) -> Any:
 
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **settings: Any) -> Any:
-            limit_s = ANSWER_S if method == "GET" else UPLOAD_S
+            limit_s = {"GET": ANSWER_S}.get(method, UPLOAD_S)
             return super()._do_request(method, endpoint, **{"timeout": limit_s, **settings})
 
     return Client(address)

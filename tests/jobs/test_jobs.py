@@ -215,7 +215,7 @@ def test_stopping_leaves_time_to_save_and_nothing_is_secret() -> None:
 # --- the scripts ------------------------------------------------------------------------------------------------------
 
 RAY = """#!/usr/bin/env bash
-# Stands in for Ray: writes down what it is told, and knows the jobs in $JOBS by id and status.
+# Stands in for Ray: records its calls, and knows the jobs in $JOBS by id and status.
 echo "$RAY_ADDRESS ${RAY_AUTH_MODE:-none} $*" >> "$CALLS"
 case "$1 $2" in
 "job status")
@@ -243,7 +243,7 @@ class Stub:
         (folder / "jobs").touch()
 
     def run(self, *arguments: str, end: str = "SUCCEEDED", **settings: str) -> tuple[int, list[str]]:
-        """The exit code and what Ray was told."""
+        """Run the script; its exit code and its calls of Ray."""
         (self.folder / "calls").write_text("")
         places = {"CALLS": str(self.folder / "calls"), "JOBS": str(self.folder / "jobs"), "END": end}
         path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
