@@ -36,7 +36,7 @@ def says(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int | str
 
 
 def python(script: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """A script in a process of its own, whose output is captured."""
+    """Run a script in a new process and capture its output."""
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env={**os.environ, "PYTHONPATH": str(Path(commands.__file__).parent.parent.parent), **settings},
@@ -48,7 +48,7 @@ def python(script: str, *arguments: str, **settings: str) -> subprocess.Complete
 
 
 def loads(statement: str) -> list[str]:
-    """Which of the slow libraries a process of its own has imported after `statement`."""
+    """Slow libraries that a new process has imported after `statement`."""
     slow = "{'torch', 'transformers', 'ray', 'mlflow', 'pandas'}"
     ended = python(f"import sys\n{statement}\nprint('loaded', *{slow} & set(sys.modules))")
     assert ended.returncode == 0, ended.stderr

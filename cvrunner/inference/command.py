@@ -65,7 +65,7 @@ def predict(
         _print_note(f"longer than {window_s:g} s: the mean over windows ({hop_s:g} s apart); --windows shows each")
     for path, problem in found.problems.items():
         _print_note(f"error: {path}: {problem}")
-    return 1 if found.problems else 0
+    return int(bool(found.problems))
 
 
 def export(run: Path, folder: Path, condition: str | None, encoder: str | None, log: bool, console: Console) -> int:
@@ -86,20 +86,19 @@ def export(run: Path, folder: Path, condition: str | None, encoder: str | None, 
 
 def audio_files(given: Sequence[Path]) -> list[Path]:
     """Return the files, and all audio files in the folders, sorted. Raises UsageError for a folder without any."""
+    # A raw file does not contain its sample rate.
+    endings = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}
     found: list[Path] = []
     for path in given:
-        inside = _inside(path) if path.is_dir() else [path]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        files = (p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
+        inside = sorted(p for p in files if p.is_file())
         if not inside:
             raise UsageError(f"{path}: no audio files in this folder")
         found += inside
     return found
-
-
-def _inside(folder: Path) -> list[Path]:
-    # A raw file does not contain its sample rate.
-    endings = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}
-    files = (p for p in folder.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
-    return sorted(p for p in files if p.is_file())
 
 
 def chosen_device(name: str | None) -> torch.device:

@@ -124,8 +124,10 @@ def stop_window(hint: str = "") -> str:
     )
 
 
-def train_on_ray(run: Run, pending: Sequence[Trial], chaos: Chaos = NONE) -> Outcome:
-    """Train the trials as Ray actors, with gauges that Ray exports."""
+def train_on_ray(run: Run, pending: Sequence[Trial], chaos: Chaos = NONE) -> Outcome | None:
+    """Train the trials as Ray actors, with gauges that Ray exports; None if there is nothing to train."""
+    if not pending:
+        return None
     # Ray takes half a second to import, which a run with nothing left to train does not need.
     from cvrunner.orchestration import ray_executor, ray_metrics
 
@@ -146,8 +148,10 @@ def train(
     pending: Sequence[Trial],
     make_executor: Callable[[], Executor],
     exported: Callable[[Gauges], AbstractContextManager[object]] = contextlib.nullcontext,
-) -> Outcome:
-    """Train `pending` trials; `exported` makes the gauges visible to others while it is entered."""
+) -> Outcome | None:
+    """Train the trials; None if there are none. While the context of `exported` is entered, others see the gauges."""
+    if not pending:
+        return None
     try:
         executor = make_executor()
     except (ClusterError, ClusterLostError):
@@ -172,7 +176,9 @@ def train(
             aborted = run_trials(
                 pending, run.store.trial_directory, executor, observers, cluster.retries, stop.is_set, preemption
             )
-        return Outcome(stop.is_set(), UsageError(aborted.message) if aborted else None)
+        if aborted:
+            return Outcome(stop.is_set(), UsageError(aborted.message))
+        return Outcome(stop.is_set(), None)
     except ClusterLostError as error:
         return Outcome(False, error)
     finally:

@@ -1,4 +1,4 @@
-"""`verify`: one fold in the run of `all-folds`, held against the target; claims are called claims."""
+"""`verify`: one fold in the run of `all-folds`, compared with the target; claims are called claims."""
 
 from __future__ import annotations
 
