@@ -45,6 +45,7 @@ def test_it_holds_models_encoder_code_and_signature_and_no_pickle(exported: Path
 
 
 @pytest.mark.end_to_end
+@pytest.mark.suites("ci", "all")
 def test_mlflow_serves_it_where_neither_run_nor_encoder_are(
     run: Run, home: Path, audio: dict[str, Path], exported: Path, tmp_path: Path
 ) -> None:

@@ -36,34 +36,55 @@ def run_all(folder: Path, name: str, executor: Any, trials: list[Any]) -> Notes:
     return notes
 
 
-def test_trials_on_ray_and_in_this_process_are_bit_identical(tmp_path: Path, local_ray: Any) -> None:
-    trials = [t for t in tiny_trials(tmp_path) if t.fold.number == 2]
-    cache = tmp_path / "cache"
-    run_all(tmp_path, "ray", RayExecutor("run", ClusterConfig(), cache, len(trials)), trials)
-    run_all(tmp_path, "inline", InlineExecutor(tmp_path / "another cache"), trials)
-    for trial in trials:
-        assert outcome(tmp_path, trial, "ray") == outcome(tmp_path, trial, "inline")
+class Recorder(Notes):
+    """Notes the names of the actors and the last event of each trial; every GPU must be in use while a trial runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actors: dict[str, str] = {}
+        self.last: dict[str, Any] = {}
+
+    def event(self, trial: Any, event: Any) -> None:
+        super().event(trial, event)
+        self.last[trial.name] = event
+        if isinstance(event, EpochRecord):
+            assert ray.available_resources().get("GPU", 0) == 0
+            actors = ray.util.list_named_actors(all_namespaces=True)
+            self.actors |= {actor["name"]: actor["namespace"] for actor in actors}
 
 
-def test_each_actor_holds_one_gpu_has_a_readable_name_and_takes_several_trials(tmp_path: Path, local_ray: Any) -> None:
-    trials = tiny_trials(tmp_path)
-    executor = RayExecutor("names", ClusterConfig(), tmp_path / "cache", len(trials))
+@pytest.fixture(scope="module")
+def on_ray(local_ray: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], Recorder]:
+    """Six trials that two actors trained: their folder, the trials, and what was seen."""
+    folder = tmp_path_factory.mktemp("on-ray")
+    trials = tiny_trials(folder)
+    executor = RayExecutor("names", ClusterConfig(), folder / "cache", len(trials))
     assert executor.slots == 2
-    seen: dict[str, Any] = {}
-
-    class Look(Notes):
-        def event(self, trial: Any, event: Any) -> None:
-            super().event(trial, event)
-            if isinstance(event, EpochRecord):
-                assert ray.available_resources().get("GPU", 0) == 0
-                actors = ray.util.list_named_actors(all_namespaces=True)
-                seen.update({a["name"]: a["namespace"] for a in actors})
-
-    notes = Look()
-    run_trials(trials, lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [notes], RetriesConfig())
+    seen = Recorder()
+    run_trials(trials, lambda t: TrialDirectory(folder / "ray" / t.name), executor, [seen], RetriesConfig())
     executor.close()
-    assert seen == {"fold-trainer-1": "names", "fold-trainer-2": "names"}
-    assert sum(kind == "TrialResult" for _, kind in notes.events) == len(trials) == 6
+    return folder, trials, seen
+
+
+def test_trials_on_ray_and_in_this_process_are_bit_identical(on_ray: Any, tmp_path: Path) -> None:
+    folder, trials, _ = on_ray
+    chosen = [t for t in trials if t.fold.number == 2]
+    run_all(folder, "inline", InlineExecutor(tmp_path / "another cache"), chosen)
+    for trial in chosen:
+        assert outcome(folder, trial, "ray") == outcome(folder, trial, "inline")
+
+
+def test_each_actor_holds_one_gpu_has_a_readable_name_and_takes_several_trials(on_ray: Any) -> None:
+    _, trials, seen = on_ray
+    assert seen.actors == {"fold-trainer-1": "names", "fold-trainer-2": "names"}
+    assert sum(kind == "TrialResult" for _, kind in seen.events) == len(trials) == 6
+
+
+def test_results_are_typed_records_on_the_way_back(on_ray: Any) -> None:
+    folder, trials, seen = on_ray
+    for trial in trials:
+        assert isinstance(seen.last[trial.name], TrialResult)
+        assert seen.last[trial.name] == TrialDirectory(folder / "ray" / trial.name).result(trial.key)
 
 
 def test_a_killed_actor_costs_the_epoch_it_was_in(tmp_path: Path, local_ray: Any) -> None:
@@ -170,18 +191,3 @@ def test_capacity(gpus: float, cpus: float, settings: dict[str, Any], room: int)
 def test_no_capacity_is_an_error_that_says_what_there_is(resources: dict[str, float]) -> None:
     with pytest.raises(ClusterError, match="the cluster has"):
         capacity(resources, ClusterConfig())
-
-
-def test_results_are_typed_records_on_the_way_back(tmp_path: Path, local_ray: Any) -> None:
-    trial = next(t for t in tiny_trials(tmp_path) if t.frozen)
-    executor = RayExecutor("types", ClusterConfig(), tmp_path / "cache", 1)
-    last: list[Any] = []
-
-    class Keep(Notes):
-        def event(self, trial: Any, event: Any) -> None:
-            last.append(event)
-
-    run_trials([trial], lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [Keep()], RetriesConfig())
-    executor.close()
-    assert isinstance(last[-1], TrialResult)
-    assert last[-1] == TrialDirectory(tmp_path / "run" / trial.name).result(trial.key)
