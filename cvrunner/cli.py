@@ -348,7 +348,10 @@ def doctor(
 def demo_data(
     root: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("demo-corpus"),
     seed: Annotated[int, typer.Option(help="Seed of the corpus.")] = 0,
-    utterances: Annotated[int, typer.Option(help="How many utterances, about.", min=40, max=5000)] = 480,
+    utterances: Annotated[
+        int | None,
+        typer.Option(help="Number of utterances.", min=40, max=5000, show_default="corpus.demo.utterances"),
+    ] = None,
 ) -> None:
     """The synthetic corpus, as a folder in IEMOCAP's layout."""
     from cvrunner.setup import command

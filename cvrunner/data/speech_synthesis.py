@@ -1,11 +1,11 @@
 """Speech from text by espeak-ng, through ctypes: only for demo material, never for a result about people.
 
-The library comes with the `espeakng-loader` wheel (extra `demo`) and is loaded at first use. English text in the
-same voice gives the same samples, in any process and whatever was spoken before. With espeak's own voices it does
-not: flutter and roughness run on from one sentence to the next and breath is unseeded noise. So a voice here is a
-language plus a `Timbre` that we write as a voice variant, without any of these, into a private copy of the data
-folder. In languages with a trilled r a little of the sentence before remains; there the same sequence of
-sentences gives the same samples.
+The library comes with the `espeakng-loader` wheel (extra `demo`) and is loaded at first use. English text in the same
+voice gives the same samples, in any process and after any other sentence. espeak's own voices do not: their flutter
+and roughness carry over from one sentence to the next, and their breath is unseeded noise. So a voice here is a
+language plus a `Timbre`, written as a voice variant without any of these into a private copy of the data folder. In
+languages with a trilled r a little of the previous sentence remains; there, the same sequence of sentences gives the
+same samples.
 """
 
 from __future__ import annotations
@@ -22,61 +22,67 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import soxr
 
 from cvrunner.data.utterance import SAMPLE_RATE_HZ
 from cvrunner.errors import ConfigError
 
+# Constants of espeak-ng's speak_lib.h.
 _SYNCHRONOUS = 2
 _DO_NOT_EXIT = 0x8000
 _UTF8 = 1
 _RATE, _VOLUME, _PITCH, _PITCH_RANGE = 1, 2, 3, 4
 _QUIET = 2e-3
+"""Amplitude of silence."""
 _MARGIN_S = 0.05
-_NO_MEMORY = ("flutter 0", "roughness 0")
+"""Silence kept at both ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timbre:
-    """The sound of a speaker, apart from how something is said."""
+    """The sound of a speaker, apart from the way a sentence is spoken."""
 
     low_hz: int
     """Lowest pitch at the default setting."""
     high_hz: int
     """Highest pitch at the default setting."""
     formants_percent: tuple[int, int, int] = (100, 100, 100)
-    """Frequency of the first three formants; above 100: a shorter vocal tract."""
+    """Frequencies of the first three formants, relative to espeak's. Above 100: a shorter vocal tract."""
 
     @property
     def name(self) -> str:
-        """Of espeak's voice variant and its file; not a digit first, that means a built-in variant."""
+        """Name of espeak's voice variant and of its file."""
+        # A leading digit would mean a built-in variant.
         return "-".join(map(str, ("voice", self.low_hz, self.high_hz, *self.formants_percent)))
 
     def variant(self) -> str:
-        """The text of espeak's voice variant file."""
+        """Return the content of espeak's voice variant file."""
         formants = [f"formant {n} {percent} 100 100" for n, percent in enumerate(self.formants_percent, start=1)]
-        head = ["language variant", f"name {self.name}", f"pitch {self.low_hz} {self.high_hz}", *_NO_MEMORY]
+        head = ["language variant", f"name {self.name}", f"pitch {self.low_hz} {self.high_hz}"]
+        # Both would carry over from one sentence to the next.
+        head += ["flutter 0", "roughness 0"]
         return "\n".join([*head, *formants]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """Who speaks, and how."""
+    """A speaker and a way of speaking."""
 
     language: str
-    """espeak's name of it, like `en-us`."""
+    """Language as espeak names it, such as `en-us`."""
     timbre: Timbre
     rate_wpm: int = 175
     """Words per minute, 80..450."""
     pitch: int = 50
-    """0..99 on espeak's scale; 50 is the timbre's own."""
+    """Pitch on espeak's scale, 0..99; 50 is the pitch of the timbre."""
     pitch_range: int = 50
-    """0 (monotone)..99."""
+    """Pitch range on espeak's scale, 0 (monotone)..99."""
     volume: int = 100
-    """Amplitude in percent, 0..200; above 100 loud vowels are compressed."""
+    """Amplitude in percent, 0..200. Above 100, loud vowels are compressed."""
 
 
 class Synthesizer:
-    """espeak-ng in this process, one global state: get it from `synthesizer()`, use it from one thread."""
+    """espeak-ng in this process. It has one global state: get it from `synthesizer()`, use it from one thread."""
 
     def __init__(self) -> None:
         loader = _loader()
@@ -86,17 +92,15 @@ class Synthesizer:
         self._library = ctypes.CDLL(loader.get_library_path())
         self._rate_hz = _start(self._library, data)
         self._pieces: list[npt.NDArray[np.int16]] = []
-        # An attribute: ctypes frees a callback that nobody holds, and the library would call into nothing.
+        # Kept as an attribute: ctypes frees an unreferenced callback, and the library would call freed memory.
         self._callback = _callback(self._pieces)
         self._library.espeak_SetSynthCallback(self._callback)
 
     def speak(self, text: str, voice: Voice) -> npt.NDArray[np.float32]:
-        """The audio of `text`, `[T]` in -1..1 at 16 kHz, with at most 50 ms of silence at both ends.
+        """Return the audio of `text`, `[T]` in -1..1 at 16 kHz, with at most 50 ms of silence at both ends.
 
         Raises ConfigError for an unknown language and for text without sound.
         """
-        import soxr
-
         self._choose(voice)
         self._pieces.clear()
         encoded = text.encode()
@@ -124,12 +128,13 @@ class Synthesizer:
 
 @cache
 def synthesizer() -> Synthesizer:
-    """The one synthesizer of this process. Raises ConfigError if the extra `demo` is not installed."""
+    """Return the synthesizer of this process. Raises ConfigError if the extra `demo` is not installed."""
     return Synthesizer()
 
 
 def _loader() -> Any:
     try:
+        # Optional: the wheel is GPL, and only the demo needs it.
         import espeakng_loader
     except ImportError:
         raise ConfigError(
@@ -140,7 +145,7 @@ def _loader() -> Any:
 
 
 def _private_data(source: Path, target: Path) -> Path:
-    """Link espeak's data into `target`, with a folder of our own for voice variants, which is returned."""
+    """Link espeak's data into `target`, with a writable folder for voice variants; return that folder."""
     for entry in source.iterdir():
         if entry.name != "voices":
             (target / entry.name).symlink_to(entry)
@@ -150,7 +155,7 @@ def _private_data(source: Path, target: Path) -> Path:
 
 
 def _start(library: ctypes.CDLL, data: Path) -> int:
-    """Initialise espeak-ng; returns its sample rate in Hz."""
+    """Initialise espeak-ng and return its sample rate in Hz."""
     rate_hz = int(library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _DO_NOT_EXIT))
     if rate_hz <= 0:
         raise ConfigError(
@@ -164,7 +169,7 @@ _Collect = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes
 
 
 def _callback(pieces: list[npt.NDArray[np.int16]]) -> Callable[..., int]:
-    """A C function that appends a copy of the samples it is given to `pieces`."""
+    """Return a C function that appends a copy of the samples it receives to `pieces`."""
 
     def collect(samples: Any, count: int, _events: int | None) -> int:
         if samples and count > 0:
