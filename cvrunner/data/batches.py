@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -90,7 +91,9 @@ def _pack_dialogues(
         if len(current) >= effective:
             packed.append(current)
             current = []
-    return _without_single([*packed, current] if current else packed)
+    if current:
+        packed.append(current)
+    return _without_single(packed)
 
 
 def _without_single(groups: list[list[Utterance]]) -> list[list[Utterance]]:
@@ -102,7 +105,10 @@ def _without_single(groups: list[list[Utterance]]) -> list[list[Utterance]]:
 
 def _update(members: Sequence[Utterance], batch_size: int, max_batch_s: float | None, by_dialogue: bool) -> Update:
     micro = micro_batches(members, batch_size, max_batch_s or math.inf)
-    turns = [len(d) for d in dialogues_in_order(members)] if by_dialogue else [1] * len(members)
+    turns = [1] * len(members)
+    if by_dialogue:
+        # Members come dialogue after dialogue, so equal neighbours are one dialogue.
+        turns = [len(list(run)) for _, run in groupby(members, key=lambda u: u.dialogue)]
     return Update(tuple(members), tuple(turns), tuple(micro))
 
 
@@ -116,14 +122,3 @@ def micro_batches(members: Sequence[Utterance], batch_size: int, max_batch_s: fl
             batches.append([])
         batches[-1].append(i)
     return [tuple(batch) for batch in batches]
-
-
-def dialogues_in_order(members: Sequence[Utterance]) -> list[list[Utterance]]:
-    """Return runs of utterances of the same dialogue, in the given order."""
-    runs: list[list[Utterance]] = []
-    for u in members:
-        if runs and runs[-1][-1].dialogue == u.dialogue:
-            runs[-1].append(u)
-        else:
-            runs.append([u])
-    return runs

@@ -31,7 +31,9 @@ def load_corpus(config: CorpusConfig, root: Path) -> Corpus:
     if config.format == "manifest":
         return load_manifest(root, config.scale, config.dimensions, config.resample)
     corpus = load_iemocap(root, config.labels, config.scale, config.dimensions, config.resample)
-    return replace(corpus, synthetic=True) if config.format == "demo" else corpus
+    if config.format == "demo":
+        corpus = replace(corpus, synthetic=True)
+    return corpus
 
 
 def fold_count(config: Config, root: Path) -> int | None:

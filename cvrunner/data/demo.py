@@ -15,7 +15,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -93,6 +93,13 @@ _SPEAKERS: Final = {
 }
 """Speakers by session and gender."""
 
+
+_CATEGORIES: Final = (
+    ("Sadness", "Sadness", "Frustration", "Anger", "Anger"),
+    ("Neutral", "Neutral", "Neutral", "Neutral", "Surprise"),
+    ("Happiness", "Happiness", "Happiness", "Excited", "Excited"),
+)
+"""Category of a rating, by valence (below, at and above the middle) and arousal (one to five)."""
 
 _LABELS: Final = {
     "Neutral": "neu",
@@ -197,9 +204,11 @@ def _dialogues(session: int, utterances: int) -> Iterator[tuple[Scenario, str, i
     """Yield scenario, name and number of turns of each dialogue."""
     # A large corpus has each scenario twice, once per side, like the real one.
     both = utterances > 16 * len(SCENARIOS)
-    turns = _shares(utterances, len(SCENARIOS) * (2 if both else 1))
+    turns = _shares(utterances, len(SCENARIOS) * (1 + both))
     for index, scenario in enumerate(SCENARIOS):
-        sides = "FM" if both else "FM"[(session + index) % 2]
+        sides = "FM"
+        if not both:
+            sides = sides[(session + index) % 2]
         letter = _TRAILING_LETTERS.get((session, scenario.name), "")
         for side in sides:
             yield scenario, f"Ses{session:02d}{side}_{scenario.name}{letter}", turns.pop(0)
@@ -270,7 +279,7 @@ def _block(rng: random.Random, turn: _Turn, session: int, start_s: float, end_s:
     # Some turns also have the actor's own rating, which is not part of the mean.
     if rng.random() < 0.3:
         ratings.append(_rate(rng, turn, f"{turn.gender}1"))
-    categories = {rating.rater: _category(rating.valence, rating.arousal) for rating in observed}
+    categories = {r.rater: _CATEGORIES[1 + (r.valence > 3) - (r.valence < 3)][r.arousal - 1] for r in observed}
     (word, votes), *_ = Counter(categories.values()).most_common(1)
     label = _LABELS[word] if 2 * votes > len(observed) else "xxx"
     means = []
@@ -293,19 +302,11 @@ def _rate(rng: random.Random, turn: _Turn, rater: str) -> _Rating:
         _on_scale(1.15 * latent + bias.gauss(0, 0.2) + rng.gauss(0, 0.5))
         for latent in (turn.valence, turn.arousal, turn.dominance)
     ]
+    rating = _Rating(rater, *scores)
     # The first observer of a session never leaves out the dominance, so that the header has one.
-    forgets = rng.random() < 0.04 and all(rater != raters[0] for raters in _OBSERVERS)
-    return _Rating(rater, scores[0], scores[1], None if forgets else scores[2])
-
-
-def _category(valence: int, arousal: int) -> str:
-    if valence == 3:
-        return "Surprise" if arousal == 5 else "Neutral"
-    if valence > 3:
-        return "Excited" if arousal > 3 else "Happiness"
-    if arousal > 3:
-        return "Anger"
-    return "Frustration" if arousal == 3 else "Sadness"
+    if rng.random() < 0.04 and all(rater != raters[0] for raters in _OBSERVERS):
+        rating = replace(rating, dominance=None)
+    return rating
 
 
 def _on_scale(latent: float) -> int:

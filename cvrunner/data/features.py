@@ -64,6 +64,7 @@ class FeatureStore:
         self.folder = cache_dir / recipe.kind / recipe.key
         self.shards = tuple(self._make_shards(utterances))
         self._maps: dict[Path, Features] = {}
+        # File, first frame and number of frames by digest of the audio.
         self._place: dict[str, tuple[Path, int, int]] = {}
         for shard in self.shards:
             start = 0
@@ -91,8 +92,8 @@ class FeatureStore:
     def _is_complete(self, shard: Shard) -> bool:
         """Return whether the file exists with all its frames; a truncated one is made again."""
         try:
-            last = self._place[shard.utterances[-1].audio_digest]
-            return len(self._map(shard.path)) == last[1] + last[2]
+            _, start, count = self._place[shard.utterances[-1].audio_digest]
+            return len(self._map(shard.path)) == start + count
         except (OSError, ValueError, EOFError):
             return False
 
@@ -116,6 +117,7 @@ class FeatureStore:
                 if self._is_complete(shard):
                     return True
                 shard.path.unlink(missing_ok=True)
+                # It may be a map of the truncated file.
                 self._maps.pop(shard.path, None)
                 packed = np.concatenate(list(compute(shard.utterances)))
                 write_file_atomically(shard.path, lambda file: np.save(file, packed, allow_pickle=False))

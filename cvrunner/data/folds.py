@@ -65,7 +65,18 @@ def make_folds(corpus: Corpus, scheme: Scheme) -> tuple[Fold, ...]:
                 "leave_one_session_out needs three or more, to train, to validate and to test"
             ],
         )
-    return tuple(_session_fold(corpus, sessions, index) for index in range(len(sessions)))
+    folds = []
+    for index, test in enumerate(sessions):
+        validation = sessions[(index + 1) % len(sessions)]
+        folds.append(
+            Fold(
+                number=index + 1,
+                train=tuple(u for u in corpus.utterances if u.session not in (test, validation)),
+                validation=tuple(u for u in corpus.utterances if u.session == validation),
+                test=tuple(u for u in corpus.utterances if u.session == test),
+            )
+        )
+    return tuple(folds)
 
 
 def split_digest(folds: Iterable[Fold]) -> str:
@@ -113,16 +124,6 @@ def check_leaks(folds: Iterable[Fold]) -> None:
         raise LeakError("train, validation and test must share nothing", leaks)
 
 
-def _session_fold(corpus: Corpus, sessions: Sequence[str], index: int) -> Fold:
-    test, validation = sessions[index], sessions[(index + 1) % len(sessions)]
-    return Fold(
-        number=index + 1,
-        train=tuple(u for u in corpus.utterances if u.session not in (test, validation)),
-        validation=tuple(u for u in corpus.utterances if u.session == validation),
-        test=tuple(u for u in corpus.utterances if u.session == test),
-    )
-
-
 def _own_split(corpus: Corpus) -> Fold:
     train, validation, test = (tuple(u for u in corpus.utterances if u.part == part) for part in PARTS)
     absent = [part for part, some in zip(PARTS, (train, validation, test), strict=True) if not some]
@@ -139,9 +140,8 @@ def _sessions(utterances: Iterable[Utterance]) -> tuple[str, ...]:
 def _shared(fold: Fold, one: str, other: str) -> list[str]:
     first, second = fold.parts[one], fold.parts[other]
     leaks = []
-    for what in ("speaker", "dialogue", "id"):
+    for what, word in (("speaker", "speaker"), ("dialogue", "dialogue"), ("id", "utterance")):
         shared = {getattr(u, what) for u in first} & {getattr(u, what) for u in second}
-        word = "utterance" if what == "id" else what
         leaks += [f"fold {fold.number}: {word} {name} is in {one} and in {other}" for name in sorted(shared)]
     # The same recording under two names would leak too; the same name was reported above.
     by_audio: dict[str, list[str]] = defaultdict(list)

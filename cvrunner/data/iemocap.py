@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Literal
 
 from cvrunner.data.checks import Entry, Findings, Rules, utterances_of
-from cvrunner.data.utterance import DIMENSIONS, Corpus, Rater, natural_order
+from cvrunner.data.utterance import DIMENSIONS, Corpus, natural_order
 from cvrunner.errors import CorpusError
 
 LabelVariant = Literal["header", "observers", "all_raters"]
 Rating = tuple[float | None, float | None, float | None]
+"""Valence, arousal and dominance as written; None if missing."""
 SYNTHETIC_MARK = "SYNTHETIC.json"
+"""File in the root of a corpus that the demo wrote."""
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _HEADER = re.compile(rf"\[\s*{_NUMBER}\s*-\s*{_NUMBER}\s*\]\s+(\S+)\s+\S+\s+\[([^\]]*)\]")
@@ -186,7 +188,12 @@ def _entry(folder: Path, dialogue: str, turn: _Turn, labels: LabelVariant) -> En
         scenario=of_dialogue[2],
         improvised=of_dialogue[3] == "impro",
         labels=_labels(turn, labels),
-        raters=_complete(turn.raters),
+        # Only raters who gave both valence and arousal; dominance may be missing.
+        raters={
+            rater: (valence, arousal, dominance)
+            for rater, (valence, arousal, dominance) in turn.raters.items()
+            if valence is not None and arousal is not None
+        },
     )
 
 
@@ -199,12 +206,3 @@ def _labels(turn: _Turn, variant: LabelVariant) -> dict[str, float | None]:
         given = [value for rating in ratings if (value := rating[index]) is not None]
         means[dimension] = sum(given) / len(given) if given else None
     return means
-
-
-def _complete(ratings: dict[str, Rating]) -> dict[str, Rater]:
-    """Return the ratings that have valence and arousal; dominance may be missing."""
-    return {
-        rater: (valence, arousal, dominance)
-        for rater, (valence, arousal, dominance) in ratings.items()
-        if valence is not None and arousal is not None
-    }

@@ -171,7 +171,9 @@ def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entr
     cells = row.cells
     wrong = [f"{column} is empty" for column in REQUIRED[:6] if not cells.get(column)]
     wrong += [rule for column in (*NAMES, "path") if (rule := _name_rule(column, cells.get(column, "")))]
-    audio = _audio_path(folder, cells.get("path", ""), wrong)
+    audio = cells.get("path", "")
+    if not os.path.isabs(audio) and os.path.normpath(audio).split(os.sep)[0] == os.pardir:
+        wrong.append(f"path {audio!r} leaves the manifest's folder; use a path inside it, or an absolute one")
     turn = _number("turn", cells, wrong)
     labels = {dimension: _number(dimension, cells, wrong) for dimension in DIMENSIONS}
     gender = _choice("gender", cells, _GENDERS, "F, M, female or male", wrong)
@@ -188,7 +190,7 @@ def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entr
     return Entry(
         where=row.where,
         id=cells["utterance"],
-        path=audio,
+        path=folder / audio,  # an absolute path replaces the folder
         speaker=cells["speaker"],
         gender=gender,
         session=cells["session"],
@@ -208,13 +210,6 @@ def _name_rule(column: str, text: str) -> str | None:
     if column in NAMES and len(text) > LONGEST_NAME:
         return f"{column} {text[:SHOWN]!r}... has {len(text)} characters, must have at most {LONGEST_NAME}"
     return None
-
-
-def _audio_path(folder: Path, text: str, wrong: list[str]) -> Path:
-    if not os.path.isabs(text) and os.path.normpath(text).split(os.sep)[0] == os.pardir:
-        wrong.append(f"path {text!r} leaves the manifest's folder; use a path inside it, or an absolute one")
-    # Joining an absolute path gives that path.
-    return folder / text
 
 
 def _number(column: str, cells: dict[str, str], wrong: list[str]) -> float | None:

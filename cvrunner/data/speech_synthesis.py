@@ -14,7 +14,6 @@ import atexit
 import ctypes
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +35,9 @@ _QUIET = 2e-3
 """Amplitude of silence."""
 _MARGIN_S = 0.05
 """Silence kept at both ends."""
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +87,32 @@ class Synthesizer:
     """espeak-ng in this process. It has one global state: get it from `synthesizer()`, use it from one thread."""
 
     def __init__(self) -> None:
-        loader = _loader()
+        try:
+            # Optional: the wheel is GPL, and only the demo needs it.
+            import espeakng_loader
+        except ImportError:
+            raise ConfigError(
+                "speech synthesis: the synthetic corpus needs the package espeakng-loader, which is not installed: "
+                "pip install 'cvrunner[demo]'"
+            ) from None
         data = Path(tempfile.mkdtemp(prefix="cvrunner-voices-"))
         atexit.register(shutil.rmtree, data, ignore_errors=True)
-        self._variants = _private_data(Path(loader.get_data_path()), data)
-        self._library = ctypes.CDLL(loader.get_library_path())
-        self._rate_hz = _start(self._library, data)
+        # espeak's own data by links, next to a writable folder for voice variants.
+        for entry in Path(espeakng_loader.get_data_path()).iterdir():
+            if entry.name != "voices":
+                (data / entry.name).symlink_to(entry)
+        self._variants = data / "voices" / "!v"
+        self._variants.mkdir(parents=True)
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        self._rate_hz = int(self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _DO_NOT_EXIT))
+        if self._rate_hz <= 0:
+            raise ConfigError(
+                f"speech synthesis: espeak-ng does not start (code {self._rate_hz}): "
+                "pip install --force-reinstall espeakng-loader"
+            )
         self._pieces: list[npt.NDArray[np.int16]] = []
         # Kept as an attribute: ctypes frees an unreferenced callback, and the library would call freed memory.
-        self._callback = _callback(self._pieces)
+        self._callback = _Callback(self._collect)
         self._library.espeak_SetSynthCallback(self._callback)
 
     def speak(self, text: str, voice: Voice) -> npt.NDArray[np.float32]:
@@ -105,10 +124,18 @@ class Synthesizer:
         self._pieces.clear()
         encoded = text.encode()
         code = self._library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded) + 1), 0, 1, 0, _UTF8, None, None)
+        # Synchronous: all pieces have arrived when espeak_Synth returns.
         if code or not self._pieces:
             raise ConfigError(f"speech synthesis: espeak-ng gives no audio (code {code}) for {text!r} in {voice}")
         spoken = np.concatenate(self._pieces).astype(np.float32) / 32768
         return _trimmed(soxr.resample(spoken, self._rate_hz, SAMPLE_RATE_HZ))
+
+    def _collect(self, samples: Any, count: int, _events: int | None) -> int:
+        """Append the samples that espeak-ng hands over; called from C."""
+        if samples and count > 0:
+            # A copy: the library reuses its buffer.
+            self._pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+        return 0
 
     def _choose(self, voice: Voice) -> None:
         variant = self._variants / voice.timbre.name
@@ -130,53 +157,6 @@ class Synthesizer:
 def synthesizer() -> Synthesizer:
     """Return the synthesizer of this process. Raises ConfigError if the extra `demo` is not installed."""
     return Synthesizer()
-
-
-def _loader() -> Any:
-    try:
-        # Optional: the wheel is GPL, and only the demo needs it.
-        import espeakng_loader
-    except ImportError:
-        raise ConfigError(
-            "speech synthesis: the synthetic corpus needs the package espeakng-loader, which is not installed: "
-            "pip install 'cvrunner[demo]'"
-        ) from None
-    return espeakng_loader
-
-
-def _private_data(source: Path, target: Path) -> Path:
-    """Link espeak's data into `target`, with a writable folder for voice variants; return that folder."""
-    for entry in source.iterdir():
-        if entry.name != "voices":
-            (target / entry.name).symlink_to(entry)
-    variants = target / "voices" / "!v"
-    variants.mkdir(parents=True)
-    return variants
-
-
-def _start(library: ctypes.CDLL, data: Path) -> int:
-    """Initialise espeak-ng and return its sample rate in Hz."""
-    rate_hz = int(library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _DO_NOT_EXIT))
-    if rate_hz <= 0:
-        raise ConfigError(
-            f"speech synthesis: espeak-ng does not start (code {rate_hz}): "
-            "pip install --force-reinstall espeakng-loader"
-        )
-    return rate_hz
-
-
-_Collect = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-
-
-def _callback(pieces: list[npt.NDArray[np.int16]]) -> Callable[..., int]:
-    """Return a C function that appends a copy of the samples it receives to `pieces`."""
-
-    def collect(samples: Any, count: int, _events: int | None) -> int:
-        if samples and count > 0:
-            pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
-        return 0
-
-    return _Collect(collect)
 
 
 def _trimmed(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

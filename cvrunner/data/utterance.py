@@ -141,6 +141,7 @@ def mono_16khz(samples: npt.NDArray[np.float32], rate_hz: int) -> npt.NDArray[np
         raise AudioError("holds NaN or infinite samples")
     if rate_hz != SAMPLE_RATE_HZ:
         mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)
+    # A silent recording is a broken one; no turn of a dialogue is.
     if not np.any(np.abs(mono) > 1e-5):
         raise AudioError("is silent (no sample above 1e-5)")
     return np.ascontiguousarray(mono, dtype=np.float32)
@@ -167,8 +168,13 @@ def _decode(path: Path, resample: bool, longest_s: float) -> tuple[npt.NDArray[n
         raise AudioError(_why_no_file(path))
     try:
         with path.open("rb", buffering=0) as file:
-            _refuse_truncated(file.read(8), os.fstat(file.fileno()).st_size)
+            head, size = file.read(8), os.fstat(file.fileno()).st_size
             file.seek(0)
+            # libsndfile reads a truncated WAV file without complaint. Programs that write to a pipe put a number near
+            # 2 or 4 GiB into the header, and some count the first 8 bytes or a padding byte, hence the margins.
+            promised = int.from_bytes(head[4:], "little") + 8
+            if head.startswith(b"RIFF") and size + 16 < promised < 0x7FFF0000:
+                raise AudioError(f"is truncated: it has {size} of {promised} bytes; copy it again")
             with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
                 # Before reading the samples: hours of audio must not fill the memory.
                 _check_header(sound.samplerate, sound.channels, sound.frames, resample, longest_s)
@@ -180,6 +186,7 @@ def _decode(path: Path, resample: bool, longest_s: float) -> tuple[npt.NDArray[n
     except (soundfile.SoundFileError, ValueError) as error:
         raise AudioError(f"cannot be read as audio: {error}; must be a WAV or FLAC file") from None
     except OSError as error:
+        # `patiently` tries again.
         if is_transient(error):
             raise
         raise AudioError(f"cannot be read: {error.strerror}") from None
@@ -194,15 +201,6 @@ def _why_no_file(path: Path) -> str:
     if os.path.islink(path):
         return "is a symbolic link that leads nowhere"
     return "is missing: there is no such audio file"
-
-
-def _refuse_truncated(head: bytes, size: int) -> None:
-    """Raise AudioError if a WAV file is shorter than its first 8 bytes promise."""
-    # libsndfile reads such a file without complaint. Programs that write to a pipe put a number near 2 or 4 GiB into
-    # the header, and some count the first 8 bytes or a padding byte too, hence the margins.
-    promised = int.from_bytes(head[4:], "little") + 8
-    if head.startswith(b"RIFF") and size + 16 < promised < 0x7FFF0000:
-        raise AudioError(f"is truncated: it has {size} of {promised} bytes; copy it again")
 
 
 def _check_header(rate_hz: int, channels: int, frames: int, resample: bool, longest_s: float) -> None:
