@@ -11,7 +11,7 @@ import torch
 
 from cvrunner import cli
 from cvrunner.encoders.files import find_encoder
-from cvrunner.encoders.speech_encoder import load_wavlm
+from cvrunner.encoders.wavlm import load_wavlm
 from tests.bad_input import add_pickle
 from tests.tiny_encoders import save_encoder
 

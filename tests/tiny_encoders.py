@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import WavLMConfig, WavLMModel
 
-from cvrunner.encoders.speech_encoder import SpeechEncoder
+from cvrunner.encoders.wavlm import SpeechEncoder
 
 
 def tiny_wavlm(stable: bool = False, layers: int = 2, **settings: object) -> WavLMModel:

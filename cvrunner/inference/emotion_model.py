@@ -20,7 +20,7 @@ from cvrunner.config.sections import TrainConfig
 from cvrunner.data.features import Features
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, check_length, mono_16khz
 from cvrunner.encoders.files import find_encoder
-from cvrunner.encoders.speech_encoder import SpeechEncoder, build_encoder
+from cvrunner.encoders.wavlm import SpeechEncoder, build_encoder
 from cvrunner.errors import EncoderError, ResultsError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.records.model_folder import ModelDescription, ModelFolder

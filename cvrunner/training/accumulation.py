@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cvrunner.encoders.speech_encoder import Boundary
+from cvrunner.encoders.wavlm import Boundary
 from cvrunner.training.loss import ccc_loss
 
 

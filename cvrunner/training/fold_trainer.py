@@ -19,7 +19,7 @@ from torch import Tensor
 from cvrunner.config.sections import TrainConfig
 from cvrunner.data.batches import Update, evaluation_update, training_updates
 from cvrunner.data.utterance import Utterance
-from cvrunner.encoders.speech_encoder import build_encoder
+from cvrunner.encoders.wavlm import build_encoder
 from cvrunner.errors import MemoryLimitError, NonFiniteError, Stopped, TrialInUseError
 from cvrunner.files import remove_leftovers
 from cvrunner.model.mamba_ema import MambaEMAModel

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cvrunner.data.utterance import Utterance, read_audio
 from cvrunner.encoders.packing import Packing
-from cvrunner.encoders.speech_encoder import SpeechEncoder, load_wavlm
+from cvrunner.encoders.wavlm import SpeechEncoder, load_wavlm
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, scaled_labels

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from cvrunner.config.sections import CorpusConfig
+from cvrunner.data import corpus
 from cvrunner.data.corpus import load_corpus
 from cvrunner.errors import CorpusError
 from tests.corpora import manifest_rows, write_bytes, write_iemocap, write_manifest
@@ -45,9 +44,7 @@ def test_demo_is_written_with_its_settings_then_read(tmp_path: Path, monkeypatch
         asked.append((seed, utterances))
         write_iemocap(root)
 
-    stand_in = ModuleType("cvrunner.data.demo")
-    stand_in.write_demo_corpus = write_demo_corpus  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cvrunner.data.demo", stand_in)
+    monkeypatch.setattr(corpus, "write_demo_corpus", write_demo_corpus)
     config = CorpusConfig.model_validate({"demo": {"seed": 7, "utterances": 64}})
     loaded = load_corpus(config, tmp_path / "demo")
     assert asked == [(7, 64)]

@@ -133,9 +133,9 @@ def test_manifest_split_is_one_fold_of_the_corpus_own_parts() -> None:
 
 
 def test_manifest_split_without_a_part_is_refused() -> None:
-    with pytest.raises(CorpusError, match="none says train or validation or test"):
+    with pytest.raises(CorpusError, match="no utterance has train or validation or test"):
         make_folds(corpus(), "manifest_split")
-    with pytest.raises(CorpusError, match=r"none says validation or test$"):
+    with pytest.raises(CorpusError, match=r"no utterance has validation or test$"):
         make_folds(corpus(part="train"), "manifest_split")
 
 

@@ -250,7 +250,7 @@ def test_a_line_that_stands_twice_is_told_with_both_lines(tmp_path: Path) -> Non
     text = label_text("Ses01F_impro01", (*TURNS, TURNS[0]))
     write_bytes(label_file(root, "Ses01F_impro01"), text.encode())
     place = "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt line"
-    assert problems(root) == [f"{place} 9: Ses01F_impro01_F000: this utterance stands already at {place} 3"]
+    assert problems(root) == [f"{place} 9: Ses01F_impro01_F000: duplicate utterance; the first is at {place} 3"]
 
 
 def test_every_audio_problem_is_told_in_one_pass(tmp_path: Path) -> None:

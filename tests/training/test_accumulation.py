@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import MambaConfig, ModelConfig
-from cvrunner.encoders.speech_encoder import SpeechEncoder
+from cvrunner.encoders.wavlm import SpeechEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.accumulation import averaged_backward, exact_backward
 from cvrunner.training.loss import ccc_loss

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cvrunner.encoders.speech_encoder import Boundary, SpeechEncoder, load_wavlm
+from cvrunner.encoders.wavlm import Boundary, SpeechEncoder, load_wavlm
 from cvrunner.errors import EncoderError, MemoryLimitError, NonFiniteError, Stopped, TrialInUseError, WeightChangeError
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
 from cvrunner.records.run_directory import TrialDirectory, read_events

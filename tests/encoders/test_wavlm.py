@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cvrunner.encoders.files import find_encoder
-from cvrunner.encoders.speech_encoder import Boundary, SpeechEncoder, load_wavlm
+from cvrunner.encoders.wavlm import Boundary, SpeechEncoder, load_wavlm
 from cvrunner.errors import EncoderError
 from tests.tiny_encoders import save_encoder, tiny_encoder, tiny_wavlm
 
