@@ -53,6 +53,14 @@ CONFIG: dict[str, tuple[Build, str]] = {
     ),
     "an unknown section": (config("trainer: {}"), r"trainer: unknown key in config\.yaml; did you mean train"),
     "a mistyped key": (config("train: {epoch: 3}"), r"train\.epoch: unknown key .*did you mean train\.epochs\?"),
+    "a key of an earlier version": (
+        config("train: {warmup: 0.2}"),
+        r"train\.warmup \(config\.yaml\): renamed to train\.warmup_ratio",
+    ),
+    "an override of a key of an earlier version": (
+        settings("tune.samples=3"),
+        r"tune\.samples \(override tune\.samples=3\): renamed to tune\.num_samples",
+    ),
     "a key of another section": (config("model: {lr: 0.1}"), r"model\.lr: unknown key .*did you mean train\.lr\?"),
     "a key that is no word": (config("train: {'lérn rate': 1}"), r"train\.'lérn rate': unknown key in config\.yaml"),
     "a key that is a number": (config("1: {}"), r"1: .*config\.yaml"),
@@ -64,7 +72,7 @@ CONFIG: dict[str, tuple[Build, str]] = {
     "a number that is none": (config("train: {lr: .nan}"), r"train\.lr: .*finite number, not nan"),
     "a number below the limit": (config("train: {lr: -1}"), r"train\.lr: .*greater than 0, not -1"),
     "a value without end": (config(f"train: {{lr: {'x' * 9999}}}"), r"train\.lr: .*not 'x{70,76}\.\.\. \(config"),
-    "a key that stands twice": (config("train: {lr: 1}\ntrain: {lr: 2}"), r"config\.yaml, line 2: key 'train' stands"),
+    "a key that stands twice": (config("train: {lr: 1}\ntrain: {lr: 2}"), r"config\.yaml, line 2: duplicate key "),
     "broken YAML": (config("train: [1, 2"), r"config\.yaml, line 1: "),
     "a tab": (config("train:\n\tlr: 1"), r"config\.yaml, line 2: found character '\\t'"),
     "a list of sections": (config("- train"), r"config\.yaml: must hold sections with keys, not list"),
@@ -79,15 +87,15 @@ CONFIG: dict[str, tuple[Build, str]] = {
     ),
     "an override that holds itself": (
         settings("train.seeds=&a [*a]"),
-        r"--set train\.seeds=&a \[\*a\]: nested more than 20",
+        r"override train\.seeds=&a \[\*a\]: nested more than 20",
     ),
     "aliases that multiply": (config(LAUGHS), r"config\.yaml: more than 10000 values"),
     "endless nesting": (config("train: " + "[" * 5000), r"config\.yaml: nested far too deep"),
     "bytes that are not UTF-8": (config("# \n# é\n".encode("latin-1")), r"not UTF-8 text \(byte 5, line 2\); save it"),
-    "a base that is itself": (overlay(top="base: top.yaml"), r"base files go in a circle: top\.yaml -> top\.yaml"),
+    "a base that is itself": (overlay(top="base: top.yaml"), r"base files form a circle: top\.yaml -> top\.yaml"),
     "bases in a circle": (
         overlay(top="base: a.yaml", a="base: b.yaml", b="base: a.yaml"),
-        r"base files go in a circle: a\.yaml -> b\.yaml -> a\.yaml",
+        r"base files form a circle: a\.yaml -> b\.yaml -> a\.yaml",
     ),
     "a base that is not there": (
         overlay(top="base: gone.yaml"),
@@ -98,12 +106,12 @@ CONFIG: dict[str, tuple[Build, str]] = {
         overlay(top="base: a.yaml", a="train: {epochs: 0}"),
         r"train\.epochs: .*not 0 \(top\.yaml over a\.yaml\)",
     ),
-    "an override without a value": (settings("train.lr"), r"--set train\.lr: must look like section\.key=value"),
+    "an override without a value": (settings("train.lr"), r"override train\.lr: must look like section\.key=value"),
     "an override of no key": (
         settings("train.epoch=3"),
-        r"train\.epoch: unknown key in --set train\.epoch=3; did you mean",
+        r"train\.epoch: unknown key in override train\.epoch=3; did you mean",
     ),
-    "an empty override": (settings("train.lr="), r"train\.lr: .*valid number, not None \(--set train\.lr=\)"),
+    "an empty override": (settings("train.lr="), r"train\.lr: .*valid number, not None \(override train\.lr=\)"),
     "an empty condition list": (config("conditions: {}"), r"conditions must name one condition or more"),
     "a condition with another corpus": (
         config("conditions: {a: {corpus: {root: x}}}"),
@@ -147,15 +155,15 @@ CONFIG: dict[str, tuple[Build, str]] = {
 }
 
 RUN: dict[str, tuple[Build, str]] = {
-    "fold 6 of the demo": (arguments("fold", "--fold", "6"), r"--fold 6: there are folds 1 to 5"),
-    "fold 0": (arguments("fold", "--fold", "0"), r"--fold 0: there are folds 1 to 5"),
+    "fold 6 of the demo": (arguments("fold", "--fold", "6"), r"fold 6: there are folds 1 to 5"),
+    "fold 0": (arguments("fold", "--fold", "0"), r"fold 0: there are folds 1 to 5"),
     "fold 4 of three sessions": (
         lambda folder: ["fold", "--fold", "4", *settings()(folder)[1:]],
-        r"--fold 4: there are folds 1 to 3",
+        r"fold 4: there are folds 1 to 3",
     ),
     "fold 6 of IEMOCAP": (
         lambda folder: ["fold", "--fold", "6", *tree(lambda _: None, 5)(folder)[1:]],
-        r"--fold 6: there are folds 1 to 5",
+        r"fold 6: there are folds 1 to 5",
     ),
     "an unknown condition": (
         arguments("fold", "--fold", "1", "--condition", "melted"),
@@ -163,7 +171,7 @@ RUN: dict[str, tuple[Build, str]] = {
     ),
     "a GPU that is not there": (
         arguments("fold", "--fold", "1", "--gpu", "99"),
-        r"--gpu 99: this machine has \d+ GPUs that torch can use",
+        r"gpu 99: this machine has \d+ GPUs that torch can use",
     ),
     "two GPUs a trial": (settings("cluster.gpus_per_trial=2"), r"cluster\.gpus_per_trial: .*equal to 1, not 2"),
     "no GPU a trial": (settings("cluster.gpus_per_trial=0"), r"cluster\.gpus_per_trial: .*greater than 0, not 0"),
@@ -176,7 +184,7 @@ RUN: dict[str, tuple[Build, str]] = {
     "ratings by no run": (arguments("predict", "nowhere", "a.wav"), r"nowhere: no run here"),
     "windows with gaps": (
         arguments("predict", "nowhere", "a.wav", "--window-s", "5", "--hop-s", "6"),
-        r"--hop-s 6: must be from 0\.1 s to the window's 5 s",
+        r"hop_s 6: must be from 0\.1 s to the window's 5 s",
     ),
     "an export of no run": (arguments("export", "nowhere", "folder"), r"nowhere: no run here"),
     "MLflow for no run": (arguments("sync", "nowhere"), r"nowhere: no run here"),

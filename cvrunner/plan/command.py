@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cvrunner.run.steps import prepare
+from cvrunner.run.prepare import prepare
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,7 @@ from cvrunner.orchestration.makespan import TOLERANCE, Stint, Timetable
 from cvrunner.report.render import tables_as_text
 from cvrunner.report.tables import NONE, Table
 from cvrunner.run.estimate import ConditionForecast, Disk, Forecast, Schedule
-from cvrunner.run.progress import duration
+from cvrunner.text import format_duration
 from cvrunner.training.probe import ConditionProbe
 
 WIDTH = 100
@@ -26,7 +26,7 @@ def plan_text(found: Forecast) -> str:
         _paragraph(_heading(found)),
         tables_as_text([conditions_table(found)], "\n".join(map(_paragraph, _notes(found))), WIDTH).rstrip("\n"),
         tables_as_text([schedules_table(found)], "\n".join(_bars(found)), WIDTH).rstrip("\n"),
-        f"all-folds would take about {duration(first.total_s)} on {_gpus(first)}",
+        f"all-folds would take about {format_duration(first.total_s)} on {_gpus(first)}",
     ]
     return "\n\n".join(parts)
 
@@ -47,8 +47,8 @@ def schedules_table(found: Forecast) -> Table:
     rows = [
         [
             f"{schedule.resources.name}: {_gpus(schedule)}",
-            duration(schedule.timetable.makespan_s),
-            duration(schedule.timetable.bound_s),
+            format_duration(schedule.timetable.makespan_s),
+            format_duration(schedule.timetable.bound_s),
             f"{100 * schedule.timetable.idle_share:.0f} %",
             _room(schedule),
         ]
@@ -80,7 +80,7 @@ def _notes(found: Forecast) -> Iterator[str]:
     if any(condition.stated for condition in found.conditions) or found.also_stated:
         also = "".join(f"; {claim.name}: {_claimed(claim)}" for claim in found.also_stated)
         yield f"Stated by others, not measured here{also}. Source: {found.source or 'not given'}."
-    filling = duration(found.schedules[0].features_s)
+    filling = format_duration(found.schedules[0].features_s)
     yield f"{_disk(found.disk)} Filling the features takes {filling} once on each node."
 
 
@@ -119,8 +119,8 @@ def _measured(condition: ConditionForecast) -> list[str]:
         f"{probe.longest.step_s:.3g} s",
         _gigabytes(probe.peak_memory_mib * 2**20),
         "no limit" if probe.fits is None else str(probe.fits),
-        duration(condition.epoch_s),
-        duration(condition.trial_s),
+        format_duration(condition.epoch_s),
+        format_duration(condition.trial_s),
     ]
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def demo_data(root: Path, seed: int, utterances: int, console: Console) -> int:
-    """Write the synthetic corpus."""
+    """Write the synthetic corpus to `root`."""
     write_demo_corpus(root, seed=seed, utterances=utterances)
     console.print(f"synthetic corpus in {root.absolute()}", soft_wrap=True)
     return 0

@@ -19,7 +19,8 @@ from cvrunner.config.sections import SearchChoices
 from cvrunner.errors import ClusterError, ClusterLostError, ConfigError, Stopped
 from cvrunner.files import write_atomically
 from cvrunner.records.results import ccc_label
-from cvrunner.run.steps import Experiment, check_depth, locked, prepare, stop_on_signals, stop_window
+from cvrunner.run.prepare import Experiment, check_depth, check_fold, prepare_config
+from cvrunner.run.session import lock, stop_on_signals, stop_window
 from cvrunner.text import Table, format_score, line_printer, plural, tables_as_text
 from cvrunner.tracking.tracker import tracking_uri
 from cvrunner.training.trial import Trial
@@ -79,7 +80,7 @@ def tune(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: b
     )
     uri = tracking_uri(config, experiment.results_root) if config.tracking.enabled else None
     tracker, stopped = SweepTracker(uri, line_printer(console)), False
-    with locked(store.directory.path):
+    with lock(store.directory.path):
         store.begin()
         try:
             if store.pending:
@@ -96,12 +97,13 @@ def tune(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: b
 def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
     """Read and check everything. Raises what `prepare` raises, and ConfigError for what cannot be searched."""
     path = config_path or paths.default_config()
-    condition = _checked_condition(load_config(path, overrides))
-    experiment = prepare(path, overrides)
-    config, numbers = experiment.config, [fold.number for fold in experiment.folds]
-    chosen = config.tune.folds or tuple(numbers)
-    if unknown := [fold for fold in chosen if fold not in numbers]:
-        raise ConfigError(f"tune.folds {unknown[0]}: there are folds 1 to {len(numbers)}")
+    config = load_config(path, overrides)
+    condition = config.chosen_condition(config.tune.condition, "tune.condition")
+    _check_search(config, condition)
+    experiment = prepare_config(config, path.stem)
+    chosen = config.tune.folds or tuple(fold.number for fold in experiment.folds)
+    for fold in chosen:
+        check_fold(fold, len(experiment.folds), "tune.folds", ConfigError)
     keys = searched_keys(config.tune, config.for_condition(condition).model.freeze_speech_encoder)
     if not keys:
         raise ConfigError(
@@ -115,16 +117,15 @@ def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
     return Search(experiment, condition, settings, trials, [key for key in config.tune.search_space if key not in keys])
 
 
-def _checked_condition(config: Config) -> str:
-    """Return the condition to search. Raises ConfigError for errors that can be found without the corpus."""
-    condition, key = config.chosen_condition(config.tune.condition, "tune.condition"), "model.unfreeze_top_layers"
+def _check_search(config: Config, condition: str) -> None:
+    """Raise ConfigError for errors that can be found without the corpus."""
+    key = "model.unfreeze_top_layers"
     if config.cluster.node_dir is not None:
         raise ConfigError("cluster.node_dir: a sweep keeps its files in results.root, on a disk that all nodes share")
     layers = config.tune.search_space.get(key)
     if isinstance(layers, SearchChoices):
         depths = [choice for choice in layers.choices if choice is not None]
         check_depth(config.for_condition(condition).model, depths, f"tune.search_space.{key}")
-    return condition
 
 
 def _train(search: Search, store: SweepStore, tracker: SweepTracker, quiet: bool, console: Console) -> bool:

@@ -13,7 +13,7 @@ from cvrunner.records.results import Summary
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.report import read_report
 from cvrunner.report.write import write_report
-from cvrunner.run.steps import UI_ADDRESS
+from cvrunner.run.session import UI_ADDRESS
 from cvrunner.tracking.mirror import sync_run
 from jobs.browser import browser, chromium_path, links_at, mlflow_page, open_charts, open_comparison
 from tests.runs import make_run

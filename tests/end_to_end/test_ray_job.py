@@ -97,5 +97,5 @@ def test_results_inside_rays_folders_are_refused(cluster: tuple[Path, dict[str, 
     inside = "/tmp/session_2026-01-01_00-00-00_000000_1/results"
     refused = submit(env, folder / "home", "all-folds", "--set", f"results.root={inside}")
     assert refused.returncode != 0
-    assert "lies in Ray's temporary folder and would be lost" in refused.stdout
+    assert "is in Ray's temporary folder and would be lost" in refused.stdout
     assert not Path(inside).exists()

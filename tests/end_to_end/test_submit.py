@@ -101,7 +101,7 @@ def test_a_second_submission_follows_the_first_and_both_end_stopped(guarded: Clu
             assert logs[1].read_text().startswith(f"{job}: runs already")
             second.send_signal(signal.SIGINT)
             assert second.wait(30) == 130
-        assert f"{job}: goes on without this terminal" in logs[1].read_text()
+        assert f"{job}: continues without this terminal" in logs[1].read_text()
         assert guarded.row(job)["status"] == "RUNNING"
         stopped = guarded.says("stop", job)
         assert stopped.returncode == 0, stopped.stderr

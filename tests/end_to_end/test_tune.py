@@ -17,7 +17,7 @@ from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records.results import EpochRecord, TrialResult
 from cvrunner.records.run_directory import TrialDirectory, read_events
-from cvrunner.run.steps import prepare
+from cvrunner.run.prepare import prepare
 from cvrunner.training.trial import Trial
 from cvrunner.tune.settings import Objective, plan_setting
 from cvrunner.tune.store import SettingEpoch, SweepDirectory, SweepRecord

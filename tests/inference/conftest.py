@@ -14,7 +14,7 @@ from tests.end_to_end.programs import TIME_LIMIT_S, environment
 from tests.tiny_encoders import save_encoder
 
 OVERRIDES = {"train.epochs": 2}
-"""Those of docs/api.md."""
+"""The overrides in docs/api.md."""
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ tracking: {{enabled: false}}
 
 @pytest.fixture(scope="session")
 def run(home: Path) -> Run:
-    """Trained in a process of its own: a Ray that has run in this one leaves its token to all that follow."""
+    """Trained in a separate process: a Ray that has run in this one leaves its token to later tests."""
     call = f"run_all_folds('configs/demo.yaml', {OVERRIDES})"
     code = f"from cvrunner.api import run_all_folds; print({call}.path)"
     done = subprocess.run(

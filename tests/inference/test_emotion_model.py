@@ -84,7 +84,7 @@ def test_an_encoder_that_was_moved_has_to_be_named_and_another_one_is_refused(
     folder = copied(run, tmp_path)
     config = ModelFolder(folder).config
     config.write_text(config.read_text().replace(str(home / "wavlm"), "/nowhere/wavlm"))
-    with pytest.raises(EncoderError, match=r"/nowhere/wavlm: no such folder; .*--encoder"):
+    with pytest.raises(EncoderError, match=r"/nowhere/wavlm: no such folder; .*`encoder`"):
         load_model(folder)
     shutil.copytree(home / "wavlm", tmp_path / "moved")
     samples = np.random.default_rng(0).normal(0, 0.1, 8000)
@@ -111,7 +111,7 @@ def test_a_folder_that_is_not_whole_is_one_sentence(run: Run, tmp_path: Path) ->
 
 
 def test_a_device_that_is_not_there_is_refused(run: Run) -> None:
-    with pytest.raises(UsageError, match="--device cuda:99: this machine has cpu"):
+    with pytest.raises(UsageError, match="device cuda:99: this machine has cpu"):
         run.model("frozen", 1, device="cuda:99")
 
 

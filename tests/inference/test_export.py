@@ -90,5 +90,5 @@ def test_it_can_be_put_into_mlflow_beside_its_condition_once_the_run_is_there(
 
 
 def test_a_folder_that_is_there_is_left_alone(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         predict_commands.export(run.path, tmp_path, None, None, False, Console(file=io.StringIO()))

@@ -88,9 +88,9 @@ def test_without_a_fold_the_others_speak_and_it_is_said(
     part = shutil.copytree(run.path, tmp_path / run.path.name)
     shutil.rmtree(part / "frozen" / "fold-2" / "seed-0" / "model")
     assert predict(part, home / "corpus" / "audio" / "s1t0.wav", output=tmp_path / "out.csv") == 0
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "warning: without the models of frozen/fold-2/seed-0, which are missing in the run" in told.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "warning: without the models of frozen/fold-2/seed-0, which are missing in the run" in printed.err
     assert list(pd.read_csv(tmp_path / "out.csv")["models"]) == [2]
 
 

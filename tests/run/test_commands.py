@@ -18,7 +18,8 @@ from cvrunner.orchestration.failures import Failure
 from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.run import commands
-from cvrunner.run.steps import open_run, prepare
+from cvrunner.run.prepare import prepare
+from cvrunner.run.session import open_run
 from tests.corpora import manifest_rows, write_manifest
 from tests.runs import make_run
 from tests.tiny_encoders import save_encoder
