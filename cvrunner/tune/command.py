@@ -98,7 +98,8 @@ def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
     """Read and check everything. Raises what `prepare` raises, and ConfigError for what cannot be searched."""
     path = config_path or paths.default_config()
     config = load_config(path, overrides)
-    condition = _checked_condition(config)
+    condition = config.chosen_condition(config.tune.condition, "tune.condition")
+    _check_search(config, condition)
     experiment = prepare_config(config, path.stem)
     chosen = config.tune.folds or tuple(fold.number for fold in experiment.folds)
     for fold in chosen:
@@ -116,16 +117,15 @@ def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
     return Search(experiment, condition, settings, trials, [key for key in config.tune.search_space if key not in keys])
 
 
-def _checked_condition(config: Config) -> str:
-    """Return the condition to search. Raises ConfigError for errors that can be found without the corpus."""
-    condition, key = config.chosen_condition(config.tune.condition, "tune.condition"), "model.unfreeze_top_layers"
+def _check_search(config: Config, condition: str) -> None:
+    """Raise ConfigError for errors that can be found without the corpus."""
+    key = "model.unfreeze_top_layers"
     if config.cluster.node_dir is not None:
         raise ConfigError("cluster.node_dir: a sweep keeps its files in results.root, on a disk that all nodes share")
     layers = config.tune.search_space.get(key)
     if isinstance(layers, SearchChoices):
         depths = [choice for choice in layers.choices if choice is not None]
         check_depth(config.for_condition(condition).model, depths, f"tune.search_space.{key}")
-    return condition
 
 
 def _train(search: Search, store: SweepStore, tracker: SweepTracker, quiet: bool, console: Console) -> bool:
