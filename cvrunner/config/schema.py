@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from cvrunner.config.adaptation import Adaptation, adaptation_of
 from cvrunner.config.sections import (
     NOT_SEARCHED,
     ClusterConfig,
@@ -98,6 +99,11 @@ class Config(Section):
         if name not in self.conditions:
             raise ConfigError(f"{key} {name}: unknown condition; choose one of {', '.join(self.conditions)}")
         return name
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """How a condition adapts the encoder; ask the configuration of that condition."""
+        return adaptation_of(self.model, self.train)
 
     @cached_property
     def numerics(self) -> dict[str, Any]:

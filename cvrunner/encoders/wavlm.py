@@ -96,6 +96,21 @@ class SpeechEncoder(nn.Module):
         """D."""
         return int(self.wavlm.config.hidden_size)
 
+    def parameter_groups(self) -> tuple[tuple[str, str], ...]:
+        """Return (name pattern, group) rows; the first match counts. Groups: front_end, encoder_below, encoder.
+
+        With frozen layers below those that train, everything that feeds them is frozen too. A post-norm encoder has its
+        layer norm before the first layer, a pre-norm one after the last.
+        """
+        frozen = []
+        if self.below and self.adaptation.trains_encoder:
+            frozen = [f"encoder.layers.{layer}.*" for layer in range(self.below)]
+            frozen += ["feature_projection.*", "encoder.pos_conv_embed.*", "masked_spec_embed"]
+            if not self.stable:
+                frozen.append("encoder.layer_norm.*")
+        below = ((f"wavlm.{pattern}", "encoder_below") for pattern in frozen)
+        return ("wavlm.feature_extractor.*", "front_end"), *below, ("wavlm.*", "encoder")
+
     @property
     def starts_at_boundary(self) -> bool:
         """Whether training needs only the layers above `below`: SpecAugment would change what goes into the first."""
@@ -230,17 +245,26 @@ def _transformer_layer(layer: Any, hidden: Tensor, bias: Tensor, packing: Packin
 
 
 def build_encoder(
-    files: EncoderFiles, config: ModelConfig, precision: torch.dtype, gradient_checkpointing: bool = False
+    files: EncoderFiles,
+    config: ModelConfig,
+    adaptation: Adaptation,
+    precision: torch.dtype,
+    gradient_checkpointing: bool = False,
 ) -> SpeechEncoder:
-    """The pretrained encoder as the configuration wants it. Raises EncoderError where its files do not allow that."""
+    """Return the pretrained encoder as configured. Raises EncoderError if its files do not allow that."""
+    wavlm = load_wavlm(files, config.encoder_dropout)
+    # transformers creates this parameter only if the checkpoint was pretrained with masking.
+    if adaptation.trains_encoder and adaptation.masks_input and not hasattr(wavlm, "masked_spec_embed"):
+        raise EncoderError(
+            f"model.spec_augment: the encoder {files.name} has no embedding for masked frames (mask_time_prob is 0 "
+            "in its config.json); set model.spec_augment to false or choose another encoder"
+        )
     return SpeechEncoder(
-        load_wavlm(files, config.encoder_dropout),
+        wavlm,
         layers=None if config.layers == "all" else config.layers,
         frame_rate_hz=config.frame_rate_hz,
-        freeze=config.freeze_speech_encoder,
+        adaptation=adaptation,
         normalize=files.normalize,
-        unfreeze_top_layers=config.unfreeze_top_layers,
-        spec_augment=config.spec_augment,
         gradient_checkpointing=gradient_checkpointing,
         precision=precision,
     )

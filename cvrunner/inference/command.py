@@ -53,7 +53,7 @@ def predict(
     _announce(directory, members)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers reads it when it is imported
     groups = load_groups(members.folders, chosen_device(device), encoder)
-    passes = 1 if members.folders[0].read().frozen else len(members.folders)
+    passes = len(members.folders) if members.folders[0].read().adaptation.trains_encoder else 1
     with _progress(passes * len(paths)) as on_file:
         found = predict_files(paths, groups, window_s, hop_s, on_file)
     if as_json:

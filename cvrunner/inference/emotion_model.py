@@ -60,7 +60,7 @@ class EmotionModel:
         """Return what training reads from its cache, from `[T]` at 16 kHz; models with one frozen encoder share it."""
         encoder = self.network.encoder
         conv = conv_features(encoder, waveform, self.device)
-        if encoder.freeze:
+        if not encoder.adaptation.trains_encoder:
             return hidden_states(encoder, [conv], self.device)[0]
         return conv
 
@@ -109,7 +109,9 @@ def _encoder(description: ModelDescription, device: torch.device, elsewhere: str
             f"model.encoder {name}: its files have digest {files.digest[:12]}, the model was trained on "
             f"{description.encoder_digest[:12]}; give the path of the files of that time as `encoder`"
         )
-    return build_encoder(files, description.model, choose_precision(description.precision, device))
+    return build_encoder(
+        files, description.model, description.adaptation, choose_precision(description.precision, device)
+    )
 
 
 def _rebuilt(
@@ -132,7 +134,7 @@ def _check_weights(
 ) -> None:
     """Raise ResultsError unless the weights are exactly those that training this model changes."""
     encoder = network.encoder
-    table = rules(TrainConfig(), description.frozen, encoder.below, encoder.stable)
+    table = rules(encoder, TrainConfig())
     expected = {name: p.shape for name, p in network.named_parameters() if match(name, table).start < NEVER}
     found = {name: p.shape for name, p in weights.items()}
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):

@@ -186,7 +186,7 @@ def load_groups(
     # Models with a frozen encoder share one pass through it. A fine-tuned encoder is loaded when its turn comes, so
     # that one encoder is in memory at a time, and two while one replaces the other.
     paths = [folder.path for folder in folders]
-    if folders[0].read().frozen:
+    if not folders[0].read().adaptation.trains_encoder:
         yield load_models(paths, device, encoder)
     else:
         for path in paths:

@@ -104,7 +104,7 @@ def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
     chosen = config.tune.folds or tuple(fold.number for fold in experiment.folds)
     for fold in chosen:
         check_fold(fold, len(experiment.folds), "tune.folds", ConfigError)
-    keys = searched_keys(config.tune, config.for_condition(condition).model.freeze_speech_encoder)
+    keys = searched_keys(config.tune, config.for_condition(condition).adaptation)
     if not keys:
         raise ConfigError(
             f"tune.search_space: none of its keys changes anything in {condition}, whose encoder is frozen"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cvrunner.config.adaptation import Adaptation
 from cvrunner.config.schema import Config, digest, merge, nested, validate
 from cvrunner.config.sections import SearchRange, TuneConfig
 from cvrunner.data.folds import Fold, split_digest
@@ -36,9 +37,9 @@ TRIES = 50
 """Number of draws per requested setting, because a draw may repeat an earlier one."""
 
 
-def searched_keys(tune: TuneConfig, frozen: bool) -> list[str]:
+def searched_keys(tune: TuneConfig, adaptation: Adaptation) -> list[str]:
     """Return the keys of the search space that change something."""
-    return [key for key in tune.search_space if not (frozen and key in ENCODER_KEYS)]
+    return [key for key in tune.search_space if adaptation.trains_encoder or key not in ENCODER_KEYS]
 
 
 def current_values(config: Config, condition: str, keys: Sequence[str]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from cvrunner.training.loss import ccc_loss
 from torch import Tensor, nn
 
 from cvrunner.config.sections import MambaConfig, ModelConfig
 from cvrunner.encoders.wavlm import SpeechEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.accumulation import averaged_backward, exact_backward
-from cvrunner.training.loss import ccc_loss
 from tests.tiny_encoders import tiny_encoder, tiny_wavlm
 
 CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]
