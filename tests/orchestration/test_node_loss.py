@@ -124,7 +124,7 @@ def test_with_no_node_left_it_says_what_it_waits_for_and_goes_on_with_the_next_n
 
 @pytest.mark.suites("all")
 def test_nodes_that_share_no_disk_bring_their_results_home(tmp_path: Path, nodes: Any) -> None:
-    trials = [t for t in tiny_trials(tmp_path) if t.frozen]
+    trials = [t for t in tiny_trials(tmp_path) if not t.adaptation.trains_encoder]
     settings = ClusterConfig(node_dir=str(tmp_path / "node"))
     executor = RayExecutor("home", settings, tmp_path / "cache", len(trials))
     watch = Watch()

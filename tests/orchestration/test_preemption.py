@@ -42,7 +42,7 @@ def test_where_nothing_is_to_be_gained_it_goes_on(left_s: dict[str, float]) -> N
 
 
 def test_each_waiting_trial_takes_one_place_only(tmp_path: Path) -> None:
-    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 20}) if not t.frozen]
+    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 20}) if t.adaptation.trains_encoder]
     preemption = Preemption(trials, slots=2)
     for trial in trials[:2]:
         for number in range(1, 15):
