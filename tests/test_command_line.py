@@ -98,7 +98,7 @@ def test_help_loads_nothing_slow() -> None:
         (["al-folds"], "No such command 'al-folds'. Did you mean 'all-folds'"),
         (["all-folds", "--confg", "x"], "No such option: --confg"),
         (["all-folds", "--confg", "x"], "--config"),
-        (["audit", "--set", "train.lrr=1"], "train.lrr: unknown key in --set train.lrr=1; did you mean train.lr?"),
+        (["audit", "--set", "train.lrr=1"], "train.lrr: unknown key in override train.lrr=1; did you mean train.lr?"),
         (["fold", "--fold", "1", "--condition", "frozn"], "unknown condition; choose one of frozen, unfrozen"),
         (["audit", "--set", "corpus.dimensions=[valnce]"], "should be 'valence', 'arousal' or 'dominance'"),
     ],
