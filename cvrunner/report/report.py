@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cvrunner.config.schema import Config
 from cvrunner.errors import ResultsError
 from cvrunner.records.results import EpochRecord, FloorRecord, RunRecord, Summary, TrialResult, ccc_label
 from cvrunner.records.run_directory import RunDirectory, read_events
 from cvrunner.verdict.comparison import summarise
-from cvrunner.verdict.out_of_fold import OutOfFold, out_of_fold
+from cvrunner.verdict.out_of_fold import OutOfFold, all_predictions, out_of_fold
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Report:
     def predictions(self) -> OutOfFold | None:
         """The predictions of a complete run, else None."""
         return None if self.summary.missing else out_of_fold(self.directory, self.run, self.results)
+
+    @property
+    def predictions_table(self) -> pd.DataFrame:
+        """The predictions of all trials that have a result, as one table."""
+        return all_predictions(self.directory, self.run)
 
     @property
     def label(self) -> dict[str, str]:

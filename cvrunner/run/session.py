@@ -28,8 +28,7 @@ from cvrunner.run.prepare import Experiment
 from cvrunner.run.progress import Progress
 from cvrunner.run.store import RunStore
 from cvrunner.text import line_printer
-from cvrunner.tracking.observer import TrackingObserver
-from cvrunner.tracking.tracker import Tracker, tracker_for
+from cvrunner.tracking.tracker import RunTracker, tracker_for
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.floor_record import floor_record
@@ -48,7 +47,7 @@ class Run:
     experiment: Experiment
     store: RunStore
     trials: list[Trial]
-    tracker: Tracker
+    tracker: RunTracker
     console: Console
     quiet: bool = False
 
@@ -168,7 +167,7 @@ def train(
             stop_on_signals(run.console) as stop,
             Progress(pending, executor.slots, run.console, run.quiet) as progress,
         ):
-            observers: list[Observer] = [run.store, progress, gauges, TrackingObserver(run.tracker)]
+            observers: list[Observer] = [run.store, progress, gauges, run.tracker]
             cluster = run.experiment.config.cluster
             preemption = None
             # With node_dir, a trial can continue only on the node that has its checkpoint, so it must not be paused.
@@ -211,7 +210,7 @@ def close(run: Run, ending: Outcome | None) -> RunStatus:
         if links := run.tracker.links(UI_ADDRESS):
             store.note(links=links)
         report = write_report(store.directory)
-        run.tracker.finish(report.summary, status)
+        run.tracker.finish(report, status)
     return status
 
 
