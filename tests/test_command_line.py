@@ -88,6 +88,10 @@ def test_every_help_page_is_plain_and_explains_each_option(name: str, capsys: py
         assert getattr(parameter, "help", None) or parameter.name == "help", parameter.name
 
 
+def test_the_python_interface_loads_nothing_slow() -> None:
+    assert loads("import cvrunner.api, cvrunner.inference.command, cvrunner.run.verify") == []
+
+
 def test_help_loads_nothing_slow() -> None:
     assert loads("from cvrunner.cli import main\ntry: main(['all-folds', '--help'])\nexcept SystemExit: pass") == []
 
