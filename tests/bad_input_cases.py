@@ -1,4 +1,4 @@
-"""Bad input by name, with what its message must say (a regular expression)."""
+"""Bad input by name, with a regular expression that its message must match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which loader a configuration asks for, and a root that does not exist."""
+"""The loader of each format, and a root that does not exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cvrunner.errors import CorpusError
 from tests.corpora import manifest_rows, write_bytes, write_iemocap, write_manifest
 
 
-def test_formats_lead_to_their_loaders(tmp_path: Path) -> None:
+def test_each_format_has_its_loader(tmp_path: Path) -> None:
     tree = write_iemocap(tmp_path / "tree")
     table = write_manifest(tmp_path / "table.csv", manifest_rows(tmp_path))
     assert load_corpus(CorpusConfig(format="iemocap"), tree).name == "IEMOCAP"
@@ -29,11 +29,11 @@ def test_settings_reach_the_loader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "wanted"), [("iemocap", "the folder that holds Session1"), ("manifest", "CSV or JSONL")]
+    ("form", "needed"), [("iemocap", "the folder that holds Session1"), ("manifest", "CSV or JSONL")]
 )
-def test_a_missing_root_names_the_key(tmp_path: Path, form: str, wanted: str) -> None:
+def test_a_missing_root_names_the_key(tmp_path: Path, form: str, needed: str) -> None:
     config = CorpusConfig.model_validate({"format": form, "root": "nowhere"})
-    with pytest.raises(CorpusError, match=rf"does not exist; set corpus.root, now 'nowhere', to .*{wanted}"):
+    with pytest.raises(CorpusError, match=rf"does not exist; set corpus.root, now 'nowhere', to .*{needed}"):
         load_corpus(config, tmp_path / "nowhere")
 
 
