@@ -19,6 +19,7 @@ from cvrunner.records.results import (
     RunStatus,
     TrialResult,
     TrialState,
+    TrialStatus,
     WorkerStarted,
 )
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
@@ -71,30 +72,32 @@ class RunStore(RecordStore[RunRecord]):
         return self.directory.trial(trial.condition, trial.fold.number, trial.seed)
 
     def result(self, trial: Trial) -> TrialResult | None:
-        """The trial's result, if it is there already."""
+        """Return the trial's result, or None if it has none yet."""
         return self.trial_directory(trial).result(trial.key)
 
     def begin(self) -> None:
-        """The run is being worked on; states are set by what lies on disk."""
+        """Mark the run as RUNNING; a trial is DONE if its result is on disk, and waits otherwise."""
         states = {}
         for name, state in self.record.trials.items():
             trial = self.directory.trial(state.condition, state.fold, state.seed)
-            if done := trial.result(state.key) is not None:
-                shutil.rmtree(trial.checkpoint, ignore_errors=True)  # left by a kill after the result was written
-            states[name] = state.model_copy(update={"status": "DONE" if done else "WAITING", "error": None})
+            status: TrialStatus = "WAITING"
+            if trial.result(state.key) is not None:
+                status = "DONE"
+                # A process killed after it wrote the result has left its checkpoint.
+                shutil.rmtree(trial.checkpoint, ignore_errors=True)
+            states[name] = state.model_copy(update={"status": status, "error": None})
         self._write(trials=states, status="RUNNING", finished_at=None)
 
     def end(self, stopped: bool) -> RunStatus:
-        """Set and return the final status: COMPLETE only when every trial has its result."""
-        complete = all(state.status == "DONE" for state in self.record.trials.values())
-        states = {
-            name: state.model_copy(update={"status": "STOPPED"}) if state.status == "RUNNING" else state
-            for name, state in self.record.trials.items()
-        }
-        return self._end(complete, stopped, trials=states)
+        """Set and return the final status: COMPLETE only if every trial has its result."""
+        states = dict(self.record.trials)
+        for name, state in states.items():
+            if state.status == "RUNNING":
+                states[name] = state.model_copy(update={"status": "STOPPED"})
+        return self._end(all(state.status == "DONE" for state in states.values()), stopped, trials=states)
 
     def note(self, **changes: Any) -> None:
-        """Write more into run.json: the floor, the links."""
+        """Change further fields of run.json: the floor, the links."""
         self._write(**changes)
 
     def attempt(self, trial: Trial, number: int) -> None:
@@ -110,7 +113,8 @@ class RunStore(RecordStore[RunRecord]):
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         state = self.record.trials[trial.name]
         if decision is Decision.PAUSE:
-            self._set(trial, status=STATUS[decision], attempts=state.attempts - 1)  # it goes on with the same one
+            # A paused trial resumes the same attempt, which `attempt` will count again.
+            self._set(trial, status=STATUS[decision], attempts=state.attempts - 1)
             return
         failures = dict(state.failures)
         failures[failure.kind] = failures.get(failure.kind, 0) + 1

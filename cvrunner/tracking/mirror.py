@@ -186,7 +186,7 @@ class MlflowMirror(Mirror):
         return self._trials[name]
 
     def _attempts(self, name: str) -> int:
-        """Return the number of attempts from run.json, which the driver updates before it tells its other observers."""
+        """Return the number of attempts from run.json, which the driver updates before it calls its other observers."""
         return self.directory.read_run().trials[name].attempts
 
     def _catch_up(self) -> None:

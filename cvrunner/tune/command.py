@@ -86,7 +86,8 @@ def tune(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: b
             if store.pending:
                 stopped = _train(search, store, tracker, quiet, console)
         finally:
-            # The folder is gone if the cluster was too small to begin.
+            # Also if nothing was pending: a kill may have left the outcome unwritten. The folder is gone if the cluster
+            # was too small to begin.
             if store.directory.path.exists():
                 _conclude(search, store, tracker, stopped, console)
         if stopped and store.pending:

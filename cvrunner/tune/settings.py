@@ -114,6 +114,7 @@ def sweep_key(tune: TuneConfig, trials: Mapping[str, Sequence[Trial]]) -> str:
 
 def rungs(tune: TuneConfig, epochs: int) -> list[int]:
     """Return the epochs after which ASHA compares the settings, without the last epoch."""
+    # The same levels as in Ray's ASHAScheduler, which does not publish them.
     grace = min(tune.grace_period, epochs)
     count = int(math.log(epochs / grace) / math.log(tune.reduction_factor) + 1)
     levels = [math.ceil(grace * tune.reduction_factor**k) for k in range(count)]

@@ -204,12 +204,9 @@ class SweepStore(RecordStore[SweepRecord]):
             status = "DONE"
         self._set(setting, epochs=(*self.record.settings[setting].epochs, epoch), status=status)
 
-    def done(self, setting: str) -> None:
-        """All folds have ended, possibly before the last epoch (`train.early_stopping_patience`)."""
-        self._set(setting, status="DONE")
-
-    def failed(self, setting: str, error: str) -> None:
-        self._set(setting, status="FAILED", error=error)
+    def end_setting(self, setting: str, error: str | None = None) -> None:
+        """Write that a setting has failed with `error`, or else that it has trained to the end."""
+        self._set(setting, status="FAILED" if error else "DONE", error=error)
 
     def end(self, stopped: bool) -> RunStatus:
         """Set and return the final status: COMPLETE if every setting has ended, though some may have failed."""
@@ -228,5 +225,6 @@ class SweepStore(RecordStore[SweepRecord]):
         self._write(settings={**self.record.settings, setting: changed})
         if changed.ended:
             self._remove_checkpoints()
+        # Last: nothing is reported that a kill could still undo.
         for listener in self.listeners:
             listener(self.record, setting)

@@ -178,6 +178,7 @@ class Reporter:
         self.objective = Objective([trial.fold.number for trial in arguments.trials])
         self.failure: str | None = None
         """Why a fold cannot be trained."""
+        # Epochs of before a restart are reported again; the scheduler recognises them.
         for trial in arguments.trials:
             for line in read_events(arguments.directory(trial).journal, "epoch"):
                 self.objective.epoch(trial.fold.number, EpochRecord.from_json(json.dumps(line), "journal"))
@@ -265,7 +266,7 @@ class SweepScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         name = result[SETTING]
         if FAILURE in result:
-            self.store.failed(name, result[FAILURE])
+            self.store.end_setting(name, result[FAILURE])
             if result[ABORTS]:
                 self.aborted = self.aborted or result[FAILURE]
             return str(self.STOP)
@@ -282,11 +283,12 @@ class SweepScheduler(FIFOScheduler):
         """Note that a setting's function has returned: all folds have ended, unless they were asked to stop."""
         name = trial.config[SETTING]
         if not self.stopping and not self.store.record.settings[name].ended:
-            self.store.done(name)
+            # Early stopping may have ended the folds before the last epoch.
+            self.store.end_setting(name)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         error = str(trial.get_error() or "").strip().rpartition("\n")[2]
-        self.store.failed(trial.config[SETTING], f"the process that collects its epochs failed: {error}")
+        self.store.end_setting(trial.config[SETTING], f"the process that collects its epochs failed: {error}")
 
     def _stops(self, name: str, epoch: SettingEpoch) -> bool:
         """Return whether ASHA stops a setting after an epoch. It compares at few epochs only, and at each once."""

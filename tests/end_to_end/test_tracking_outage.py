@@ -1,5 +1,5 @@
-"""A tracking server that is killed, slow or read-only in the middle of a run: training goes on, and nothing is missing
-or twice in the end."""
+"""A tracking server that is killed, slow or read-only during a run: training continues, and nothing is missing or twice
+in the end."""
 
 from __future__ import annotations
 

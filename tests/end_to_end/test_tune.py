@@ -126,7 +126,7 @@ def trained_alone(trials: list[Trial], folder: Path, cache_dir: Path) -> Iterato
 
 
 def nothing_was_repeated(directory: SweepDirectory, record: SweepRecord, reported: int) -> None:
-    """Of the first setting each epoch was trained once; only one that was not saved yet may be there again."""
+    """Each epoch of the first setting was trained once; only one that was not saved yet may be repeated."""
     for fold in record.folds:
         lines = list(read_events(directory.fold("setting-01", fold).journal))
         again = [line["resumed_epoch"] for line in lines if line["event"] == "started"][1:]

@@ -233,7 +233,7 @@ def test_the_table_has_the_settings_trained_to_the_end_first(tmp_path: Path) -> 
     assert store.record.sentence.startswith(
         f"{b} is the best of 4: mean validation CCC-Avg 0.4000, as configured 0.3000"
     )
-    store.failed(d, "made up")
+    store.end_setting(d, "made up")
     table = settings_table(store.record)
     assert [(row[0], row[-2], row[-1]) for row in table.rows] == [
         (b, "0.4000", "done"),
