@@ -10,7 +10,7 @@ from cvrunner.api import Run, load_run
 from tests.end_to_end.programs import FinishedRun
 
 OVERRIDES = {"train.epochs": 2}
-"""Those of docs/api.md; the finished run has the same."""
+"""The overrides in docs/api.md; the finished run has the same."""
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def home(finished: FinishedRun) -> Path:
 
 @pytest.fixture(scope="session")
 def run(finished: FinishedRun) -> Run:
-    """The run that is there."""
+    """The finished run."""
     return load_run(finished.directory.path)
 
 
