@@ -1,4 +1,4 @@
-"""Every page is in the navigation, every link leads somewhere, and the site asks no one for anything."""
+"""Every page is in the navigation, every link has a target, and the site loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MADE = [DOCS / name for name in PAGES]
 
 
 def navigation(entry: Any) -> Iterator[str]:
-    """The files in a part of mkdocs.yml's `nav`."""
+    """Yield the files in a part of mkdocs.yml's `nav`."""
     if isinstance(entry, str):
         yield entry
     else:
@@ -51,7 +51,7 @@ def test_every_file_that_is_named_is_there(path: Path) -> None:
 
 
 class Loads(HTMLParser):
-    """Collects what a page loads from elsewhere by itself; links that a reader may click are not among it."""
+    """Collects what a page loads from elsewhere by itself, without the links that a reader may click."""
 
     def __init__(self) -> None:
         super().__init__()

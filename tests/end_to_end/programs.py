@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
 TOKEN = "0123456789abcdef0123456789abcdef0123456789abcdef"
 TIME_LIMIT_S = 240
+CLUSTER_LIMIT_S = 3600
 TINY = """
 base: {base}
 corpus: {{root: {root}, demo: {{utterances: 60}}}}
@@ -118,7 +119,9 @@ def ray_cluster(folder: Path, gpus: int, token: str | None) -> Iterator[dict[str
         "RAY_TMPDIR": str(temporary),
         **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}),
     }
-    head = [RAY, "start", "--head", "--num-gpus", str(gpus), *options]
+    # If the tests are killed, the head must not outlive them for long.
+    limit = ["timeout", str(CLUSTER_LIMIT_S)] if shutil.which("timeout") else []
+    head = [*limit, RAY, "start", "--head", "--num-gpus", str(gpus), *options]
     with started(head, folder, env, folder / "head.log"):
         used = {**env, "RAY_ADDRESS": address}
         # The agent that starts jobs comes up after the head answers.

@@ -21,7 +21,7 @@ def home(finished: FinishedRun) -> Path:
 
 @pytest.fixture(scope="session")
 def run(finished: FinishedRun) -> Run:
-    """The run that is there."""
+    """The finished run."""
     return load_run(finished.directory.path)
 
 
