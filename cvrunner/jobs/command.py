@@ -187,15 +187,14 @@ def _record(job: Job, folder: str | None) -> dict[str, Any]:
 
 
 def _table(chosen: Sequence[Job], folders: Mapping[str, str | None], width: int) -> str:
-    from cvrunner.report.render import tables_as_text
-    from cvrunner.report.tables import NONE, Table
+    from cvrunner.text import DASH, Table, tables_as_text
 
     rows = [
-        [job.id, job.outcome, _clock(job.started_s) or NONE, _duration(job), job.command, folders[job.id] or NONE]
+        [job.id, job.outcome, _clock(job.started_s) or DASH, _duration(job), job.command, folders[job.id] or DASH]
         for job in chosen
     ]
     table = Table("Jobs", ["job", "status", "started", "duration", "command", "results"], rows)
-    return tables_as_text([table], "", width).rstrip("\n")
+    return tables_as_text([table], width, "").rstrip("\n")
 
 
 def _clock(seconds: float | None) -> str | None:

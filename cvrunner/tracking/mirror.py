@@ -14,7 +14,7 @@ from cvrunner.report.report import read_epochs
 from cvrunner.tracking import names as names
 from cvrunner.tracking.mlflow_store import Store, StoredRun
 from cvrunner.verdict.comparison import summarise
-from cvrunner.verdict.out_of_fold import all_predictions
+from cvrunner.verdict.predictions import all_predictions
 
 ENDED: dict[str, str] = {
     "COMPLETE": "FINISHED",

@@ -10,8 +10,8 @@ import yaml
 
 from cvrunner.config.schema import Config
 from cvrunner.records.results import ccc_label
-from cvrunner.report.render import tables_as_text
-from cvrunner.report.tables import Table, number
+from cvrunner.text import Table, tables_as_text
+from cvrunner.text import format_score as number
 from cvrunner.tune.records import SettingState, SweepRecord
 from cvrunner.verdict.ccc import mean_if_all
 
@@ -36,7 +36,7 @@ def setting_printer(tell: Callable[[str], None]) -> Callable[[SweepRecord, str],
 
 def sweep_text(record: SweepRecord, width: int) -> str:
     """The table, best first, and the sentence."""
-    return tables_as_text([settings_table(record)], sentence(record), width)
+    return tables_as_text([settings_table(record)], width, sentence(record))
 
 
 def settings_table(record: SweepRecord) -> Table:
