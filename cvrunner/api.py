@@ -24,7 +24,7 @@ from cvrunner.report.report import read_epochs
 from cvrunner.run import commands
 from cvrunner.run.prepare import find_run_directory, prepare
 from cvrunner.verdict.comparison import summarise
-from cvrunner.verdict.out_of_fold import all_predictions
+from cvrunner.verdict.predictions import all_predictions
 
 if TYPE_CHECKING:
     import pandas as pd

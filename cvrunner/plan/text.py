@@ -8,10 +8,9 @@ from itertools import groupby
 
 from cvrunner.config.sections import Claim
 from cvrunner.orchestration.makespan import TOLERANCE, Stint, Timetable
-from cvrunner.report.render import tables_as_text
-from cvrunner.report.tables import NONE, Table
 from cvrunner.run.estimate import ConditionForecast, Disk, Forecast, Schedule
-from cvrunner.text import format_duration
+from cvrunner.text import DASH as NONE
+from cvrunner.text import Table, format_duration, tables_as_text
 from cvrunner.training.probe import ConditionProbe
 
 WIDTH = 100
@@ -24,8 +23,8 @@ def plan_text(found: Forecast) -> str:
     first = found.schedules[0]
     parts = [
         _paragraph(_heading(found)),
-        tables_as_text([conditions_table(found)], "\n".join(map(_paragraph, _notes(found))), WIDTH).rstrip("\n"),
-        tables_as_text([schedules_table(found)], "\n".join(_bars(found)), WIDTH).rstrip("\n"),
+        tables_as_text([conditions_table(found)], WIDTH, "\n".join(map(_paragraph, _notes(found)))).rstrip("\n"),
+        tables_as_text([schedules_table(found)], WIDTH, "\n".join(_bars(found))).rstrip("\n"),
         f"all-folds would take about {format_duration(first.total_s)} on {_gpus(first)}",
     ]
     return "\n\n".join(parts)

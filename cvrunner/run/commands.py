@@ -11,8 +11,8 @@ from cvrunner.config.reading import load_config
 from cvrunner.data.corpus import fold_count
 from cvrunner.errors import LeakError, UsageError
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.report.compare_runs import compare_runs
-from cvrunner.report.compare_text import comparison_text
+from cvrunner.report.compare import compare_runs, comparison_text
+from cvrunner.report.write import write_report
 from cvrunner.run import audit as corpus_audit
 from cvrunner.run.prepare import Experiment, check_fold, find_run_directory, prepare, prepare_config
 from cvrunner.run.session import UI_ADDRESS, announce, conclude, link_lines, lock, open_run, show, train, train_on_ray
@@ -104,22 +104,19 @@ def audit(config_path: Path | None, overrides: Sequence[str], console: Console, 
     """Print corpus, labels, folds, leaks and no-audio floor; trains nothing. Exit code 2 if folds leak."""
     experiment = prepare(config_path, overrides, for_training=False)
     found = corpus_audit.audit(experiment.corpus, experiment.folds, experiment.config)
-    text = corpus_audit.as_json(found) if as_json else corpus_audit.render(found)
+    text = corpus_audit.as_json(found) if as_json else corpus_audit.render(found, console.width)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     return LeakError.exit_code if found.leaks else 0
 
 
 def report(run: Path, console: Console, as_json: bool = False) -> int:
-    """Tables, figures and report.html again, from the files of a run alone."""
-    directory = find_run_directory(run)
-    from cvrunner.report.write import write_report
-
-    summary = write_report(directory).summary
+    """Rebuild tables, figures and report.html from the files of a run alone."""
+    built = write_report(find_run_directory(run))
     if as_json:
-        console.print(summary.to_json().rstrip(), markup=False, highlight=False, soft_wrap=True)
+        console.print(built.summary.to_json().rstrip(), markup=False, highlight=False, soft_wrap=True)
     else:
-        show(directory, console)
-    return 0 if directory.read_run().status == "COMPLETE" else 1
+        show(built.directory, built.run, built.summary, console)
+    return 0 if built.run.status == "COMPLETE" else 1
 
 
 def compare(
@@ -135,7 +132,6 @@ def compare(
 def sync(run: Path, uri: str | None, console: Console) -> int:
     """The run in MLflow again, from its files; nothing twice."""
     directory = find_run_directory(run)
-    from cvrunner.report.write import write_report
     from cvrunner.tracking.mirror import sync_run
     from cvrunner.tracking.tracker import tracking_uri
 

@@ -22,8 +22,11 @@ from cvrunner.orchestration.preemption import Preemption
 from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT
 from cvrunner.orchestration.scheduler import Executor, Observer, run_trials
 from cvrunner.orchestration.trials import plan_trials
-from cvrunner.records.results import RunStatus
+from cvrunner.records.results import RunRecord, RunStatus, Summary
 from cvrunner.records.run_directory import RunDirectory
+from cvrunner.report.report import read_report
+from cvrunner.report.tables import render_text
+from cvrunner.report.write import write_files
 from cvrunner.run.prepare import Experiment
 from cvrunner.run.progress import Progress
 from cvrunner.run.store import RunStore
@@ -31,7 +34,7 @@ from cvrunner.text import line_printer
 from cvrunner.tracking.tracker import RunTracker, tracker_for
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.trial import Trial
-from cvrunner.verdict.floor_record import floor_record
+from cvrunner.verdict.floor import floor_record
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -186,32 +189,27 @@ def train(
 
 
 def conclude(run: Run, ending: Outcome | None) -> int:
-    """Compare, write, mirror and say it; returns the exit code. `ending`: None where there was nothing to train."""
-    status = close(run, ending)
-    show(run.store.directory, run.console)
+    """Compare, write, mirror and print the outcome; returns the exit code. `ending`: None if nothing was trained."""
+    status, summary = close(run, ending)
+    show(run.store.directory, run.store.record, summary, run.console)
     raise_for_outcome(ending, status)
     return 0 if status == "COMPLETE" else 1
 
 
-def close(run: Run, ending: Outcome | None) -> RunStatus:
-    """Compare, write and mirror what there is."""
-    from cvrunner.report.write import write_report
-    from cvrunner.verdict.floor_record import with_controlled_scores
-
+def close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
+    """Compare, write and mirror the run, unless that was done before and nothing was trained since."""
     store = run.store
-    status = store.record.status
+    directory, status = store.directory, store.record.status
     if ending or status != "COMPLETE":
         status = store.end(ending is not None and ending.stopped)
-    if ending or not store.directory.report.is_file():
-        if status == "COMPLETE" and store.record.floor is not None:
-            store.note(
-                floor=with_controlled_scores(store.record.floor, run.experiment.folds, store.directory, store.record)
-            )
-        if links := run.tracker.links(UI_ADDRESS):
-            store.note(links=links)
-        report = write_report(store.directory)
-        run.tracker.finish(report, status)
-    return status
+    # A finished run that is started again is only shown: its comparison, which takes seconds, is in summary.json.
+    if ending is None and directory.report.is_file() and directory.summary_file.is_file():
+        return status, Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
+    report = read_report(directory, run.experiment.folds, run.tracker.links(UI_ADDRESS) or None)
+    store.note(floor=report.run.floor, links=report.run.links)
+    write_files(report)
+    run.tracker.finish(report, status)
+    return status, report.summary
 
 
 def raise_for_outcome(ending: Outcome | None, status: RunStatus) -> None:
@@ -222,17 +220,10 @@ def raise_for_outcome(ending: Outcome | None, status: RunStatus) -> None:
         raise ending.error
 
 
-def show(directory: RunDirectory, console: Console) -> None:
-    """The comparison, and where everything is."""
-    from cvrunner.records.results import Summary
-    from cvrunner.report.render import render_text
-    from cvrunner.report.report import read_report
-
-    summary = Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
-    report = read_report(directory, summary)
-    lines = [render_text(report, console.width), f"results  {directory.path}", f"report   {directory.report}"]
-    lines += link_lines(report.run.links)
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+def show(directory: RunDirectory, record: RunRecord, summary: Summary, console: Console) -> None:
+    """Print the comparison, and the paths and addresses of everything that was written."""
+    lines = [render_text(record, summary, console.width), f"results  {directory.path}", f"report   {directory.report}"]
+    line_printer(console)("\n".join([*lines, *link_lines(record.links)]))
 
 
 def link_lines(links: dict[str, str]) -> list[str]:

@@ -39,7 +39,7 @@ def verify(config_path: Path | None, overrides: Sequence[str], quiet: bool, cons
         pending = run.pending([trial])
         announce(run, [trial], pending)
         outcome = train_on_ray(run, pending)
-        status = close(run, outcome)
+        status, _ = close(run, outcome)
         result = run.store.result(trial)
         if result is None:
             raise_for_outcome(outcome, status)

@@ -8,6 +8,7 @@ import audmetric
 import numpy as np
 import pytest
 
+from cvrunner.records.results import SignCount
 from cvrunner.verdict.statistics import (
     Paired,
     ccc_of_moments,
@@ -167,10 +168,10 @@ def test_a_corpus_of_the_size_of_iemocap_has_an_interval():
 
 
 def test_corrected_t_is_wider_than_the_plain_one():
-    t, p = corrected_t(np.array([0.01, 0.03, 0.02, 0.04, 0.05]), 1 / 3)
+    found = corrected_t(np.array([0.01, 0.03, 0.02, 0.04, 0.05]), 1 / 3)
     # mean 0.03, variance 0.00025: 0.03 / sqrt((1/5 + 1/3) * 0.00025), four degrees of freedom.
-    assert t == pytest.approx(2.598, abs=1e-3)
-    assert p == pytest.approx(0.0602, abs=1e-3)
+    assert found.t == pytest.approx(2.598, abs=1e-3)
+    assert found.p == pytest.approx(0.0602, abs=1e-3)
 
 
 @pytest.mark.parametrize("values", [[0.1], [0.1, 0.1], [0.1, float("nan")]])
@@ -179,9 +180,10 @@ def test_corrected_t_is_none_where_it_has_no_meaning(values):
 
 
 def test_five_folds_cannot_go_below_one_in_sixteen():
-    assert sign_count(np.full(5, 0.1)) == (5, 0, pytest.approx(0.0625), pytest.approx(0.0625))
-    assert sign_count(np.array([0.1, -0.1, 0.0])) == (1, 1, 1.0, 0.25)
-    assert sign_count(np.zeros(3))[:3] == (0, 0, 1.0)
+    five = sign_count(np.full(5, 0.1))
+    assert (five.above, five.below, five.p, five.smallest_p) == (5, 0, pytest.approx(0.0625), pytest.approx(0.0625))
+    assert sign_count(np.array([0.1, -0.1, 0.0])) == SignCount(above=1, below=1, p=1.0, smallest_p=0.25)
+    assert sign_count(np.zeros(3)) == SignCount(above=0, below=0, p=1.0, smallest_p=0.25)
 
 
 def test_no_warning_for_constant_predictions():

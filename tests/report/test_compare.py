@@ -9,8 +9,7 @@ import pytest
 
 from cvrunner.cli import main
 from cvrunner.errors import IncompleteRunError, ResultsError, UsageError
-from cvrunner.report.compare_runs import RunComparison, compare_runs
-from cvrunner.report.compare_text import comparison_text
+from cvrunner.report.compare import RunComparison, compare_runs, comparison_text
 from cvrunner.verdict.comparison import summarise
 from tests.runs import make_run
 
@@ -146,11 +145,11 @@ def test_tables_that_contradict_the_digests_are_refused(tmp_path):
     for condition in ("frozen", "unfrozen"):
         file = two.trial(condition, 2, 0).predictions
         file.write_text(file.read_text().replace("Ses02F_impro01_F000", "another"))
-    with pytest.raises(ResultsError, match="other test utterances"):
+    with pytest.raises(ResultsError, match=r"the test utterances in predictions\.csv differ"):
         compare_runs(one, two)
 
 
-def test_two_folders_of_one_name_are_told_apart(tmp_path):
+def test_two_folders_of_one_name_get_a_number(tmp_path):
     one, two = make_run(tmp_path / "here", "same"), make_run(tmp_path / "there", "same")
     assert list(compare_runs(one, two, "frozen").scores) == ["same (1)/frozen", "same (2)/frozen"]
 

@@ -1,7 +1,7 @@
-"""Two runs held against each other: paired where both tested the same utterances in the same folds, else not at all.
+"""`compare`: two runs, paired if both tested the same utterances in the same folds, else not subtracted at all.
 
-Files alone are read. What makes a pair is the split and the corpus, by digest; everything else may differ, since it is
-what one wants to compare.
+Only the runs' files are read. Runs can be paired if split and corpus have the same digests; everything else may differ,
+since that is what is compared.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvrunner.config.schema import Config
 from cvrunner.errors import IncompleteRunError, ResultsError, UsageError
-from cvrunner.records.results import Aggregate, Decision, Difference, Record, RunRecord, TrialResult
+from cvrunner.records.results import Aggregate, Decision, Difference, Record, RunRecord, TrialResult, ccc_label
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.report.evidence import settings
-from cvrunner.verdict.comparison import condition_scores, pair, paired_differences
-from cvrunner.verdict.out_of_fold import OutOfFold, out_of_fold
+from cvrunner.report.evidence import differing, settings
+from cvrunner.report.tables import table_of_differences, table_of_folds, table_of_scores
+from cvrunner.text import Table, tables_as_text
+from cvrunner.verdict.comparison import condition_scores, missing_trials, pair, paired_differences
+from cvrunner.verdict.predictions import OutOfFold, out_of_fold, read_tables
 from cvrunner.verdict.sentence import clause, decide, design
 
 LABEL_TOLERANCE = 1e-9
@@ -29,51 +30,43 @@ class PairedConditions(Record):
     baseline: str
     other: str
     differences: dict[str, Difference]
-    """By dimension and `avg`."""
+    """Per dimension and `avg`."""
     decision: Decision
     """On CCC-Avg."""
 
 
 class RunComparison(Record):
-    """What `compare` found; with `--json`, what it prints."""
+    """What `compare` found; printed as it is with `--json`."""
 
     paired: bool
     unpaired_because: list[str]
-    """Why nothing is subtracted, where nothing is."""
+    """Why nothing is subtracted; empty if paired."""
     dimensions: list[list[str]]
     """Of the first run, of the second."""
     folds: list[int]
     """Of the pairs; empty without pairs."""
     seeds: list[int]
-    """Those that both runs have; empty without pairs."""
+    """Seeds that both runs have; empty without pairs."""
     scores: dict[str, dict[str, Aggregate]]
-    """By `<run>/<condition>`, then dimension or `avg`."""
+    """Per `<run>/<condition>`, then dimension or `avg`."""
     pairs: list[PairedConditions]
     settings: dict[str, dict[str, str]]
-    """By `<run>/<condition>`: what its numbers depend on."""
+    """Per `<run>/<condition>`: what its numbers depend on."""
     verdict: str
     """One sentence."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One condition of one run, all its trials there."""
+    """One condition of one run, all its trials finished."""
 
     name: str
-    run: RunRecord
-    """With this condition and the chosen seeds only."""
-    config: Config
     condition: str
     results: dict[str, TrialResult]
     data: OutOfFold
     scores: dict[str, Aggregate]
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """With the weights and the version, which the configuration does not tell."""
-        found = {key: str(value) for key, value in settings(self.config, self.condition).items()}
-        weights = ", ".join(sorted({r.encoder_digest[:12] for r in self.results.values()}))
-        return found | {"encoder weights, SHA-256": weights, "cvrunner": self.run.cvrunner_version}
+    settings: dict[str, str]
+    """With the encoder's weights and cvrunner's version, which are not in the configuration."""
 
 
 def compare_runs(
@@ -83,10 +76,10 @@ def compare_runs(
     with_: str | None = None,
     unpaired: bool = False,
 ) -> RunComparison:
-    """Conditions of the second run against those of the first: the same-named ones, or `condition` against `with_`.
+    """Compare conditions of two runs: those with the same name, or `condition` of the first and `with_` of the second.
 
-    With `unpaired` scores only. Raises UsageError for conditions that are not there, ResultsError where the runs
-    cannot be paired, IncompleteRunError where trials are missing.
+    With `unpaired`, there are only scores. Raises UsageError for unknown conditions, ResultsError if the runs cannot be
+    paired, and IncompleteRunError if trials are missing.
     """
     runs = first.read_run(), second.read_run()
     chosen = choose(runs[0], runs[1], condition, with_)
@@ -94,7 +87,7 @@ def compare_runs(
         raise UsageError(f"{first.name}: the same run twice; choose two conditions with --condition and --with")
     names = _names(first, second)
     if unpaired:
-        because = obstacles(*runs) or ["--unpaired was asked for"]
+        because = obstacles(*runs) or ["--unpaired was given"]
         return _side_by_side((first, second), runs, names, chosen, because)
     if found := obstacles(*runs):
         raise ResultsError(
@@ -123,7 +116,7 @@ def compare_runs(
 
 
 def choose(first: RunRecord, second: RunRecord, condition: str | None, with_: str | None) -> list[tuple[str, str]]:
-    """Pairs of a condition of the first run and one of the second. Raises UsageError."""
+    """Return pairs of a condition of the first run and one of the second. Raises UsageError."""
     if condition is None and with_ is None:
         shared = [(name, name) for name in first.conditions if name in second.conditions]
         if not shared:
@@ -140,7 +133,7 @@ def choose(first: RunRecord, second: RunRecord, condition: str | None, with_: st
 
 
 def obstacles(first: RunRecord, second: RunRecord) -> list[str]:
-    """Why the two cannot be paired; nothing where they can."""
+    """Return why two runs cannot be paired; empty if they can."""
     found = []
     for what, one, other in (
         ("split", first.split_digest, second.split_digest),
@@ -148,31 +141,32 @@ def obstacles(first: RunRecord, second: RunRecord) -> list[str]:
     ):
         if one != other:
             found.append(f"the {what} differs (digests {one[:12]} and {other[:12]})")
-    for what, mine, theirs in (
-        ("dimensions", ", ".join(first.dimensions), ", ".join(second.dimensions)),
-        ("protocol", first.protocol, second.protocol),
-    ):
-        if mine != theirs:
-            found.append(f"the {what} differ{'s' * (not what.endswith('s'))} ({mine} and {theirs})")
+    if first.dimensions != second.dimensions:
+        found.append(f"the dimensions differ ({', '.join(first.dimensions)} and {', '.join(second.dimensions)})")
+    if first.protocol != second.protocol:
+        found.append(f"the protocol differs ({first.protocol} and {second.protocol})")
     if not set(first.seeds) & set(second.seeds):
         found.append(f"no seed is in both ({first.seeds} and {second.seeds})")
     return found
 
 
 def read_side(directory: RunDirectory, run: RunRecord, condition: str, seeds: Sequence[int], name: str) -> Side:
-    """One condition with its predictions and scores. Raises IncompleteRunError naming the trials it lacks."""
+    """Read one condition with its predictions and scores. Raises IncompleteRunError naming the missing trials."""
     trials = {n: t for n, t in run.trials.items() if t.condition == condition and t.seed in seeds}
     only = run.model_copy(update={"conditions": [condition], "seeds": list(seeds), "trials": trials})
     results = directory.results(only)
-    if missing := [n for n in trials if n not in results]:
+    if missing := missing_trials(only, results):
         raise IncompleteRunError(f"{name}: no result for {', '.join(missing)}, so nothing is compared")
-    data = out_of_fold(directory, only, results)
+    data = out_of_fold(directory, only, results, read_tables(directory, results))
     scores = condition_scores(only, results, data, condition)
-    return Side(f"{name}/{condition}", only, directory.read_config(), condition, results, data, scores)
+    shown = {key: str(value) for key, value in settings(directory.read_config(), condition).items()}
+    shown["encoder weights, SHA-256"] = ", ".join(sorted({r.encoder_digest[:12] for r in results.values()}))
+    shown["cvrunner"] = run.cvrunner_version
+    return Side(f"{name}/{condition}", condition, results, data, scores, shown)
 
 
 def _names(first: RunDirectory, second: RunDirectory) -> tuple[str, str]:
-    """The runs' names; told apart by a number where two folders are called the same."""
+    """Return the runs' names, with a number if two folders have the same name."""
     if first.name != second.name or first.path.resolve() == second.path.resolve():
         return first.name, second.name
     return f"{first.name} (1)", f"{second.name} (2)"
@@ -189,13 +183,16 @@ def _pair(baseline: Side, other: Side) -> PairedConditions:
 
 
 def _check_same_test(one: Side, other: Side) -> None:
-    """The digests say so already; the tables must say so too. Raises ResultsError."""
+    """Raise ResultsError if the predictions are not of the same utterances and ratings, although the digests are equal.
+
+    A digest is only what the run recorded; the files may have been changed since.
+    """
     keys = ["fold", "utterance"]
     rows, others = one.data.about[keys].to_numpy(), other.data.about[keys].to_numpy()
     if rows.shape != others.shape or not bool((rows == others).all()):
-        raise ResultsError(f"{one.name} and {other.name}: predictions.csv have other test utterances than each other")
+        raise ResultsError(f"{one.name} and {other.name}: the test utterances in predictions.csv differ")
     if not np.allclose(one.data.truth, other.data.truth, rtol=0, atol=LABEL_TOLERANCE, equal_nan=True):
-        raise ResultsError(f"{one.name} and {other.name}: predictions.csv have other true ratings than each other")
+        raise ResultsError(f"{one.name} and {other.name}: the true ratings in predictions.csv differ")
 
 
 def _side_by_side(
@@ -205,7 +202,7 @@ def _side_by_side(
     chosen: list[tuple[str, str]],
     because: list[str],
 ) -> RunComparison:
-    """Scores of every chosen condition, each over its own folds and seeds; nothing is subtracted."""
+    """Return the scores of every chosen condition over its run's folds and seeds, without differences."""
     sides = [
         read_side(directory, run, condition, run.seeds, name)
         for pair_of in chosen
@@ -222,3 +219,29 @@ def _side_by_side(
         settings={side.name: side.settings for side in sides},
         verdict=f"UNPAIRED: {'; '.join(because)}, so no difference is given.",
     )
+
+
+# --- as text ----------------------------------------------------------------------------------------------------------
+
+
+def comparison_text(comparison: RunComparison, width: int = 120) -> str:
+    """Return the comparison for a terminal of `width` columns; the verdict is last."""
+    first, second = comparison.dimensions
+    label = {dimension: ccc_label(dimension) for dimension in first if dimension in second}
+    if first == second:
+        # Over different dimensions, the averages would have the same name and different meanings.
+        label["avg"] = ccc_label("avg")
+    title = "Test CCC by run and condition"
+    if not comparison.paired:
+        title += ", UNPAIRED: do not subtract"
+    tables = [table_of_scores(title, comparison.scores, label)]
+    if comparison.paired:
+        named = {f"{pair.other} - {pair.baseline}": pair.differences for pair in comparison.pairs}
+        folds, seeds = comparison.folds, comparison.seeds
+        tables.append(table_of_differences(named, len(folds), len(seeds)))
+        # Each run's report has the scores by fold; only the differences are new here.
+        tables.append(table_of_folds({}, named, folds, seeds, label, title="Differences by fold"))
+    rows = differing(comparison.settings)
+    if rows:
+        tables.append(Table("Settings that differ", ["key", *comparison.settings], rows))
+    return tables_as_text(tables, width, comparison.verdict)
