@@ -83,7 +83,7 @@ def one_fold(
         announce(run, chosen, pending)
 
         def executor() -> Executor:
-            from cvrunner.orchestration.inline_executor import InlineExecutor
+            from cvrunner.orchestration.attempt import InlineExecutor
 
             return InlineExecutor(experiment.cache_dir, device, chaos)
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cvrunner.orchestration.eta import Eta
-from cvrunner.orchestration.events import format_event, score_text
+from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.records.results import EpochRecord, TrialResult, TrialStarted, Waiting, ccc_label
+from cvrunner.text import format_score
 from cvrunner.training.trial import Trial
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ class Progress:
         table = Table(caption=self._left(), caption_justify="left", box=None, pad_edge=False)
         for column in ("trial", "state", "epoch", *map(ccc_label, self.dimensions), "s/epoch"):
             table.add_column(column, justify="left" if column in ("trial", "state") else "right")
-        for name, row in self.eta.rows.items():
-            scores = [score_text(row.ccc.get(d)) for d in self.dimensions]
+        for name, row in self.eta.trials.items():
+            scores = [format_score(row.ccc.get(d)) for d in self.dimensions]
             seconds = f"{row.epoch_s[-1]:.1f}" if row.epoch_s else ""
             style = {"done": "green", "failed": "red", "waiting": "dim"}.get(row.state, "")
             table.add_row(name, row.state, f"{row.epoch}/{row.epochs}", *scores, seconds, style=style)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from cvrunner.data.folds import Fold
     from cvrunner.data.utterance import Corpus
-    from cvrunner.orchestration.gauges import Gauges
+    from cvrunner.orchestration.ray_metrics import Gauges
     from cvrunner.orchestration.scheduler import Executor, Observer
     from cvrunner.records.results import RunStatus
     from cvrunner.records.run_directory import RunDirectory
@@ -236,8 +236,8 @@ def train(
     exported: Callable[[Gauges], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Outcome:
     """Run the trials that have no result; `exported`: while it lasts, others can see the gauges."""
-    from cvrunner.orchestration.gauges import Gauges
     from cvrunner.orchestration.preemption import Preemption
+    from cvrunner.orchestration.ray_metrics import Gauges
     from cvrunner.orchestration.scheduler import run_trials
     from cvrunner.run.progress import Progress
     from cvrunner.tracking.observer import TrackingObserver

@@ -59,6 +59,6 @@ def _check_fold(experiment: Experiment) -> None:
 
 
 def _show_gpus(console: Console) -> None:
-    from cvrunner.orchestration.gpus import find_gpus, gpu_lines
+    from cvrunner.orchestration.machine import find_gpus, gpu_lines
 
     console.print("\n".join(gpu_lines(find_gpus())), markup=False, highlight=False, soft_wrap=True)
