@@ -17,6 +17,9 @@ from cvrunner.files import write_atomically
 from cvrunner.records.model_folder import ModelFolder
 from cvrunner.records.results import RunRecord, Summary, TrialResult
 
+GENERATIONS = 2
+"""Number of checkpoints that a running trial keeps."""
+
 
 def trial_name(condition: str, fold: int, seed: int) -> str:
     """`frozen/fold-1/seed-0`: the trial's name everywhere, and its folder in the run."""
