@@ -196,7 +196,7 @@ def test_no_color_is_respected(no_color: str, coloured: bool, tmp_path: Path, mo
     monkeypatch.setenv("NO_COLOR", no_color)
     screen = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=100)
     progress = Progress(tiny_trials(tmp_path), 1, screen)
-    next(iter(progress.eta.rows.values())).state = "done"
+    next(iter(progress.eta.trials.values())).state = "done"
     screen.print(progress._table())
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert bool(re.search(r"\x1b\[3[0-7]m", text)) is coloured

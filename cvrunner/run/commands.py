@@ -76,7 +76,7 @@ def one_fold(
 
         def make_executor() -> Executor:
             # It imports torch, which takes seconds; a fold that is done does not need it.
-            from cvrunner.orchestration.inline_executor import InlineExecutor
+            from cvrunner.orchestration.attempt import InlineExecutor
 
             return InlineExecutor(experiment.cache_dir, device, chaos)
 

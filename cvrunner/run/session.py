@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 
 from cvrunner import paths
 from cvrunner.errors import ClusterError, ClusterLostError, CvrunnerError, ResultsError, Stopped, UsageError
-from cvrunner.orchestration.gauges import Gauges
 from cvrunner.orchestration.preemption import Preemption
 from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT
+from cvrunner.orchestration.ray_metrics import Gauges
 from cvrunner.orchestration.scheduler import Executor, Observer, run_trials
 from cvrunner.orchestration.trials import plan_trials
 from cvrunner.records.results import RunRecord, RunStatus, Summary

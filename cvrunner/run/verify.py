@@ -10,7 +10,7 @@ from cvrunner import paths
 from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config
 from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
-from cvrunner.orchestration.gpus import find_gpus, gpu_lines
+from cvrunner.orchestration.machine import find_gpus, gpu_lines
 from cvrunner.records.results import Ccc, TrialResult, ccc_label
 from cvrunner.run.prepare import check_fold, prepare_config
 from cvrunner.run.session import announce, close, open_run, raise_for_outcome, train_on_ray

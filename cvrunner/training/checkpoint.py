@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from cvrunner.files import patiently, write_atomically, write_folder_atomically
-
-GENERATIONS = 2
+from cvrunner.records.run_directory import GENERATIONS
 
 
 class Position(NamedTuple):

@@ -19,9 +19,9 @@ from typing import Any
 
 from cvrunner.config.sections import ClusterConfig, TuneConfig
 from cvrunner.errors import ClusterLostError, UsageError
-from cvrunner.orchestration.capacity import capacity_by_node
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.ray_executor import RayExecutor, alive_nodes, connect
+from cvrunner.orchestration.resources import capacity_by_node
 from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records.results import EpochRecord, TrainingFinished
 from cvrunner.records.run_directory import TrialDirectory, read_events

@@ -13,7 +13,7 @@ import pytest
 
 from cvrunner.config.reading import load_config
 from cvrunner.config.sections import RetriesConfig
-from cvrunner.orchestration.inline_executor import InlineExecutor
+from cvrunner.orchestration.attempt import InlineExecutor
 from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records.results import EpochRecord, TrialResult
 from cvrunner.records.run_directory import TrialDirectory, read_events

@@ -25,7 +25,7 @@ from cvrunner.errors import ClusterError, UsageError
 from cvrunner.jobs import command as job_commands
 from cvrunner.jobs import jobs
 from cvrunner.jobs.jobs import Job
-from cvrunner.orchestration.capacity import capacity
+from cvrunner.orchestration.resources import capacity
 
 REPOSITORY = Path(__file__).parent.parent.parent
 FOLDER = REPOSITORY / "jobs"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cvrunner.config.sections import ClusterConfig, RetriesConfig
+from cvrunner.orchestration.attempt import InlineExecutor
 from cvrunner.orchestration.failures import Decision
-from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records.results import EpochRecord, Waiting, WorkerStarted
 from cvrunner.records.run_directory import TrialDirectory

@@ -11,10 +11,10 @@ import pytest
 
 from cvrunner.config.sections import ClusterConfig, RetriesConfig
 from cvrunner.errors import ClusterError
-from cvrunner.orchestration.capacity import capacity
+from cvrunner.orchestration.attempt import InlineExecutor
 from cvrunner.orchestration.failures import Decision, Failure
-from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.orchestration.preemption import Preemption
+from cvrunner.orchestration.resources import capacity
 from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records.results import EpochRecord, TrialResult, WorkerStarted
 from cvrunner.records.run_directory import TrialDirectory, read_events
@@ -128,20 +128,18 @@ def test_told_to_stop_trials_save_and_end(tmp_path: Path, local_ray: Any) -> Non
     assert list(read_events(tmp_path / "run" / trial.name / "journal.jsonl", "stopped"))
 
 
-def test_a_trial_that_gives_way_goes_on_later_on_the_same_actors_and_nothing_changes(
-    tmp_path: Path, local_ray: Any
-) -> None:
-    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 12}) if t.adaptation.trains_encoder][:2]
+def test_a_paused_trial_resumes_on_the_same_actor_and_nothing_changes(tmp_path: Path, local_ray: Any) -> None:
+    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 6}) if t.adaptation.trains_encoder][:2]
     executor = RayExecutor("pause", ClusterConfig(max_concurrent=1), tmp_path / "cache", 2)
 
     class Once(Preemption):
-        """The first trial gives way at the end of its first epoch."""
+        """Only the first trial pauses, at the end of its first epoch."""
 
-        asked = False
+        pending = True
 
-        def pauses(self, trial: str, running: Any, waiting: Any) -> bool:
-            first, self.asked = not self.asked, True
-            self.paused |= {trial} if first else set()
+        def ask_to_pause(self, trial: str, running: Any, waiting: Any) -> bool:
+            first, self.pending = self.pending, False
+            self.asked |= {trial} if first else set()
             return first
 
     notes = Notes()

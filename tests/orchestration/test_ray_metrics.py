@@ -13,7 +13,7 @@ import pytest
 
 from cvrunner.config.sections import ClusterConfig, RetriesConfig
 from cvrunner.orchestration.failures import Decision, Failure
-from cvrunner.orchestration.gauges import METRICS, Gauges
+from cvrunner.orchestration.ray_metrics import METRICS, Gauges
 from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records.run_directory import TrialDirectory
 from tests.end_to_end.programs import wait_until
@@ -42,7 +42,7 @@ def series(name: str) -> dict[tuple[str, ...], float]:
 def test_each_metric_reaches_rays_port_with_its_labels_and_outlives_its_trial(
     tmp_path: Path, local_ray: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_metrics, "SET_EVERY_S", 0.5)
+    monkeypatch.setattr(ray_metrics, "EXPORT_EVERY_S", 0.5)
     trials = tiny_trials(tmp_path)
     trial = next(t for t in trials if t.name == "frozen/fold-2/seed-0")
     gauges = Gauges("a-run", trials, trials, slots=1)

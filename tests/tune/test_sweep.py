@@ -12,7 +12,7 @@ from cvrunner.config.schema import Config, validate
 from cvrunner.config.sections import TuneConfig
 from cvrunner.data.folds import make_folds
 from cvrunner.errors import ClusterError, ConfigError
-from cvrunner.orchestration.capacity import capacity_by_node
+from cvrunner.orchestration.resources import capacity_by_node
 from cvrunner.records.results import EpochRecord
 from cvrunner.tune.command import settings_table, tuned_yaml
 from cvrunner.tune.settings import (
