@@ -352,7 +352,9 @@ def doctor(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -
 def demo_data(
     root: Annotated[Path, Argument(help="Folder to write.")] = Path("demo-corpus"),
     seed: Annotated[int, Option(help="Seed of the corpus.")] = 0,
-    utterances: Annotated[int, Option(help="Approximate number of utterances.", min=40, max=5000)] = 480,
+    utterances: Annotated[
+        int | None, Option(help="Number of utterances.", min=40, max=5000, show_default="corpus.demo.utterances")
+    ] = None,
 ) -> None:
     """Write the synthetic corpus, in IEMOCAP's layout."""
     _end(setup.demo_data(root, seed, utterances, _console()))

@@ -1,4 +1,4 @@
-"""Writes jobs/grafana_dashboard.json: a panel for each metric of cvrunner/orchestration/gauges.py.
+"""Writes jobs/grafana_dashboard.json: a panel for each metric of cvrunner/orchestration/ray_metrics.py.
 
 python jobs/grafana.py
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cvrunner.orchestration import gauges
-from cvrunner.orchestration.gauges import METRICS, Metric
+from cvrunner.orchestration import ray_metrics
+from cvrunner.orchestration.ray_metrics import METRICS, Metric
 
 FILE = Path(__file__).parent / "grafana_dashboard.json"
 PREFIX = "ray_"
@@ -21,7 +21,7 @@ PREFIX = "ray_"
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 UNIT = {"_seconds": "s", "_mib": "mbytes", "_utterances_per_second": "none"}
 """Grafana's name of a unit, by the end of a metric's name; its mbytes are MiB."""
-RANGE = {gauges.VALIDATION_CCC: (-1, 1), gauges.EPOCH: (0, None), gauges.MEMORY: (0, None)}
+RANGE = {ray_metrics.VALIDATION_CCC: (-1, 1), ray_metrics.EPOCH: (0, None), ray_metrics.MEMORY: (0, None)}
 WIDTH, HEIGHT = 12, 8
 STAT_WIDTH, STAT_HEIGHT = 8, 5
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 def dashboard() -> dict[str, Any]:
     """As Grafana imports it: stats of the run in the first row, then a graph of all trials for each other metric."""
-    stats = [m for m in METRICS if m.labels[:2] != gauges.TRIAL[:2]]
+    stats = [m for m in METRICS if m.labels[:2] != ray_metrics.TRIAL[:2]]
     graphs = [m for m in METRICS if m not in stats]
     panels = [_stat(metric, i) for i, metric in enumerate(stats)]
     panels += [_graph(metric, i, len(stats)) for i, metric in enumerate(graphs)]
@@ -51,9 +51,9 @@ def dashboard() -> dict[str, Any]:
 
 def _variables() -> list[dict[str, Any]]:
     source = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
-    run = _variable("run", "Run", f"label_values({PREFIX}{gauges.TRIALS.name}, run)", several=False)
+    run = _variable("run", "Run", f"label_values({PREFIX}{ray_metrics.TRIALS.name}, run)", several=False)
     of_trials = [
-        _variable(label, label.capitalize(), f'label_values({PREFIX}{gauges.EPOCH.name}{{run="$run"}}, {label})')
+        _variable(label, label.capitalize(), f'label_values({PREFIX}{ray_metrics.EPOCH.name}{{run="$run"}}, {label})')
         for label in ("condition", "fold", "seed")
     ]
     return [source, run, *of_trials]
@@ -78,7 +78,7 @@ def _stat(metric: Metric, index: int) -> dict[str, Any]:
     panel = _panel(metric, index, f"max by ({', '.join(by)})" if by else "max", " ".join(f"{{{{{b}}}}}" for b in by))
     panel["type"] = "stat"
     panel["gridPos"] = {"x": index * STAT_WIDTH, "y": 0, "w": STAT_WIDTH, "h": STAT_HEIGHT}
-    panel["fieldConfig"]["defaults"]["noValue"] = "0" if metric is gauges.RETRIES else "-"
+    panel["fieldConfig"]["defaults"]["noValue"] = "0" if metric is ray_metrics.RETRIES else "-"
     panel["options"] = {"reduceOptions": {"calcs": ["lastNotNull"]}, "graphMode": "none", "textMode": "value_and_name"}
     return panel
 
@@ -96,7 +96,7 @@ def _graph(metric: Metric, index: int, stats: int) -> dict[str, Any]:
 def _panel(metric: Metric, index: int, aggregate: str, legend: str) -> dict[str, Any]:
     """`max by (...)` over what else Ray adds: nodes, processes and sessions of a run that was continued."""
     chosen = 'run="$run"'
-    if metric.labels[:2] == gauges.TRIAL[:2]:
+    if metric.labels[:2] == ray_metrics.TRIAL[:2]:
         chosen += ', condition=~"$condition", fold=~"$fold", seed=~"$seed"'
     low, high = RANGE.get(metric, (None, None))
     limits = {name: value for name, value in (("min", low), ("max", high)) if value is not None}

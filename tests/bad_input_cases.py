@@ -1,4 +1,4 @@
-"""Bad input by name, with what its message must say (a regular expression)."""
+"""Bad input by name, with a regular expression that its message must match."""
 
 from __future__ import annotations
 
@@ -197,11 +197,11 @@ MANIFEST: dict[str, tuple[Build, str]] = {
     ),
     "a folder as manifest": (
         changed(lambda folder: (shutil.rmtree(folder / "corpus"), (folder / TABLE).mkdir(parents=True))),
-        r"table\.csv: 1 problem\n  corpus\.root cannot be read as a manifest: it is no file but a folder",
+        r"table\.csv: 1 problem\n  corpus\.root cannot be read as a manifest: it is not a file but a folder",
     ),
     "a pipe as manifest": (
         changed(lambda folder: ((folder / TABLE).unlink(), os.mkfifo(folder / TABLE))),
-        r"corpus\.root cannot be read as a manifest: it is no file but a folder, a pipe",
+        r"corpus\.root cannot be read as a manifest: it is not a file but a folder, a pipe",
     ),
     "an empty manifest": (manifest(b""), r"table\.csv: 1 problem\n  has no rows; "),
     "a manifest of columns alone": (manifest(HEAD), r"has no rows; "),
@@ -213,7 +213,7 @@ MANIFEST: dict[str, tuple[Build, str]] = {
     "NUL bytes": (manifest(HEAD + b"a.wav,\0\n"), r"holds a NUL character \(line 2\); save it as UTF-8 text"),
     "a JSON list": (
         manifest(b'[{"path": "a.wav"}]', "table.json"),
-        r"is a JSON list; must have one JSON object a line",
+        r"is a JSON list; must have one JSON object per line",
     ),
     "a broken JSON line": (
         manifest(b'\n{"path": "a.wav"\n', "a.jsonl"),
@@ -229,7 +229,7 @@ MANIFEST: dict[str, tuple[Build, str]] = {
     "a row that is too short": (manifest(HEAD + b"a.wav,a\n"), r"table\.csv line 2: has 2 cells, must have 8"),
     "tabs between cells": (
         manifest(HEAD.replace(b",", b"\t") + b"a\tb\n"),
-        r"has none of the columns .*commas or semicolons between",
+        r"has none of the columns .*commas or semicolons",
     ),
     "a column that is missing": (
         rows(lambda good: [one.pop("turn") for one in good] and None),
@@ -239,7 +239,7 @@ MANIFEST: dict[str, tuple[Build, str]] = {
         rows(lambda good: [{"valance": one.pop("valence"), **one} for one in good]),
         r"table\.csv: unknown column 'valance'; did you mean 'valence'\?",
     ),
-    "a column that stands twice": (manifest(b"path,path\n"), r"table\.csv line 1: column 'path' stands twice"),
+    "a column that stands twice": (manifest(b"path,path\n"), r"table\.csv line 1: duplicate column 'path'"),
     "no label": (row(valence=""), r"table\.csv line 4: s2t0: valence is missing"),
     "a label that is no number": (row(valence="high"), r"table\.csv line 4: s2t0: valence 'high' is not a number"),
     "a label of NaN": (row(arousal="nan"), r"table\.csv line 4: s2t0: arousal is nan, must be a finite number"),
@@ -248,8 +248,11 @@ MANIFEST: dict[str, tuple[Build, str]] = {
         every_row(valence=3),
         r"table: 9 problems\n  fold 1: train \(3\): every valence is 3 \(2 utterances\); labels must differ",
     ),
-    "an utterance twice": (row(utterance="s1t0"), r"line 4: s1t0: this utterance stands already at table\.csv line 2"),
-    "a turn twice": (row(turn=1), r"line 5: s2t1: turn 1 of dialogue d2 stands already at table\.csv line 4"),
+    "an utterance twice": (
+        row(utterance="s1t0"),
+        r"line 4: s1t0: duplicate utterance; the first is at table\.csv line 2",
+    ),
+    "a turn twice": (row(turn=1), r"line 5: s2t1: duplicate turn 1 of dialogue d2; the first is at table\.csv line 4"),
     "no speaker": (row(speaker=""), r"table\.csv line 4: s2t0: speaker is empty"),
     "a speaker in two sessions": (row(speaker="s1a"), r"line 4: s2t0: speaker s1a is in more than one session"),
     "an unknown split": (every_row(split="dev"), r"line 2: s1t0: split 'dev' must be one of train, validation, test"),
@@ -261,7 +264,7 @@ MANIFEST: dict[str, tuple[Build, str]] = {
     ),
     "a split without test": (
         rows(lambda good: [one | {"split": "train"} for one in good], "folds.scheme=manifest_split"),
-        r"needs a split column with train, validation, test; none says validation or test",
+        r"needs a split column with train, validation, test; no utterance has validation or test",
     ),
     "a split that leaks": (
         rows(
@@ -280,9 +283,9 @@ AUDIO: dict[str, tuple[Build, str]] = {
     ),
     "an absolute path to nothing": (row(path="/nowhere/x.wav"), r"line 4: s2t0: /nowhere/x\.wav: is missing"),
     "a path that is too long": (row(path="x/" * 3000), r"line 4: s2t0: .*is missing"),
-    "a folder": (audio(Path.mkdir), r"s2t0\.wav: is no file but a folder, a pipe or a device"),
-    "a pipe": (audio(os.mkfifo), r"s2t0\.wav: is no file but a folder, a pipe or a device"),
-    "a device": (row(path="/dev/zero"), r"line 4: s2t0: /dev/zero: is no file but a folder, a pipe or a device"),
+    "a folder": (audio(Path.mkdir), r"s2t0\.wav: is not a file but a folder, a pipe or a device"),
+    "a pipe": (audio(os.mkfifo), r"s2t0\.wav: is not a file but a folder, a pipe or a device"),
+    "a device": (row(path="/dev/zero"), r"line 4: s2t0: /dev/zero: is not a file but a folder, a pipe or a device"),
     "a link to itself": (audio(lambda path: path.symlink_to(path)), rf"s2t0\.wav: is {LOOP}"),
     "a link to nothing": (audio(lambda path: path.symlink_to("gone.wav")), rf"s2t0\.wav: is {LOOP}"),
     "an empty file": (audio(Path.touch), r"s2t0\.wav: cannot be read as audio: .*; must be a WAV or FLAC file"),
@@ -292,11 +295,11 @@ AUDIO: dict[str, tuple[Build, str]] = {
     ),
     "a truncated header": (
         changed(lambda folder: cut(folder / BAD_WAV, 30)),
-        r"s2t0\.wav: is cut off: 30 of 6444 bytes are there; copy it again",
+        r"s2t0\.wav: is truncated: it has 30 of 6444 bytes; copy it again",
     ),
     "truncated audio": (
         changed(lambda folder: cut(folder / BAD_WAV, -1000)),
-        r"s2t0\.wav: is cut off: 5444 of 6444 bytes are there; copy it again",
+        r"s2t0\.wav: is truncated: it has 5444 of 6444 bytes; copy it again",
     ),
     "8 kHz": (
         audio(lambda path: write_noise(path, 1, rate_hz=8000)),
@@ -309,7 +312,7 @@ AUDIO: dict[str, tuple[Build, str]] = {
     "half an hour": (audio(lambda path: sparse_wav(path, 1800)), r"s2t0\.wav: is 1800 s long, must be at most 600 s"),
     "half an hour at 8 kHz": (
         audio(lambda path: sparse_wav(path, 1800, rate_hz=8000), "corpus.resample=true"),
-        r"s2t0\.wav: is 1800 s long, must be at most 600 s: cut it into one file an utterance",
+        r"s2t0\.wav: is 1800 s long, must be at most 600 s: split it into one file per utterance",
     ),
     "less than a frame": (audio(lambda path: write_noise(path, 1, 0.02)), r"has 320 samples at 16 kHz, must have 400"),
     "no samples": (audio(lambda path: write_noise(path, 1, 0)), r"s2t0\.wav: holds no audio"),
@@ -385,7 +388,7 @@ IEMOCAP: dict[str, tuple[Build, str]] = {
     ),
     "truncated audio": (
         tree(lambda root: cut(turn_audio(root), -100)),
-        rf"{TURN}\.wav: is cut off: 6344 of 6444 bytes",
+        rf"{TURN}\.wav: is truncated: it has 6344 of 6444 bytes",
     ),
 }
 

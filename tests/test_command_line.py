@@ -36,7 +36,7 @@ def says(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int | str
 
 
 def python(script: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """A script in a process of its own, whose output is captured."""
+    """Run a script in a new process and capture its output."""
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env={**os.environ, "PYTHONPATH": str(Path(commands.__file__).parent.parent.parent), **settings},
@@ -48,7 +48,7 @@ def python(script: str, *arguments: str, **settings: str) -> subprocess.Complete
 
 
 def loads(statement: str) -> list[str]:
-    """Which of the slow libraries a process of its own has imported after `statement`."""
+    """Slow libraries that a new process has imported after `statement`."""
     slow = "{'torch', 'transformers', 'ray', 'mlflow', 'pandas'}"
     ended = python(f"import sys\n{statement}\nprint('loaded', *{slow} & set(sys.modules))")
     assert ended.returncode == 0, ended.stderr
@@ -88,6 +88,10 @@ def test_every_help_page_is_plain_and_explains_each_option(name: str, capsys: py
         assert getattr(parameter, "help", None) or parameter.name == "help", parameter.name
 
 
+def test_the_python_interface_loads_nothing_slow() -> None:
+    assert loads("import cvrunner.api, cvrunner.inference.command, cvrunner.run.verify") == []
+
+
 def test_help_loads_nothing_slow() -> None:
     assert loads("from cvrunner.cli import main\ntry: main(['all-folds', '--help'])\nexcept SystemExit: pass") == []
 
@@ -98,7 +102,7 @@ def test_help_loads_nothing_slow() -> None:
         (["al-folds"], "No such command 'al-folds'. Did you mean 'all-folds'"),
         (["all-folds", "--confg", "x"], "No such option: --confg"),
         (["all-folds", "--confg", "x"], "--config"),
-        (["audit", "--set", "train.lrr=1"], "train.lrr: unknown key in --set train.lrr=1; did you mean train.lr?"),
+        (["audit", "--set", "train.lrr=1"], "train.lrr: unknown key in override train.lrr=1; did you mean train.lr?"),
         (["fold", "--fold", "1", "--condition", "frozn"], "unknown condition; choose one of frozen, unfrozen"),
         (["audit", "--set", "corpus.dimensions=[valnce]"], "should be 'valence', 'arousal' or 'dominance'"),
     ],
@@ -192,7 +196,7 @@ def test_no_color_is_respected(no_color: str, coloured: bool, tmp_path: Path, mo
     monkeypatch.setenv("NO_COLOR", no_color)
     screen = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=100)
     progress = Progress(tiny_trials(tmp_path), 1, screen)
-    next(iter(progress.eta.rows.values())).state = "done"
+    next(iter(progress.eta.trials.values())).state = "done"
     screen.print(progress._table())
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert bool(re.search(r"\x1b\[3[0-7]m", text)) is coloured

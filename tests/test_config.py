@@ -80,7 +80,7 @@ def test_a_condition_overrides_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001", "1e-04"])
 def test_numbers_with_exponents_are_numbers(tmp_path: Path, text: str) -> None:
-    """YAML 1.1 reads 1e-4 as a word; so did the old script's loader."""
+    """YAML 1.1 reads 1e-4 as a string, and so did the loader of the original script."""
     assert load(tmp_path, f"train: {{lr: {text}}}").train.lr == 1e-4
     assert load(tmp_path, "", f"train.lr={text}").train.lr == 1e-4
 

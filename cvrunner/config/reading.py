@@ -45,6 +45,7 @@ def parse_override(text: str) -> dict[str, Any]:
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], str]:
     """Return the content of a file merged over its bases, and the names of all files for messages."""
     try:
+        # By real paths: with symbolic links, a circle need not repeat a name.
         real = Path(os.path.realpath(path))
     except ValueError as error:
         raise ConfigError(f"{str(path)!r}: not a file name: {error}") from None
@@ -63,6 +64,7 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base must be a file name, not {short(base)}")
     below, name = _read_with_bases(path.parent / base, (*above, real))
+    # Conditions are compared with each other, so a mixture of two files' conditions is hardly ever meant.
     if "conditions" in data:
         below.pop("conditions", None)
     return merge(below, data), f"{path} over {name}"
@@ -70,6 +72,7 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any
 
 def _read_text(path: Path, above: tuple[Path, ...]) -> str:
     try:
+        # Some Windows editors put a byte order mark first.
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1

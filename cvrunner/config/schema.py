@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from cvrunner.config.adaptation import Adaptation, adaptation_of
 from cvrunner.config.sections import (
     NOT_SEARCHED,
     ClusterConfig,
@@ -83,6 +84,7 @@ class Config(Section):
         if name not in self.conditions:
             raise ConfigError(f"conditions.{name}: unknown condition; choose one of {', '.join(self.conditions)}")
         overrides = self.conditions[name]
+        # Validated again as a whole: an override may break a rule between two keys.
         data = merge(self.model_dump(mode="json"), overrides)
         data["conditions"] = {name: overrides}
         return _parse(data, f"conditions.{name}", ())
@@ -97,6 +99,11 @@ class Config(Section):
         if name not in self.conditions:
             raise ConfigError(f"{key} {name}: unknown condition; choose one of {', '.join(self.conditions)}")
         return name
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """How a condition adapts the encoder; ask the configuration of that condition."""
+        return adaptation_of(self.model, self.train)
 
     @cached_property
     def numerics(self) -> dict[str, Any]:
@@ -142,6 +149,7 @@ def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
+        # Lists of sections, such as claims, have no keys that an override could name.
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += valid_keys(field.annotation, f"{prefix}{name}.")
     return keys
@@ -161,6 +169,7 @@ def validate(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ())
     problems, one per line.
     """
     config = _parse(data, where, overrides)
+    # Now, not when its first trial starts, hours later.
     for name in config.conditions:
         config.for_condition(name)
     _check_search_space(config, where, overrides)
@@ -209,6 +218,7 @@ def _misfit(key: str, value: object) -> str | None:
 
 def short(value: object) -> str:
     """Return a value as a message shows it, at most 80 characters long."""
+    # reprlib shortens inside, so that a huge or nested value is never formatted as a whole.
     text = reprlib.repr(value) if isinstance(value, dict | list) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -250,6 +260,7 @@ def _dotted_key(location: Sequence[int | str], unknown: bool) -> str:
 
 def _source(key: str, where: str, overrides: Sequence[str]) -> str:
     """Return the last override of a key, of its section or of a key below it; the file if there is none."""
+    # Later overrides win, so the last one is to blame.
     for override in reversed(overrides):
         set_key = override.partition("=")[0]
         if f"{key}.".startswith(f"{set_key}.") or f"{set_key}.".startswith(f"{key}."):

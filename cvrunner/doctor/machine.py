@@ -9,7 +9,7 @@ from packaging.specifiers import SpecifierSet
 from cvrunner.config.schema import Config
 from cvrunner.doctor.facts import Encoder, Facts, Packages
 from cvrunner.doctor.finding import Finding, amount, ok, problem, warning
-from cvrunner.orchestration.capacity import logical_gpus, trials_that_fit
+from cvrunner.orchestration.resources import logical_gpus, trials_that_fit
 
 CHECKED_PACKAGES = ("python", "torch", "transformers", "ray", "mlflow")
 TRIAL_BYTES = 2**30

@@ -101,7 +101,7 @@ def _disk(stores: Sequence[Store], checkpoints: int, features: int) -> Finding:
 
 def checkpoint_bytes(facts: Facts) -> int:
     """Of all trials that run at a time: two generations of weights, two moments and the best epoch's weights each."""
-    unfrozen = any(not facts.config.for_condition(c).model.freeze_speech_encoder for c in facts.config.conditions)
+    unfrozen = any(facts.config.for_condition(c).adaptation.trains_encoder for c in facts.config.conditions)
     copies = COPIES * GENERATIONS if unfrozen else 0
     return copies * facts.encoder.weights_bytes * max(1, trials_at_a_time(facts))
 
@@ -112,8 +112,9 @@ def feature_bytes(facts: Facts) -> int:
     length_s = corpus.demo.utterances * DEMO_UTTERANCE_S if corpus.format == "demo" else CORPUS_S
     recipes = set()
     for condition in facts.config.conditions:
-        model = facts.config.for_condition(condition).model
-        if model.freeze_speech_encoder:
+        resolved = facts.config.for_condition(condition)
+        model = resolved.model
+        if resolved.adaptation.cached == "hidden":
             states = encoder.hidden_states if model.layers == "all" else len(model.layers)
             recipes.add((model.layers, states * encoder.width * model.frame_rate_hz))
     items_per_s = encoder.conv_channels * CONV_FRAMES_PER_S + sum(items for _, items in recipes)

@@ -24,7 +24,6 @@ from cvrunner.inference.ensemble import (
     load_groups,
     predict_files,
 )
-from cvrunner.inference.export import export_model, log_model
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.run.prepare import find_run_directory
 from cvrunner.text import line_printer, plural
@@ -53,7 +52,7 @@ def predict(
     _announce(directory, members)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers reads it when it is imported
     groups = load_groups(members.folders, chosen_device(device), encoder)
-    passes = 1 if members.folders[0].read().frozen else len(members.folders)
+    passes = len(members.folders) if members.folders[0].read().adaptation.trains_encoder else 1
     with _progress(passes * len(paths)) as on_file:
         found = predict_files(paths, groups, window_s, hop_s, on_file)
     if as_json:
@@ -65,13 +64,16 @@ def predict(
         _print_note(f"longer than {window_s:g} s: the mean over windows ({hop_s:g} s apart); --windows shows each")
     for path, problem in found.problems.items():
         _print_note(f"error: {path}: {problem}")
-    return 1 if found.problems else 0
+    return int(bool(found.problems))
 
 
 def export(run: Path, folder: Path, condition: str | None, encoder: str | None, log: bool, console: Console) -> int:
     """Write the models of one condition as an MLflow model that needs neither the run nor a hub."""
     if folder.exists():
         raise UsageError(f"{folder}: exists already; give a folder that does not exist")
+    # It imports mlflow, which takes seconds; `predict` and the API do not need it.
+    from cvrunner.inference.export import export_model, log_model
+
     directory = find_run_directory(run)
     members = find_members(directory, condition)
     _announce(directory, members)
@@ -86,20 +88,19 @@ def export(run: Path, folder: Path, condition: str | None, encoder: str | None, 
 
 def audio_files(given: Sequence[Path]) -> list[Path]:
     """Return the files, and all audio files in the folders, sorted. Raises UsageError for a folder without any."""
+    # A raw file does not contain its sample rate.
+    endings = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}
     found: list[Path] = []
     for path in given:
-        inside = _inside(path) if path.is_dir() else [path]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        files = (p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
+        inside = sorted(p for p in files if p.is_file())
         if not inside:
             raise UsageError(f"{path}: no audio files in this folder")
         found += inside
     return found
-
-
-def _inside(folder: Path) -> list[Path]:
-    # A raw file does not contain its sample rate.
-    endings = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}
-    files = (p for p in folder.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
-    return sorted(p for p in files if p.is_file())
 
 
 def chosen_device(name: str | None) -> torch.device:

@@ -20,7 +20,7 @@ from cvrunner.config.sections import TrainConfig
 from cvrunner.data.features import Features
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, check_length, mono_16khz
 from cvrunner.encoders.files import find_encoder
-from cvrunner.encoders.speech_encoder import SpeechEncoder, build_encoder
+from cvrunner.encoders.wavlm import SpeechEncoder, build_encoder
 from cvrunner.errors import EncoderError, ResultsError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.records.model_folder import ModelDescription, ModelFolder
@@ -60,7 +60,9 @@ class EmotionModel:
         """Return what training reads from its cache, from `[T]` at 16 kHz; models with one frozen encoder share it."""
         encoder = self.network.encoder
         conv = conv_features(encoder, waveform, self.device)
-        return hidden_states(encoder, [conv], self.device)[0] if encoder.freeze else conv
+        if not encoder.adaptation.trains_encoder:
+            return hidden_states(encoder, [conv], self.device)[0]
+        return conv
 
     @torch.no_grad()
     def encode(self, features: Features) -> Tensor:
@@ -94,6 +96,7 @@ def load_models(folders: Sequence[Path], device: torch.device, encoder: str | No
 
 
 def _encoder(description: ModelDescription, device: torch.device, elsewhere: str | None) -> SpeechEncoder:
+    """Build the encoder from its files, which must be those of training."""
     name, revision = description.model.encoder, description.encoder_revision
     if elsewhere:
         name, revision = elsewhere, None
@@ -106,18 +109,22 @@ def _encoder(description: ModelDescription, device: torch.device, elsewhere: str
             f"model.encoder {name}: its files have digest {files.digest[:12]}, the model was trained on "
             f"{description.encoder_digest[:12]}; give the path of the files of that time as `encoder`"
         )
-    return build_encoder(files, description.model, choose_precision(description.precision, device))
+    return build_encoder(
+        files, description.model, description.adaptation, choose_precision(description.precision, device)
+    )
 
 
 def _rebuilt(
     folder: ModelFolder, description: ModelDescription, encoder: SpeechEncoder, device: torch.device
 ) -> EmotionModel:
+    """Build the network around the encoder and load the trained weights."""
     network = MambaEMAModel(encoder, description.model, len(description.dimensions))
     try:
         weights = load_file(folder.weights)
     except (OSError, SafetensorError) as error:
         raise ResultsError(f"{folder.weights}: cannot be read, copy it again: {error}") from None
     _check_weights(folder.weights, network, description, weights)
+    # Not strict, since the folder holds only what was trained; the rest comes from the encoder's own files.
     network.load_state_dict(weights, strict=False)
     return EmotionModel(description, network.to(device).eval(), device)
 
@@ -127,7 +134,7 @@ def _check_weights(
 ) -> None:
     """Raise ResultsError unless the weights are exactly those that training this model changes."""
     encoder = network.encoder
-    table = rules(TrainConfig(), description.frozen, encoder.below, encoder.stable)
+    table = rules(encoder, TrainConfig())
     expected = {name: p.shape for name, p in network.named_parameters() if match(name, table).start < NEVER}
     found = {name: p.shape for name, p in weights.items()}
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
@@ -135,7 +142,10 @@ def _check_weights(
 
 
 def _prepared(waveform: npt.ArrayLike, sample_rate_hz: int) -> Waveform:
+    """Return samples `[T]` at 16 kHz. Raises AudioError."""
     samples = np.asarray(waveform, dtype=np.float32)
-    mono = mono_16khz(samples if samples.ndim == 2 else samples.reshape(-1, 1), sample_rate_hz)
+    if samples.ndim != 2:
+        samples = samples.reshape(-1, 1)
+    mono = mono_16khz(samples, sample_rate_hz)
     check_length(mono)
     return mono

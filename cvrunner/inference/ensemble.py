@@ -127,8 +127,10 @@ def windows(samples: int, window_s: float = WINDOW_S, hop_s: float = HOP_S) -> l
 
 def chosen_windows(window_s: float | None, hop_s: float | None) -> tuple[float, float]:
     """Return window and hop in seconds, with defaults for None. Raises UsageError as `windows`."""
-    window_s = WINDOW_S if window_s is None else window_s
-    hop_s = window_s * HOP_S / WINDOW_S if hop_s is None else hop_s
+    if window_s is None:
+        window_s = WINDOW_S
+    if hop_s is None:
+        hop_s = window_s * HOP_S / WINDOW_S
     _check_windows(window_s, hop_s)
     return window_s, hop_s
 
@@ -183,9 +185,12 @@ def load_groups(
 
     # Models with a frozen encoder share one pass through it. A fine-tuned encoder is loaded when its turn comes, so
     # that one encoder is in memory at a time, and two while one replaces the other.
-    frozen = folders[0].read().frozen
-    for group in [folders] if frozen else [[folder] for folder in folders]:
-        yield load_models([folder.path for folder in group], device, encoder)
+    paths = [folder.path for folder in folders]
+    if not folders[0].read().adaptation.trains_encoder:
+        yield load_models(paths, device, encoder)
+    else:
+        for path in paths:
+            yield load_models([path], device, encoder)
 
 
 def predict_files(

@@ -14,7 +14,7 @@ from cvrunner.records.model_folder import ModelFolder
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.tracking import names
 from cvrunner.tracking.mirror import first_line
-from cvrunner.tracking.mlflow_store import Store, save_pyfunc
+from cvrunner.tracking.mlflow_store import MlflowStore, save_pyfunc
 from cvrunner.tracking.tracker import tracking_uri
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
@@ -51,7 +51,7 @@ def log_model(directory: RunDirectory, condition: str, folder: Path) -> str:
     run, config = directory.read_run(), directory.read_config()
     uri = tracking_uri(config, directory.path.parent)
     try:
-        store = Store(uri)
+        store = MlflowStore(uri)
         experiment = store.experiment(f"{config.tracking.experiment}-{run.protocol}")
         parent = store.find(experiment, names.run_tags(run, "parent", f"{run.key}/{condition}"))
         if parent is None:

@@ -1,1 +1,1 @@
-"""Which trials run, when and where."""
+"""Which trials run, where and when, and what happens after a failure."""

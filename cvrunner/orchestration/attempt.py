@@ -1,19 +1,24 @@
-"""One try at a trial, whatever it runs on: its events, and its failure as the last of them."""
+"""One attempt at a trial: its events, and its failure as the last of them; and the executor without Ray."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from cvrunner.errors import CvrunnerError, MemoryLimitError, NonFiniteError, Stopped, TrialError, TrialInUseError
 from cvrunner.files import PERMANENT, is_transient
 from cvrunner.orchestration.failures import Failure, FailureKind
+from cvrunner.records.results import TrainingFinished, TrialResult
+from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.training.device import default_device
+from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.fold_trainer import Event, FoldTrainer, TrialContext
 from cvrunner.training.trial import Trial
 
-KINDS: tuple[tuple[type[BaseException], FailureKind], ...] = (
+KIND_BY_ERROR: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (Stopped, "stopped"),
     (NonFiniteError, "non_finite"),
     (MemoryLimitError, "permanent"),
@@ -24,19 +29,20 @@ KINDS: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (torch.AcceleratorError, "gpu"),
     (MemoryError, "host_memory"),
 )
-"""The first type that an exception is of says its kind."""
+"""The first type that matches decides, so subclasses come before their bases."""
 
 
-def attempt(trial: Trial, place: TrialContext) -> Iterator[Event | Failure]:
-    """Ends with TrialResult, Trained or Failure, which is made here, where the exception still has its traceback."""
+def attempt(trial: Trial, context: TrialContext) -> Iterator[Event | Failure]:
+    """Train a trial; the last event is a TrialResult, TrainingFinished or Failure."""
+    # The failure is built here, in the process that trains: an exception loses its traceback on the way to the driver.
     try:
-        yield from FoldTrainer(trial, place).run()
+        yield from FoldTrainer(trial, context).run()
     except Exception as error:
         yield classify(error)
 
 
 def classify(error: BaseException) -> Failure:
-    """A Failure from an exception raised by a trial, by its type."""
+    """Return the Failure for an exception raised by a trial, by its type."""
     kind = _kind(error)
     message = str(error) or type(error).__name__
     if isinstance(error, CvrunnerError):
@@ -47,9 +53,49 @@ def classify(error: BaseException) -> Failure:
 
 
 def _kind(error: BaseException) -> FailureKind:
-    for type_, kind in KINDS:
-        if isinstance(error, type_):
+    for error_type, kind in KIND_BY_ERROR:
+        if isinstance(error, error_type):
             return kind
-    if isinstance(error, OSError):
-        return "io" if is_transient(error) else "permanent" if error.errno in PERMANENT else "bug"
+    if isinstance(error, OSError) and is_transient(error):
+        return "io"
+    if isinstance(error, OSError) and error.errno in PERMANENT:
+        return "permanent"
     return "bug"
+
+
+class InlineExecutor:
+    """Runs trials one after the other in this process; a trial advances by one event per poll.
+
+    For `fold`, for debugging, and to check that Ray changes nothing.
+    """
+
+    slots = 1
+
+    def __init__(self, cache_dir: Path, device: torch.device | None = None, chaos: Chaos = NONE) -> None:
+        self.cache_dir = cache_dir
+        self.device = device or default_device()
+        self.chaos = chaos
+        self.current: tuple[Trial, Iterator[Event | Failure]] | None = None
+        self.stopping = False
+
+    def start(self, trial: Trial, directory: TrialDirectory) -> None:
+        context = TrialContext(directory, self.cache_dir, self.device, lambda: self.stopping, self.chaos)
+        self.current = trial, attempt(trial, context)
+
+    def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
+        if self.current is None:
+            return []
+        trial, events = self.current
+        event = next(events)
+        if isinstance(event, Failure | TrialResult | TrainingFinished):
+            self.current = None
+        return [(trial, event)]
+
+    def pause(self, trial: Trial) -> None:
+        """Do nothing: with one slot a pause never ends the run earlier, so the scheduler does not ask for one."""
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def close(self) -> None:
+        self.current = None

@@ -1,4 +1,4 @@
-"""What a trial's events say, as one plain line: the same on the screen and in the log of the process that trains."""
+"""A trial's events as plain lines, the same on the screen and in the log of the process that trains."""
 
 from __future__ import annotations
 
@@ -15,52 +15,47 @@ from cvrunner.records.results import (
     Waiting,
     ccc_label,
 )
+from cvrunner.text import format_bytes, format_score
 
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
 
 
 def format_event(event: Event | Failure, dimensions: Sequence[str]) -> str | None:
-    """One line without the trial's name; None for what is not worth one. `dimensions`: whose CCC is told."""
+    """Return one line without the trial's name; None for events that are not shown. `dimensions`: CCCs to show."""
     match event:
         case Waiting():
             return f"waits for {event.what}"
         case FeatureProgress():
             return f"{event.kind}: {event.done} of {event.shards} shards in the cache"
         case TrialStarted():
-            return started_text(event)
+            return format_start(event)
         case EpochRecord():
             seconds, best = event.train_s + event.validation_s, "  best" if event.best else ""
             return (
                 f"epoch {event.epoch}/{event.epochs}  loss {event.train_loss:.3f}  validation "
-                f"{scores_text(event.validation_ccc, dimensions)}  {seconds:.1f} s{best}"
+                f"{format_ccc(event.validation_ccc, dimensions)}  {seconds:.1f} s{best}"
             )
         case TrialResult():
-            return f"done: test {scores_text(event.test_ccc, dimensions)} at epoch {event.best_epoch}"
+            return f"done: test {format_ccc(event.test_ccc, dimensions)} at epoch {event.best_epoch}"
         case Failure():
             return f"{event.kind.replace('_', ' ')}: {event.message}"
     return None
 
 
-def started_text(event: TrialStarted) -> str:
-    """What is trained, where, and from where on."""
+def format_start(event: TrialStarted) -> str:
+    """Return what is trained, on which device, and from which epoch if it resumes."""
     groups = ", ".join(f"{name} {count:,}" for name, count in event.parameters.groups.items())
-    resumed = (
-        f", goes on in epoch {event.resumed_epoch} after update {event.resumed_update}"
-        if (event.resumed_epoch, event.resumed_update) != (1, 0)
-        else ""
-    )
-    return (
+    text = (
         f"on {event.device} in {event.precision}: {event.parameters.total:,} parameters ({groups}), "
         f"{event.parameters.trainable:,} trained, {event.updates_per_epoch} updates an epoch, saving takes about "
-        f"{event.checkpoint_s:.1f} s ({event.checkpoint_mib:,.0f} MiB){resumed}"
+        f"{event.checkpoint_s:.1f} s ({format_bytes(event.checkpoint_mib * 2**20)})"
     )
+    if (event.resumed_epoch, event.resumed_update) != (1, 0):
+        text += f", resumes in epoch {event.resumed_epoch} after update {event.resumed_update}"
+    return text
 
 
-def scores_text(ccc: Ccc, dimensions: Sequence[str]) -> str:
-    """`CCC-V 0.412  CCC-A 0.553`."""
-    return "  ".join(f"{ccc_label(dimension)} {score_text(ccc.get(dimension))}" for dimension in dimensions)
-
-
-def score_text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def format_ccc(ccc: Ccc, dimensions: Sequence[str]) -> str:
+    """Return `CCC-V 0.4123  CCC-A 0.5531`."""
+    return "  ".join(f"{ccc_label(dimension)} {format_score(ccc.get(dimension))}" for dimension in dimensions)

@@ -1,4 +1,4 @@
-"""How an attempt at a trial can end badly, and what follows from it: one pure decision."""
+"""How an attempt at a trial can fail, and what follows from it: one pure decision."""
 
 from __future__ import annotations
 
@@ -28,35 +28,39 @@ KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
 @dataclass(frozen=True)
 class Failure:
-    """How an attempt at a trial ended, when not with a result."""
+    """The end of an attempt without a result."""
 
     kind: FailureKind
-    """preempted: its node went away; lost: its process died; host_memory: ended by Ray's memory monitor; gpu_memory:
-    no GPU memory outside of an update; gpu: an error of the device; io: a disk or network error that may pass; numbers:
-    loss or gradient not finite; bug: an exception of ours; trial: training went wrong in a way that would only repeat
-    itself; user: configuration, corpus or encoder; stopped: told to, and saved."""
+    """preempted: its node is gone; worker_died: its process is gone; host_memory: killed by Ray's memory monitor;
+    gpu_memory: out of GPU memory outside of an update; gpu: a device error; io: a disk or network error that may pass;
+    non_finite: the loss or a gradient is not finite; bug: an unexpected exception; permanent: training failed in a way
+    that would only repeat itself; configuration: wrong configuration, corpus or encoder; stopped: saved on request."""
     message: str
     details: str = ""
-    """Traceback, where it helps."""
+    """Traceback, if it helps."""
     place: str = ""
-    """File and line that raised it, innermost last: two failures of the same place are the same bug."""
+    """Files and lines of the traceback, innermost last: two failures at the same place are the same bug."""
 
 
 class Decision(enum.Enum):
-    """What to do after a failure."""
+    """What the scheduler does after an event of a trial."""
 
+    CONTINUE = "continue"
+    FINISHED = "finished"
+    PREEMPT = "preempt"
+    """Ask the trial to save and free its slot for a longer one."""
     RETRY = "retry"
     PAUSE = "pause"
-    """It gives its GPU to another trial and goes on later."""
+    """The preempted trial has saved; it resumes later."""
     FAIL = "fail"
-    """This trial; the others go on."""
+    """Give up this trial; the others continue."""
     STOP = "stop"
     ABORT = "abort"
-    """All trials: every other one would meet the same."""
+    """End the run: every other trial would fail in the same way."""
 
     @property
     def comes_back(self) -> bool:
-        """The trial is started again in this run."""
+        """Whether the trial is started again in this run."""
         return self in (Decision.RETRY, Decision.PAUSE)
 
 
@@ -67,19 +71,20 @@ STATUS: dict[Decision, TrialStatus] = {
     Decision.ABORT: "FAILED",
     Decision.STOP: "STOPPED",
 }
+"""Status of a trial after each decision about a failure."""
 
 
 def decide(failure: Failure, earlier: Sequence[Failure], retries: RetriesConfig) -> Decision:
-    """Pure. `earlier`: the trial's failures before this one since it last finished an epoch.
+    """Decide what follows from a failure. `earlier`: the trial's failures since it last finished an epoch.
 
     | kind | decision |
     |---|---|
     | stopped | stop |
-    | user | abort |
-    | trial | fail |
+    | configuration | abort |
+    | permanent | fail |
     | preempted | retry, without limit |
-    | bug | fail where the same place failed before, else as below |
-    | all others | retry as often as `cluster.retries` says for the kind, then fail |
+    | bug | fail if it occurred at the same place before, else as below |
+    | all others | retry as often as `cluster.retries` allows for the kind, then fail |
     """
     match failure.kind:
         case "stopped":

@@ -1,4 +1,4 @@
-"""This machine as Ray will find it: hardware, listening programs, token and cluster. Reads only."""
+"""This machine as Ray will find it: GPUs, hardware, listening programs, token and cluster. Reads only."""
 
 from __future__ import annotations
 
@@ -8,50 +8,63 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import psutil
 
-from cvrunner.orchestration.gpus import gpu_names
 from cvrunner.orchestration.ray_cluster import ask_nodes
 
 CONNECT_S = 1.0
-"""How long a connection may take."""
+"""Longest time to connect to an address."""
 ANSWER_S = 8.0
-"""How long a cluster may take to tell its size, with the start of a process that imports Ray."""
+"""Longest time to ask a cluster for its size, including the start of a process that imports Ray."""
 DEFAULT_PORTS = {"http": 80, "https": 443, "ray": 10001, "": 6379}
 UNIX_PATH_LIMIT = 103 if sys.platform == "darwin" else 107
+MIB = 2**20
 Service = Literal["Ray", "MLflow"]
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """One GPU at one moment, as NVIDIA's driver reports it."""
+
+    name: str
+    used_mib: float
+    total_mib: float
+    utilisation: int | None
+    """Percent of the last moments that it was busy; None: not reported."""
+    others_mib: dict[int, float | None]
+    """Memory of each other process by its pid; None: not reported."""
+
+
+@dataclass(frozen=True)
 class Token:
-    """How Ray is told to ask for a token, and where it is. The token itself is never read."""
+    """Whether Ray asks for a token, and where that is. The token itself is never read."""
 
     auth_mode: str | None
     """RAY_AUTH_MODE."""
     in_environment: bool
     """RAY_AUTH_TOKEN is set and not empty."""
     file: Path
-    """RAY_AUTH_TOKEN_PATH, or Ray's own place."""
+    """RAY_AUTH_TOKEN_PATH, or Ray's default."""
     file_mode: int | None
-    """Permission bits; None: there is no file."""
+    """Permission bits; None: no file."""
     file_chosen: bool
-    """By RAY_AUTH_TOKEN_PATH."""
+    """RAY_AUTH_TOKEN_PATH is set."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """A program of this machine that waits for connections."""
+    """A program on this machine that waits for connections."""
 
     host: str
     port: int
     pid: int | None
-    """None: of another user."""
+    """None: belongs to another user."""
     program: str
     """gcs_server, raylet, dashboard, mlflow, or the process's name."""
     service: Service | None
@@ -60,13 +73,13 @@ class Listener:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The Ray cluster of RAY_ADDRESS, else one that runs on this machine."""
+    """The Ray cluster at RAY_ADDRESS, else one that runs on this machine."""
 
     address: str
     chosen: bool
-    """By RAY_ADDRESS."""
+    """RAY_ADDRESS is set."""
     error: str | None
-    """Why its size is not known."""
+    """Why its size is unknown."""
     nodes: int = 0
     gpus: float = 0.0
     cpus: float = 0.0
@@ -74,26 +87,79 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine itself."""
+    """Cores, memory, GPUs and temporary folders of this machine."""
 
     host: str
     cores: int
     available_bytes: int
-    """Memory that programs can have without swapping."""
+    """Main memory available without swapping."""
     gpus: tuple[str, ...]
-    """Names, from NVIDIA's driver; empty: no driver or no GPU."""
+    """Names, from NVIDIA's driver; empty without a driver or a GPU."""
     shm_bytes: int | None
-    """Free in /dev/shm, where Ray keeps objects; None: there is none on this system."""
+    """Free in /dev/shm, where Ray keeps objects; None: this system has none."""
     temp: str
-    """Under which Ray makes its session folder."""
+    """Folder in which Ray creates its session folder."""
     temp_used: float
-    """Share of that disk that is full, 0..1."""
+    """Used share of that disk, 0..1."""
     socket_path_limit: int
     """Longest path of a Unix socket here, in bytes."""
 
 
+def find_gpus() -> tuple[Gpu, ...]:
+    """Return the GPUs of this machine; empty without a driver."""
+    try:
+        import pynvml  # may be missing, and most commands do not need it
+
+        pynvml.nvmlInit()
+    except Exception:  # no library, no driver, no permission: all the same here
+        return ()
+    try:
+        return tuple(_gpus(pynvml))
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpus(nvml: Any) -> Iterator[Gpu]:
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        try:
+            utilisation = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        except nvml.NVMLError:  # not reported for a MIG slice
+            utilisation = None
+        try:
+            processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        except nvml.NVMLError:
+            processes = []
+        others = {}
+        for process in processes:
+            if process.pid != os.getpid():
+                used = process.usedGpuMemory
+                others[process.pid] = None if used is None else used / MIB
+        name = str(nvml.nvmlDeviceGetName(handle))
+        yield Gpu(name, memory.used / MIB, memory.total / MIB, utilisation, others)
+
+
+def gpu_lines(gpus: Sequence[Gpu]) -> list[str]:
+    """Return a line for each GPU, or one for none. In MiB, as nvidia-smi."""
+    if not gpus:
+        return ["no GPU on this machine"]
+    lines = []
+    for index, gpu in enumerate(gpus):
+        line = f"GPU {index}: {gpu.name}, {gpu.used_mib:,.0f} of {gpu.total_mib:,.0f} MiB used"
+        if gpu.utilisation is not None:
+            line += f", {gpu.utilisation} % busy"
+        if gpu.others_mib:
+            used = {pid: "unknown" if mib is None else f"{mib:,.0f} MiB" for pid, mib in gpu.others_mib.items()}
+            line += f", used by others ({', '.join(f'process {pid}: {amount}' for pid, amount in used.items())})"
+        lines.append(line)
+    return lines
+
+
 def find_token(environment: Mapping[str, str], home: Path) -> Token:
-    """Ray's order: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    """Return Ray's token, looked up in Ray's order: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     chosen = environment.get("RAY_AUTH_TOKEN_PATH")
     file = Path(chosen).expanduser() if chosen else home / ".ray" / "auth_token"
     try:
@@ -106,30 +172,27 @@ def find_token(environment: Mapping[str, str], home: Path) -> Token:
 
 
 def find_listeners() -> tuple[Listener, ...] | None:
-    """All listening TCP sockets. None where the system does not tell."""
+    """Return all listening TCP sockets; None if the system does not show them to this user."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):
         return None
-    return tuple(
-        _listener(connection.laddr.ip, connection.laddr.port, connection.pid)
-        for connection in connections
-        if connection.status == psutil.CONN_LISTEN and connection.laddr
-    )
-
-
-def _listener(host: str, port: int, pid: int | None) -> Listener:
-    name, command = "another program", []
-    if pid is not None:
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            name, command = process.name(), process.cmdline()
-    program, service = recognise(name, command, port)
-    return Listener(host, port, pid, program, service)
+    listeners = []
+    for connection in connections:
+        if connection.status != psutil.CONN_LISTEN or not connection.laddr:
+            continue
+        name, command = "another program", []
+        if connection.pid is not None:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(connection.pid)
+                name, command = process.name(), process.cmdline()
+        program, service = recognise(name, command, connection.laddr.port)
+        listeners.append(Listener(connection.laddr.ip, connection.laddr.port, connection.pid, program, service))
+    return tuple(listeners)
 
 
 def recognise(name: str, command: Sequence[str], port: int) -> tuple[str, Service | None]:
-    """Program and service of a process, by its command line; Ray's workers rename theirs to `ray::...`."""
+    """Return program and service of a process from its command line; Ray's workers rename theirs to `ray::...`."""
     line = " ".join(command)
     start = os.path.basename(command[0]) if command else name
     if start in ("gcs_server", "raylet"):
@@ -137,6 +200,7 @@ def recognise(name: str, command: Sequence[str], port: int) -> tuple[str, Servic
     if start.startswith("ray::"):
         return start.removeprefix("ray::").split()[0], "Ray"
     if "/ray/dashboard/dashboard.py" in line:
+        # The dashboard's process also listens on a second port, for its own metrics.
         return ("dashboard" if f"--port={port}" in command else "dashboard metrics"), "Ray"
     if found := re.search(r"/ray/(?:autoscaler|dashboard|util|_private)/[\w/]*?(\w+)\.py\b| -m ray\.([\w.]+)", line):
         return found.group(1) or found.group(2), "Ray"
@@ -146,7 +210,7 @@ def recognise(name: str, command: Sequence[str], port: int) -> tuple[str, Servic
 
 
 def find_cluster(environment: Mapping[str, str], listeners: Sequence[Listener]) -> Cluster | None:
-    """The cluster of RAY_ADDRESS, else the one whose dashboard listens here, with its size."""
+    """Return the cluster at RAY_ADDRESS, else the one whose dashboard listens here, with its size."""
     chosen = environment.get("RAY_ADDRESS")
     if chosen == "local":
         return None
@@ -165,7 +229,7 @@ def find_cluster(environment: Mapping[str, str], listeners: Sequence[Listener]) 
 
 
 def answers(address: str) -> bool:
-    """Whether somebody listens at `host:port` or a URL."""
+    """Whether a program listens at `host:port` or a URL."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
@@ -176,15 +240,18 @@ def answers(address: str) -> bool:
 
 
 def find_hardware(environment: Mapping[str, str]) -> Hardware:
-    """Cores, memory, GPUs and the places that Ray uses."""
-    temp = environment.get("RAY_TMPDIR") or (environment.get("TMPDIR") if sys.platform == "linux" else None) or "/tmp"  # noqa: S108 (Ray's own)
-    shm = Path("/dev/shm")  # noqa: S108 (Ray's own)
+    """Return cores, memory, GPUs and the folders that Ray uses."""
+    temp = environment.get("RAY_TMPDIR")
+    if not temp and sys.platform == "linux":  # Ray reads TMPDIR only there
+        temp = environment.get("TMPDIR")
+    temp = temp or "/tmp"  # noqa: S108 (Ray's default)
+    shm = Path("/dev/shm")  # noqa: S108 (Ray's default)
     used = shutil.disk_usage(existing_folder(Path(temp)))
     return Hardware(
         host=socket.gethostname(),
         cores=os.cpu_count() or 1,
         available_bytes=psutil.virtual_memory().available,
-        gpus=gpu_names(),
+        gpus=tuple(gpu.name for gpu in find_gpus()),
         shm_bytes=shutil.disk_usage(shm).free if shm.is_dir() else None,
         temp=temp.rstrip("/"),
         temp_used=1 - used.free / used.total if used.total else 0.0,
@@ -193,5 +260,5 @@ def find_hardware(environment: Mapping[str, str]) -> Hardware:
 
 
 def existing_folder(path: Path) -> Path:
-    """The path or the nearest one above it that is there."""
+    """Return the path or its nearest parent that exists."""
     return next(place for place in (path, *path.parents) if os.path.lexists(place))

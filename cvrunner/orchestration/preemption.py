@@ -1,7 +1,7 @@
-"""Which trial gives its GPU to a waiting one at the end of an epoch, so that all GPUs are busy to the end. Pure.
+"""Decide which running trial frees its slot for a waiting one, so that all GPUs stay busy to the end of a run. Pure.
 
-Whole trials, longest first, leave GPUs idle at the end where their number does not fit: ten long ones on eight GPUs
-take as long as sixteen. A trial has a checkpoint after every epoch, so going on later costs only a start.
+Whole trials, longest first, leave GPUs idle at the end if their number does not fit: ten long ones on eight GPUs take
+as long as sixteen. A trial has a checkpoint after every epoch, so pausing it there costs only a new start.
 """
 
 from __future__ import annotations
@@ -18,70 +18,78 @@ from cvrunner.training.trial import Trial
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
 
-LEAD_EPOCHS = 5
-"""By so many epochs of its own a waiting trial must have more left, for changing over costs a start."""
-GAIN = 0.02
-"""And whole trials must take longer than the lower bound by this share ..."""
-GAIN_S = 3.0
-"""... and by so much: an actor that is there begins the next trial within a second or a few."""
+MIN_LEAD_EPOCHS = 5
+"""A waiting trial must have this many epochs more left than the running one, since a pause costs a new start."""
+MIN_GAIN = 0.02
+"""Without a pause, the run must take longer than its lower bound by this share ..."""
+MIN_GAIN_S = 3.0
+"""... and by this much: an idle actor starts the next trial within a few seconds."""
 
 
 class Preemption(Eta):
-    """An observer that knows what each trial has left, and which ones were asked to give way."""
+    """Knows the remaining time of each trial, and which running ones were asked to pause."""
 
     def __init__(self, trials: Sequence[Trial], slots: int) -> None:
         super().__init__(trials, slots)
-        self.paused: set[str] = set()
+        self.asked: set[str] = set()
 
     def event(self, trial: Trial, event: Event) -> None:
         super().event(trial, event)
         if isinstance(event, TrialResult):
-            self.paused.discard(trial.name)
+            self.asked.discard(trial.name)
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         super().failed(trial, failure, decision)
-        self.paused.discard(trial.name)
+        self.asked.discard(trial.name)
 
-    def left_s(self, name: str) -> float:
-        """Seconds of training that a trial has before it; 0 where no epoch of the run was measured yet."""
+    def remaining_training_s(self, name: str) -> float:
+        """Seconds of training left of a trial; 0 before the first measured epoch of the run."""
         return self.trial_remaining_s(name) or 0.0
 
-    def pauses(self, trial: str, running: Collection[str], waiting: Collection[str]) -> bool:
-        """Whether `trial`, which has just ended an epoch, is to give way now; it is then among the `paused`."""
+    def ask_to_pause(self, trial: str, running: Collection[str], waiting: Collection[str]) -> bool:
+        """Whether `trial`, which has just finished an epoch, must pause now; it is then one of `asked`."""
+        if trial in self.asked:
+            return False
         names = (*running, *waiting)
-        left_s = {name: self.left_s(name) for name in names}
-        means = epoch_means_s(list(self.rows.values()))
-        epoch_s = {name: means.get(self.rows[name].condition, max(means.values())) for name in names}
-        # The longest of those that wait have a place already, that of the trials that were asked before.
-        placeless = sorted(waiting, key=left_s.__getitem__, reverse=True)[len(self.paused) :]
-        gives_way = trial not in self.paused and gain(trial, sorted(running), placeless, left_s, epoch_s)
-        self.paused |= {trial} if gives_way else set()
-        return gives_way
+        remaining_s = {name: self.remaining_training_s(name) for name in names}
+        means_s = epoch_means_s(list(self.trials.values()))
+        slowest_s = max(means_s.values())
+        epoch_s = {name: means_s.get(self.trials[name].condition, slowest_s) for name in names}
+        # Each trial already asked to pause frees one slot; the longest waiting trials get those, so only the rest
+        # count here.
+        others = sorted(waiting, key=remaining_s.__getitem__, reverse=True)[len(self.asked) :]
+        # `running` is a set: sorted, its sum does not depend on the order of hashes.
+        if not pause_ends_run_earlier(trial, sorted(running), others, remaining_s, epoch_s):
+            return False
+        self.asked.add(trial)
+        return True
 
 
-def gain(
+def pause_ends_run_earlier(
     trial: str,
     running: Sequence[str],
     waiting: Sequence[str],
-    left_s: Mapping[str, float],
+    remaining_s: Mapping[str, float],
     epoch_s: Mapping[str, float],
 ) -> bool:
-    """Whether the run ends earlier when `trial`, one of the `running`, goes on after the longest of the `waiting`.
+    """Whether the run ends earlier if `trial`, one of the `running`, resumes only after the longest of the `waiting`.
 
-    `left_s`: seconds of training that each has before it; `epoch_s`: of each one's epoch.
+    `remaining_s`: seconds of training left of each trial; `epoch_s`: seconds of one of its epochs.
     """
-    if not waiting or not left_s[trial]:
+    if not waiting or not remaining_s[trial]:
         return False
-    longest = max(waiting, key=left_s.__getitem__)
-    if left_s[longest] <= left_s[trial] + LEAD_EPOCHS * epoch_s[longest]:
+    longest = max(waiting, key=remaining_s.__getitem__)
+    if remaining_s[longest] <= remaining_s[trial] + MIN_LEAD_EPOCHS * epoch_s[longest]:
         return False
-    before, after = [left_s[name] for name in running], [left_s[name] for name in waiting]
-    at_best = max(sum(before + after) / len(running), *before, *after)
-    return whole_trials_s(before, after) > max((1 + GAIN) * at_best, at_best + GAIN_S)
+    running_s, waiting_s = [remaining_s[name] for name in running], [remaining_s[name] for name in waiting]
+    # No schedule is shorter than all work spread evenly, or than the longest trial.
+    lower_bound_s = max(sum(running_s + waiting_s) / len(running), *running_s, *waiting_s)
+    required_s = max((1 + MIN_GAIN) * lower_bound_s, lower_bound_s + MIN_GAIN_S)
+    return makespan_without_pauses_s(running_s, waiting_s) > required_s
 
 
-def whole_trials_s(running: Sequence[float], waiting: Sequence[float]) -> float:
-    """Seconds until all have ended, when the waiting ones begin longest first and none is interrupted."""
+def makespan_without_pauses_s(running: Sequence[float], waiting: Sequence[float]) -> float:
+    """Seconds until all trials have ended if the waiting ones start longest first and none is interrupted."""
     ends = list(running)
     heapq.heapify(ends)
     for seconds in sorted(waiting, reverse=True):

@@ -1,8 +1,8 @@
-"""Trials as one-GPU actors on Ray.
+"""Run trials as one-GPU actors on Ray.
 
-A pool of actors, one a slot, each taking one trial after the other: an actor costs seconds of imports to start. Events
-come back as a streaming generator, so a trial's epochs are seen as they end. An actor whose trial failed is replaced,
-never restarted by Ray, so that what is tried again is decided in one place.
+There is a pool of actors, one per slot, and each takes one trial after the other, since starting an actor costs seconds
+of imports. Events come back as a streaming generator, so an epoch is seen as soon as it ends. An actor whose trial
+failed is replaced, never restarted by Ray: `failures.decide` alone decides what is tried again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError, ClusterLostError
 from cvrunner.files import write_atomically
-from cvrunner.orchestration.capacity import capacity, logical_gpus
 from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Failure
+from cvrunner.orchestration.resources import capacity, logical_gpus
 from cvrunner.records.results import TrainingFinished, TrialResult, Waiting, WorkerStarted
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.faults import NONE, Chaos
@@ -32,13 +32,13 @@ from cvrunner.training.trial import Trial
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
 
-# Ray folds lines that differ only in numbers; those are the ones a user wants.
+# Set before Ray is imported, which reads them then. Ray merges lines that differ only in numbers, such as epochs.
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
-    # Ray colours the names of actors everywhere, also in files.
+    # Ray would colour the names of actors even in files.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
 if "RAY_ADDRESS" not in os.environ:
-    # A Ray of our own on one machine: without this its ports listen to the whole network, whatever address it is given.
+    # A Ray of our own must listen on loopback only; without this it ignores the address that it is given.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import ray
@@ -46,11 +46,11 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskErr
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LOOK_EVERY_S = 2.0
-"""How often the size of the cluster is looked at."""
+"""Seconds between two looks at the cluster's size."""
 ANSWER_S = 5.0
-"""How long a node has to accept a connection."""
+"""Longest time for a node to accept a connection."""
 PATIENCE_S = 20.0
-"""How long an attempt may wait for a GPU before it is said what it waits for."""
+"""Seconds that an attempt waits for a GPU before this is reported."""
 
 
 class FoldActor:
@@ -60,14 +60,17 @@ class FoldActor:
         self.label = label
         self.stopping = threading.Event()
         self.pausing: str | None = None
+        """Name of the trial that was asked to pause."""
 
-    # Ray asks once, when the actor has begun. The trial it works on is its task's name, and stands in every log line.
+    # Ray asks only once, when the actor starts, so this cannot name the trial; every log line does.
     def __repr__(self) -> str:
         return self.label
 
     def run(self, trial: Trial, directory: TrialDirectory, cache_dir: Path, chaos: Chaos) -> Any:
-        """A generator of the trial's events; the last one is its result or its failure."""
+        """Yield the trial's events; the last one is its result or its failure."""
         yield WorkerStarted(host=socket.gethostname(), node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
+        # Imported here because they import torch, which takes seconds: the driver does without it, and reports the
+        # worker before.
         from cvrunner.orchestration.attempt import attempt
         from cvrunner.training.device import default_device
         from cvrunner.training.fold_trainer import TrialContext
@@ -75,17 +78,21 @@ class FoldActor:
         def should_stop() -> bool:
             return self.stopping.is_set() or self.pausing == trial.name
 
-        place = TrialContext(directory, cache_dir, default_device(), should_stop, chaos)
-        for event in attempt(trial, place):
-            _log(trial, event)
+        context = TrialContext(directory, cache_dir, default_device(), should_stop, chaos)
+        for event in attempt(trial, context):
+            # Printed lines are the actor's log in Ray's dashboard.
+            if text := format_event(event, (*trial.config.corpus.dimensions, "avg")):
+                print(f"{time.strftime('%H:%M:%S')}  {trial.name}  {text}", flush=True)
+            if isinstance(event, Failure) and event.details:
+                print(event.details, flush=True)
             yield event
         self.pausing = None
 
-    # On a thread of its own, so that it is heard while a trial runs. Cancelling the task would end its stream at once,
-    # and the driver could not wait for what the trial still saves.
+    # These run on a second thread ("control"), so that they are heard while a trial trains. Cancelling the task instead
+    # would end its stream of events at once, and the driver could not wait for what the trial still saves.
     @ray.method(concurrency_group="control")
     def pause(self, trial_name: str) -> None:
-        """Ask this trial to save and end, where it still runs; the actor is used again."""
+        """Ask this trial to save and end, if it still runs; the actor is used again."""
         self.pausing = trial_name
 
     @ray.method(concurrency_group="control")
@@ -95,17 +102,17 @@ class FoldActor:
 
     @ray.method(concurrency_group="control")
     def read(self, directory: TrialDirectory) -> dict[str, bytes]:
-        """The files of a finished trial by their place in its folder, the result last."""
+        """Return the files of a finished trial by their path in its folder, the result last."""
         return {str(path.relative_to(directory.path)): path.read_bytes() for path in directory.kept}
 
 
 @dataclass
 class Slot:
-    """An actor and what is known of it."""
+    """An actor and where it runs."""
 
     actor: Any
     node: str | None = None
-    """Ray's id of the node it runs on, once it has said so."""
+    """Ray's id of its node; None until the actor has reported it."""
 
 
 @dataclass
@@ -114,24 +121,24 @@ class Attempt:
 
     trial: Trial
     directory: TrialDirectory
-    there: TrialDirectory
-    """The same on the actor's node."""
+    node_directory: TrialDirectory
+    """Its folder on the actor's node; the same as `directory` unless nodes share no disk."""
     slot: int
     events: Any
     nodes: list[str]
-    """Alive when it began."""
-    since: float = field(default_factory=time.monotonic)
+    """Nodes that were alive when it started."""
+    started: float = field(default_factory=time.monotonic)
     placed: bool = False
     """Its actor has a process."""
-    said: bool = False
-    """What it waits for."""
+    wait_reported: bool = False
 
 
 class RayExecutor:
-    """As many slots as the cluster has room for, at most `wanted`; a cluster may grow and shrink meanwhile.
+    """Runs as many trials at a time as the cluster holds, at most `most`; the cluster may grow and shrink meanwhile.
 
-    Joins the cluster of RAY_ADDRESS (set in a Ray job), else starts Ray on this machine: its GPUs, or, where there are
-    none, one logical GPU for each core or share of cores. `places`: by trial, the node that may have its checkpoint.
+    Joins the cluster at RAY_ADDRESS (set in a Ray job), else starts Ray on this machine with its GPUs, or without any
+    GPU with one logical GPU per trial's share of the cores. `places`: node that may have each trial's checkpoint.
+    Raises ClusterError if not even one trial fits, ClusterLostError if Ray is gone.
     """
 
     def __init__(
@@ -139,18 +146,19 @@ class RayExecutor:
         run: str,
         cluster: ClusterConfig,
         cache_dir: Path,
-        wanted: int,
+        most: int,
         chaos: Chaos = NONE,
         places: Mapping[str, str] | None = None,
     ) -> None:
         self.run = run
         self.cluster = cluster
         self.cache_dir = cache_dir
-        self.wanted = min(wanted, cluster.max_concurrent or wanted)
+        self.most = min(most, cluster.max_concurrent or most)
         self.chaos = chaos
         self.places = dict(places or {})
         self.occupied: dict[int, Slot] = {}
         self.broken: list[Any] = []
+        """Actors on GPUs with errors; alive only to keep these GPUs from being used."""
         self.made = 0
         self.attempts: list[Attempt] = []
         self.started_ray = not ray.is_initialized()
@@ -159,9 +167,9 @@ class RayExecutor:
         here = alive_nodes().get(ray.get_runtime_context().get_node_id())
         try:
             if here is None:
-                raise ClusterLostError("Ray has died on this node before it began; the same command tries again")
+                raise ClusterLostError("Ray died on this node before the run began; the same command tries again")
             self.here = here
-            self.room = capacity(ray.cluster_resources(), cluster)  # type: ignore[no-untyped-call]
+            self.capacity = capacity(ray.cluster_resources(), cluster)  # type: ignore[no-untyped-call]
         except (ClusterError, ClusterLostError):
             self.close()
             raise
@@ -169,44 +177,51 @@ class RayExecutor:
 
     @property
     def slots(self) -> int:
-        """At least one: with nothing left, a trial waits until the cluster has a node again."""
+        """At least one: with no node left, a trial waits until the cluster has one again."""
         self._look()
-        return max(1, min(self.room - len(self.broken), self.wanted))
+        return max(1, min(self.capacity - len(self.broken), self.most))
 
     def _look(self) -> None:
-        """How much room the cluster has by now. Raises ClusterLostError where Ray itself is gone."""
-        if time.monotonic() - self.looked > LOOK_EVERY_S:
-            self.looked = time.monotonic()
-            if not _answers(self.here):
-                raise ClusterLostError(
-                    "Ray has died on this node; what the trials saved is safe, and the same command continues"
-                )
-            try:
-                self.room = capacity(ray.cluster_resources(), self.cluster)  # type: ignore[no-untyped-call]
-            except ClusterError:
-                self.room = 0
+        """Update the cluster's capacity. Raises ClusterLostError if Ray itself is gone."""
+        if time.monotonic() - self.looked <= LOOK_EVERY_S:
+            return
+        self.looked = time.monotonic()
+        # A plain connection fails at once, where Ray's own calls to a dead server block for most of a minute.
+        if not _answers(self.here):
+            raise ClusterLostError(
+                "Ray has died on this node; what the trials saved is safe, and the same command continues"
+            )
+        try:
+            self.capacity = capacity(ray.cluster_resources(), self.cluster)  # type: ignore[no-untyped-call]
+        except ClusterError:
+            self.capacity = 0
 
     def start(self, trial: Trial, directory: TrialDirectory) -> None:
         node_dir = self.cluster.node_dir
-        there = directory if node_dir is None else TrialDirectory(Path(node_dir) / self.run / trial.name)
-        index = self._slot(trial)
+        node_directory = directory if node_dir is None else TrialDirectory(Path(node_dir) / self.run / trial.name)
+        index = self._choose_slot(trial)
         method = self.occupied[index].actor.run.options(name=trial.name, num_returns="streaming")
-        events = method.remote(trial, there, self.cache_dir, self.chaos)
-        self.attempts.append(Attempt(trial, directory, there, index, events, list(alive_nodes())))
+        events = method.remote(trial, node_directory, self.cache_dir, self.chaos)
+        self.attempts.append(Attempt(trial, directory, node_directory, index, events, list(alive_nodes())))
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
         if not self.attempts:
             return []
         self._look()
         ready, _ = ray.wait([attempt.events for attempt in self.attempts], timeout=timeout_s, fetch_local=False)
-        happened: list[tuple[Trial, Event | Failure]] = []
+        found: list[tuple[Trial, Event | Failure]] = []
         for attempt in [a for a in self.attempts if a.events in ready]:
-            event = self._next(attempt)
-            happened.append((attempt.trial, event))
-            if isinstance(event, (Failure, TrialResult, TrainingFinished)):
+            event = self._next_event(attempt)
+            found.append((attempt.trial, event))
+            if isinstance(event, Failure | TrialResult | TrainingFinished):
                 self.attempts.remove(attempt)
         self._free_idle()
-        return happened + [(a.trial, self._waiting(a)) for a in self.attempts if self._waits(a)]
+        for attempt in self.attempts:
+            waited_s = time.monotonic() - attempt.started
+            if not attempt.placed and not attempt.wait_reported and waited_s > PATIENCE_S:
+                attempt.wait_reported = True
+                found.append((attempt.trial, Waiting(what=self._missing_resources())))
+        return found
 
     def pause(self, trial: Trial) -> None:
         for attempt in self.attempts:
@@ -225,22 +240,23 @@ class RayExecutor:
 
     # --- actors ------------------------------------------------------------------------------------------------------
 
-    def _slot(self, trial: Trial) -> int:
-        """A free slot with an actor: on the trial's own node where there is one."""
+    def _choose_slot(self, trial: Trial) -> int:
+        """Return a slot with an idle actor, if possible on the node that has the trial's checkpoint and features."""
         idle, node = self._idle(), self.places.get(trial.name)
         for index in idle:
             if node in (None, self.occupied[index].node):
                 return index
-        empty = set(range(len(self.occupied) + 1)) - set(self.occupied)
+        # No idle actor is on that node. If a slot is left, a new actor there is worth its start; if not, it would wait
+        # for the GPU that an idle actor holds, so that one must do.
         if idle and len(self.occupied) >= self.slots:
             return idle[0]
-        index = min(empty)
+        index = min(set(range(len(self.occupied) + 1)) - set(self.occupied))
         self.occupied[index] = Slot(self._new_actor(node))
         return index
 
     def _free_idle(self) -> None:
-        """An actor without a trial must not hold the GPU that another one waits for."""
-        if any(not a.placed and time.monotonic() - a.since > LOOK_EVERY_S for a in self.attempts):
+        """End actors without a trial while another one waits for a GPU, which one of them may hold."""
+        if any(not a.placed and time.monotonic() - a.started > LOOK_EVERY_S for a in self.attempts):
             for index in self._idle():
                 ray.kill(self.occupied.pop(index).actor)
 
@@ -250,8 +266,9 @@ class RayExecutor:
         return [index for index in self.occupied if index not in busy]
 
     def _new_actor(self, node: str | None) -> Any:
-        if self.broken and self.room <= len(self.broken):
-            ray.kill(self.broken.pop(0))  # no other GPU is left
+        # With no other GPU left, one that had an error is better than none.
+        if self.broken and self.capacity <= len(self.broken):
+            ray.kill(self.broken.pop(0))
         self.made += 1
         label = f"fold-trainer-{self.made}"
         options: dict[str, Any] = {
@@ -263,80 +280,72 @@ class RayExecutor:
             "name": label,
             "namespace": self.run,
         }
-        if node is not None and ray.util.get_current_placement_group() is None:  # whose bundles have their nodes
+        # Soft: if that node is gone or full, the trial starts elsewhere. The bundles of a placement group, which a
+        # sweep uses, have their nodes already.
+        if node is not None and ray.util.get_current_placement_group() is None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
         return ray.remote(**options)(FoldActor).remote(label)
 
-    def _give_up(self, index: int, failure: Failure) -> None:
-        """The actor of a failed attempt is not used again."""
-        actor = self.occupied.pop(index).actor
-        if failure.kind == "gpu":
-            self.broken.append(actor)  # alive, it holds its GPU, so that nobody gets it
-        else:
-            ray.kill(actor)
-
     # --- events ------------------------------------------------------------------------------------------------------
 
-    def _next(self, attempt: Attempt) -> Event | Failure:
+    def _next_event(self, attempt: Attempt) -> Event | Failure:
         attempt.placed = True
         try:
             event: Event | Failure = ray.get(next(attempt.events))
             if isinstance(event, TrialResult):
-                self._bring(attempt, event)
+                self._fetch_files(attempt, event)
         except RayTaskError as error:
-            from cvrunner.orchestration.attempt import classify
+            from cvrunner.orchestration.attempt import classify  # imports torch, which the driver rarely needs
 
             event = classify(error.cause if isinstance(error.cause, BaseException) else error)
         except (RayError, StopIteration) as error:
-            event = self._lost(attempt, error)
+            event = self._classify_loss(attempt, error)
         if isinstance(event, WorkerStarted):
             self.occupied[attempt.slot].node = self.places[attempt.trial.name] = event.node
+        # After a stop or a pause the process is sound. After any other failure its memory or its GPU may not be, so
+        # the next attempt gets a new process.
         if isinstance(event, Failure) and event.kind != "stopped":
-            self._give_up(attempt.slot, event)
+            actor = self.occupied.pop(attempt.slot).actor
+            if event.kind == "gpu":
+                self.broken.append(actor)
+            else:
+                ray.kill(actor)
         return event
 
-    def _bring(self, attempt: Attempt, result: TrialResult) -> None:
-        """The files of a trial from a node whose disk is not ours; the result last, as everywhere."""
+    def _fetch_files(self, attempt: Attempt, result: TrialResult) -> None:
+        """Copy a trial's files from a node whose disk is not shared; the result last, since it marks a whole trial."""
         if attempt.directory.result(result.key) is None:
-            files: dict[str, bytes] = ray.get(self.occupied[attempt.slot].actor.read.remote(attempt.there))
+            actor = self.occupied[attempt.slot].actor
+            files: dict[str, bytes] = ray.get(actor.read.remote(attempt.node_directory))
             for name, content in files.items():
                 write_atomically(attempt.directory.path / name, content)
 
-    def _lost(self, attempt: Attempt, error: Exception) -> Failure:
+    def _classify_loss(self, attempt: Attempt, error: Exception) -> Failure:
+        """Return why an actor is gone: memory, its node, or its process alone."""
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if isinstance(error, OutOfMemoryError):
             return Failure("host_memory", f"ended by Ray's memory monitor: {reason}")
-        # An actor that never had a process was to have it on any of the nodes that were there.
+        # Ray often reports only a dead actor, and takes a while to call its node dead, so the nodes are asked here. An
+        # actor that never had a process could have been meant for any node that was alive at the start.
         node, alive = self.occupied[attempt.slot].node, alive_nodes()
-        gone = any(n not in alive or not _answers(alive[n]) for n in ([node] if node else attempt.nodes))
+        suspects = [node] if node else attempt.nodes
+        gone = any(one not in alive or not _answers(alive[one]) for one in suspects)
         if isinstance(error, NodeDiedError) or getattr(error, "preempted", False) or gone:
             self.places.pop(attempt.trial.name, None)
             return Failure("preempted", f"its node is gone: {reason}")
         return Failure("worker_died", f"its process is gone: {reason}")
 
-    def _waits(self, attempt: Attempt) -> bool:
-        return not attempt.placed and not attempt.said and time.monotonic() - attempt.since > PATIENCE_S
-
-    def _waiting(self, attempt: Attempt) -> Waiting:
-        attempt.said = True
+    def _missing_resources(self) -> str:
         have, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-        return Waiting(
-            what=f"{self.cluster.gpus_per_trial:g} GPU and {self.cluster.cpus_per_trial} CPU on one node: of the "
+        return (
+            f"{self.cluster.gpus_per_trial:g} GPU and {self.cluster.cpus_per_trial} CPU on one node: of the "
             f"cluster's {have.get('GPU', 0):g} GPU {free.get('GPU', 0):g} are free, of its {have.get('CPU', 0):g} CPU "
             f"{free.get('CPU', 0):g}"
         )
 
 
-def _log(trial: Trial, event: Event | Failure) -> None:
-    """A line for the dashboard's view of the actor's log; with the traceback, where something broke."""
-    if text := format_event(event, (*trial.config.corpus.dimensions, "avg")):
-        print(f"{time.strftime('%H:%M:%S')}  {trial.name}  {text}", flush=True)
-    if isinstance(event, Failure) and event.details:
-        print(event.details, flush=True)
-
-
 def alive_nodes() -> dict[str, dict[str, Any]]:
-    """What Ray knows of each node that it takes to be there, by id."""
+    """Return Ray's record of each node that it considers alive, by id."""
     return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
@@ -349,18 +358,15 @@ def _answers(node: dict[str, Any]) -> bool:
 
 
 def connect(run: str, cluster: ClusterConfig) -> None:
-    """Join the cluster of RAY_ADDRESS, or start Ray for this machine alone."""
+    """Join the cluster at RAY_ADDRESS, or start Ray for this machine alone."""
     verbose = logging.getLogger().isEnabledFor(logging.INFO)
-    common: dict[str, Any] = {
-        "namespace": run,
-        "log_to_driver": verbose,
-        "logging_level": "INFO" if verbose else "ERROR",
-    }
+    level = "INFO" if verbose else "ERROR"
+    common: dict[str, Any] = {"namespace": run, "log_to_driver": verbose, "logging_level": level}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**common)
         return
     cores = os.cpu_count() or 1
-    # Where there is a driver, Ray counts the GPUs itself.
+    # With a driver, Ray counts the GPUs itself.
     gpus = None if Path("/dev/nvidiactl").exists() else logical_gpus(cores, cluster)
     ray.init(
         address="local",

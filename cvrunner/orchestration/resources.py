@@ -1,15 +1,14 @@
-"""Which GPUs a run would have: of the cluster, of this machine, or of one that is only thought of."""
+"""GPUs a run could have, in a cluster, on this machine or on a hypothetical one, and how many trials they hold."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError, UsageError
-from cvrunner.orchestration.capacity import capacity, logical_gpus
 from cvrunner.orchestration.machine import find_cluster, find_listeners
 
 NODE_GPUS = 8
@@ -18,7 +17,7 @@ SEVERAL_NODES = 4
 
 @dataclass(frozen=True)
 class Resources:
-    """Some GPUs, and how many trials they take at a time."""
+    """GPUs, and how many trials run on them at a time."""
 
     name: str
     nodes: int
@@ -27,13 +26,16 @@ class Resources:
 
 
 def possible_resources(cluster: ClusterConfig, gpus: int | None, environment: Mapping[str, str]) -> list[Resources]:
-    """The GPUs that are there, or so many as are wanted, first; then one node of 8 and a cluster of 4 such nodes.
+    """Return the resources found, or `gpus` GPUs if given, then one node of 8 GPUs and a cluster of 4 such nodes.
 
-    Raises UsageError for less than one GPU, ClusterError where RAY_ADDRESS does not answer or a trial does not fit.
+    Raises UsageError for less than one GPU, ClusterError if RAY_ADDRESS does not answer or a trial does not fit.
     """
-    if gpus is not None and gpus < 1:
+    if gpus is None:
+        first = found_resources(cluster, environment)
+    elif gpus < 1:
         raise UsageError(f"--gpus {gpus}: must be 1 or more")
-    first = found_resources(cluster, environment) if gpus is None else hypothetical("as given", 1, gpus, cluster)
+    else:
+        first = hypothetical("as given", 1, gpus, cluster)
     others = [
         hypothetical("a node", 1, NODE_GPUS, cluster),
         hypothetical(f"{SEVERAL_NODES} nodes", SEVERAL_NODES, SEVERAL_NODES * NODE_GPUS, cluster),
@@ -42,13 +44,13 @@ def possible_resources(cluster: ClusterConfig, gpus: int | None, environment: Ma
 
 
 def hypothetical(name: str, nodes: int, gpus: int, cluster: ClusterConfig) -> Resources:
-    """GPUs that are not looked for, with cores enough."""
+    """Return a hypothetical machine with `gpus` GPUs and enough CPU cores for its trials."""
     cores = math.ceil(gpus / cluster.gpus_per_trial) * cluster.cpus_per_trial
     return _resources(name, nodes, gpus, cores, cluster)
 
 
 def found_resources(cluster: ClusterConfig, environment: Mapping[str, str]) -> Resources:
-    """Those of RAY_ADDRESS; without it this machine's, or, as `all-folds` starts Ray, a logical one per share of cores.
+    """Return the resources of the cluster at RAY_ADDRESS, else of this machine, as `all-folds` would use them.
 
     Raises ClusterError.
     """
@@ -57,13 +59,51 @@ def found_resources(cluster: ClusterConfig, environment: Mapping[str, str]) -> R
         if ray.error is not None:
             raise ClusterError(f"RAY_ADDRESS {ray.address}: {ray.error}. Start Ray there, unset it, or give --gpus N")
         return _resources("the cluster", ray.nodes, ray.gpus, ray.cpus, cluster)
-    import torch
+    import torch  # seconds of start-up that a cluster or --gpus does not need
 
     cores, real = os.cpu_count() or 1, torch.cuda.device_count()
-    gpus = real or logical_gpus(cores, cluster)
-    return _resources("this machine" if real else "this machine, logical", 1, gpus, cores, cluster)
+    if real:
+        return _resources("this machine", 1, real, cores, cluster)
+    return _resources("this machine, logical", 1, logical_gpus(cores, cluster), cores, cluster)
 
 
 def _resources(name: str, nodes: int, gpus: float, cpus: float, cluster: ClusterConfig) -> Resources:
     slots = capacity({"GPU": gpus, "CPU": cpus}, cluster)
     return Resources(name, nodes, int(gpus), min(slots, cluster.max_concurrent or slots))
+
+
+# --- how many trials they hold ----------------------------------------------------------------------------------------
+
+
+def logical_gpus(cores: int, cluster: ClusterConfig) -> int:
+    """Number of GPUs to declare to Ray on a machine without any: one for each trial's share of the cores."""
+    return max(1, cores // cluster.cpus_per_trial)
+
+
+def trials_that_fit(gpus: float, cpus: float, cluster: ClusterConfig) -> int:
+    """Number of trials that fit at a time; may be 0."""
+    # 1e-9: three trials of a third of a GPU fit into one, whatever the rounding.
+    return min(math.floor(gpus / cluster.gpus_per_trial + 1e-9), math.floor(cpus / cluster.cpus_per_trial))
+
+
+def capacity_by_node(nodes: Iterable[Mapping[str, float]], cluster: ClusterConfig) -> int:
+    """Number of trials that these nodes hold at a time, each trial on one node. Raises ClusterError if it is 0."""
+    resources = [dict(node) for node in nodes]
+    room = sum(trials_that_fit(node.get("GPU", 0.0), node.get("CPU", 0.0), cluster) for node in resources)
+    if room < 1:
+        largest = max(resources, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)), default={})
+        return capacity(largest, cluster)  # raises
+    return room
+
+
+def capacity(resources: Mapping[str, float], cluster: ClusterConfig) -> int:
+    """Number of trials that resources (`GPU`, `CPU`) hold at a time. Raises ClusterError if it is 0."""
+    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+    room = trials_that_fit(gpus, cpus, cluster)
+    if room < 1:
+        raise ClusterError(
+            f"a trial needs {cluster.gpus_per_trial:g} GPU and {cluster.cpus_per_trial} CPU; the cluster has "
+            f"{gpus:g} GPU and {cpus:g} CPU. Lower cluster.gpus_per_trial or cluster.cpus_per_trial, or start Ray with "
+            "more: without real GPUs, `ray start --head --num-gpus 8` gives logical ones"
+        )
+    return room

@@ -1,11 +1,12 @@
-"""Running the trials: a loop that carries out what `failures.decide` says.
+"""Run trials on an executor: `TrialQueue` decides, `run_trials` carries the decisions out.
 
-It knows executors only by their protocol, so it is the same on Ray, in this process, and in tests.
+The queue does no I/O and reads no clock, and the loop knows executors only by their protocol, so both work the same on
+Ray, in this process and in tests.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +18,9 @@ from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.trial import Trial
 
 if TYPE_CHECKING:
-    from cvrunner.training.fold_trainer import Event  # and torch with it, which the driver does without
+    from cvrunner.training.fold_trainer import Event  # imports torch, which the driver does not need
+
+POLL_S = 0.5
 
 
 class Executor(Protocol):
@@ -25,7 +28,7 @@ class Executor(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many trials run at a time."""
+        """Number of trials that run at a time."""
         ...
 
     def start(self, trial: Trial, directory: TrialDirectory) -> None:
@@ -33,7 +36,10 @@ class Executor(Protocol):
         ...
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
-        """What has happened, waiting at most so long; a TrialResult, Trained or a Failure ends the attempt."""
+        """Return new events, waiting for at most `timeout_s`.
+
+        An attempt ends with a TrialResult, TrainingFinished or Failure.
+        """
         ...
 
     def pause(self, trial: Trial) -> None:
@@ -45,12 +51,12 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all resources."""
         ...
 
 
 class Observer(Protocol):
-    """Who wants to know: screen, run.json, tracking."""
+    """Follows the trials: screen, run.json, tracking."""
 
     def attempt(self, trial: Trial, number: int) -> None:
         """An attempt begins; numbers count from 1."""
@@ -59,6 +65,89 @@ class Observer(Protocol):
     def event(self, trial: Trial, event: Event) -> None: ...
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None: ...
+
+
+class TrialQueue:
+    """The trials that wait or run, and the decision after each event. Pure.
+
+    Trials start in the order given. A failed one leaves the others alone. With `preemption`, a running trial may free
+    its slot for a longer one at the end of an epoch.
+    """
+
+    def __init__(self, trials: Sequence[Trial], retries: RetriesConfig, preemption: Preemption | None = None) -> None:
+        self.retries = retries
+        self.preemption = preemption
+        self.waiting = deque(trials)
+        self.running: set[str] = set()
+        self.attempts: Counter[str] = Counter()
+        self.failures: dict[str, list[Failure]] = {}
+        """Failures of each trial since it last finished an epoch."""
+        self.limit = len(trials)
+        """Most trials at a time; reduced when the host runs out of memory."""
+        self.stopping = False
+        self.aborted: Failure | None = None
+        """The failure that ends the run for all trials."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing runs and nothing will be started."""
+        return not self.running and (self.stopping or not self.waiting)
+
+    def stop(self) -> None:
+        """Start no more trials."""
+        self.stopping = True
+
+    def start(self, slots: int) -> tuple[Trial, int] | None:
+        """Take the next trial, which now counts as running, with the number of its attempt; None: start nothing."""
+        if self.stopping or not self.waiting or len(self.running) >= min(slots, self.limit):
+            return None
+        trial = self.waiting.popleft()
+        self.running.add(trial.name)
+        self.attempts[trial.name] += 1
+        if self.preemption:
+            self.preemption.attempt(trial, self.attempts[trial.name])
+        return trial, self.attempts[trial.name]
+
+    def handle(self, trial: Trial, event: Event | Failure) -> Decision:
+        """Take note of an event of a running trial and decide what follows from it."""
+        if isinstance(event, Failure):
+            return self._handle_failure(trial, event)
+        if self.preemption:
+            self.preemption.event(trial, event)
+        if isinstance(event, TrialResult | TrainingFinished):
+            self.running.discard(trial.name)
+            return Decision.FINISHED
+        if isinstance(event, EpochRecord):
+            # An epoch was saved, so the next failure cannot repeat the earlier ones without progress.
+            self.failures.pop(trial.name, None)
+            waiting = [other.name for other in self.waiting]
+            if self.preemption and self.preemption.ask_to_pause(trial.name, self.running, waiting):
+                return Decision.PREEMPT
+        return Decision.CONTINUE
+
+    def _handle_failure(self, trial: Trial, failure: Failure) -> Decision:
+        self.running.discard(trial.name)
+        earlier = self.failures.setdefault(trial.name, [])
+        decision = decide(failure, earlier, self.retries)
+        earlier.append(failure)
+        if preemption := self.preemption:
+            # A preempted trial ends like a stopped one. In a run that is stopping, it does not resume either.
+            if decision is Decision.STOP and trial.name in preemption.asked and not self.stopping:
+                decision = Decision.PAUSE
+            preemption.failed(trial, failure, decision)
+            if decision is Decision.PAUSE:
+                self.attempts[trial.name] -= 1  # it resumes the same attempt
+                # The free slot must go to the trial that it was freed for, the one with the most time left.
+                by_time_left = sorted([*self.waiting, trial], key=lambda t: -preemption.remaining_training_s(t.name))
+                self.waiting = deque(by_time_left)
+        if decision is Decision.RETRY:
+            self.waiting.appendleft(trial)  # its place in the order: it began before all that wait
+        elif decision is Decision.ABORT:
+            self.aborted = self.aborted or failure
+        if failure.kind == "host_memory":
+            # As many trials as still run did fit; one more would end in the same way.
+            self.limit = max(1, len(self.running))
+        return decision
 
 
 def run_trials(
@@ -70,54 +159,30 @@ def run_trials(
     should_stop: Callable[[], bool] = lambda: False,
     preemption: Preemption | None = None,
 ) -> Failure | None:
-    """Run trials in order until each has a result, has failed or was stopped; a failed one leaves the others alone.
+    """Run trials until each has a result, has failed or was stopped. See TrialQueue.
 
-    With `preemption`, trials give way to one another at the ends of epochs where that ends the run earlier. Returns
-    the failure that ended the run for all of them, where there was one.
+    Returns the failure that ended the run for all of them, if there was one.
     """
-    observers = [*observers, preemption] if preemption else observers
-    waiting = deque(trials)
-    running: set[str] = set()
-    attempts: dict[str, int] = {}
-    failures: dict[str, list[Failure]] = {}  # of each trial, since it last finished an epoch
-    most = len(trials)
-    stopping, aborted = False, None
-    while running or (waiting and not stopping):
-        if not stopping and (aborted or should_stop()):
-            stopping = True
+    queue = TrialQueue(trials, retries, preemption)
+    while not queue.is_finished:
+        if not queue.stopping and (queue.aborted or should_stop()):
+            queue.stop()
             executor.stop()
-        while waiting and not stopping and len(running) < min(executor.slots, most):
-            trial = waiting.popleft()
-            attempts[trial.name] = attempts.get(trial.name, 0) + 1
-            running.add(trial.name)
+        while started := queue.start(executor.slots):
             for observer in observers:
-                observer.attempt(trial, attempts[trial.name])
-            executor.start(trial, directory(trial))
-        for trial, event in executor.poll(timeout_s=0.5):
-            if not isinstance(event, Failure):
-                for observer in observers:
-                    observer.event(trial, event)
-                if isinstance(event, (TrialResult, TrainingFinished)):
-                    running.discard(trial.name)
-                elif isinstance(event, EpochRecord):
-                    failures.pop(trial.name, None)
-                    if preemption and preemption.pauses(trial.name, running, [t.name for t in waiting]):
-                        executor.pause(trial)
-                continue
-            running.discard(trial.name)
-            earlier = failures.setdefault(trial.name, [])
-            paused = preemption and trial.name in preemption.paused and event.kind == "stopped" and not stopping
-            decision = Decision.PAUSE if paused else decide(event, earlier, retries)
-            earlier.append(event)
-            for observer in observers:
-                observer.failed(trial, event, decision)
-            if decision is Decision.RETRY:
-                waiting.appendleft(trial)
-            if preemption and decision is Decision.PAUSE:
-                attempts[trial.name] -= 1
-                waiting = deque(sorted([*waiting, trial], key=lambda t: -preemption.left_s(t.name)))
-            if decision is Decision.ABORT:
-                aborted = aborted or event
-            if event.kind == "host_memory":
-                most = max(1, len(running))
-    return aborted
+                observer.attempt(*started)
+            executor.start(started[0], directory(started[0]))
+        for trial, event in executor.poll(POLL_S):
+            decision = queue.handle(trial, event)
+            _notify(observers, trial, event, decision)
+            if decision is Decision.PREEMPT:
+                executor.pause(trial)
+    return queue.aborted
+
+
+def _notify(observers: Sequence[Observer], trial: Trial, event: Event | Failure, decision: Decision) -> None:
+    for observer in observers:
+        if isinstance(event, Failure):
+            observer.failed(trial, event, decision)
+        else:
+            observer.event(trial, event)

@@ -1,4 +1,4 @@
-"""Which trials a run has, in which order, and what it is called."""
+"""The trials of a run, their order, and the key of the run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cvrunner.encoders.files import find_encoder
 from cvrunner.training.trial import Trial
 
 UNFROZEN_COST = 10.0
-"""An unfrozen epoch takes several times a frozen one; only the order depends on it."""
+"""An unfrozen epoch takes several times as long as a frozen one; only the order depends on it."""
 
 
 def plan_trials(config: Config, corpus: Corpus, folds: Sequence[Fold]) -> list[Trial]:
-    """Every condition x fold x seed, longest first, so that the last ones to end are short.
+    """Return every condition x fold x seed, longest first.
 
     Raises EncoderError and ConfigError before anything is trained.
     """
@@ -29,15 +29,16 @@ def plan_trials(config: Config, corpus: Corpus, folds: Sequence[Fold]) -> list[T
             for seed in resolved.train.seeds
             for fold in folds
         ]
+    # Longest first: the last trials to end are short, so few GPUs are idle at the end.
     return sorted(trials, key=cost, reverse=True)
 
 
 def cost(trial: Trial) -> float:
-    """How long a trial takes, in units of its own: seconds of audio x epochs, more when the encoder trains."""
+    """Return a relative cost of a trial: seconds of audio x epochs, more if the encoder is trained."""
     seconds = sum(u.duration_s for u in trial.fold.train)
-    return seconds * trial.config.train.epochs * (1.0 if trial.frozen else UNFROZEN_COST)
+    return seconds * trial.config.train.epochs * (UNFROZEN_COST if trial.adaptation.trains_encoder else 1.0)
 
 
 def run_key(trials: Sequence[Trial]) -> str:
-    """Hash of the trials' keys and names: the same command on the same data and code gives the same run."""
+    """Return a hash of the trials' keys and names: the same command on the same data and code gives the same run."""
     return digest(sorted([trial.name, trial.key] for trial in trials))[:32]

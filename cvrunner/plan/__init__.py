@@ -1,1 +1,1 @@
-"""What a run would cost, before it is started."""
+"""Estimate what a run would cost before it is started."""

@@ -1,39 +1,227 @@
-"""The command `plan`."""
+"""The command `plan`: measured costs per condition, disk, and the run on several sets of GPUs, on one screen."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cvrunner.config.sections import Claim
+from cvrunner.orchestration.resources import possible_resources
+from cvrunner.orchestration.trials import plan_trials
+from cvrunner.run.estimate import (
+    TOLERANCE,
+    Assignment,
+    ConditionForecast,
+    Disk,
+    Forecast,
+    RunOnResources,
+    Schedule,
+    as_json,
+    forecast,
+)
 from cvrunner.run.prepare import prepare
+from cvrunner.text import DASH, Table, format_bytes, format_duration, line_printer, plural, tables_as_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cvrunner.training.probe import ConditionProbe
 
-def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, as_json: bool, console: Console) -> int:
-    """What the run would cost, from real updates of each condition; trains nothing and keeps nothing."""
+WIDTH = 100
+BAR = 64
+"""Columns of a bar, which stands for the whole run."""
+
+
+def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, json: bool, console: Console) -> int:
+    """Estimate what the run would cost, from real updates of each condition; trains nothing and keeps nothing."""
     prepared = prepare(config_path, overrides)
-    from cvrunner.orchestration.resources import possible_resources
-    from cvrunner.orchestration.trials import plan_trials
-    from cvrunner.plan.text import plan_text
-    from cvrunner.run import estimate
+    resources = possible_resources(prepared.config.cluster, gpus, os.environ)
+    trials = plan_trials(prepared.config, prepared.corpus, prepared.folds)
+    # Imported here because they import torch, which takes seconds: a wrong configuration is reported before.
     from cvrunner.training.device import default_device
     from cvrunner.training.probe import hardest, probe, resident_mib
 
-    places = possible_resources(prepared.config.cluster, gpus, os.environ)
-    trials = plan_trials(prepared.config, prepared.corpus, prepared.folds)
+    # All conditions are compared with the size of the process before the first one.
     device, base_mib, probes = default_device(), resident_mib(), []
     with tempfile.TemporaryDirectory(prefix="cvrunner-plan-") as folder:
         for condition in prepared.config.conditions:
             print(f"{condition}: a few real updates on {device.type} ...", file=sys.stderr, flush=True)
             trial = hardest(t for t in trials if t.condition == condition)
             probes.append(probe(trial, device, Path(folder), base_mib))
-    found = estimate.forecast(trials, prepared.corpus.utterances, probes, places)
-    text = estimate.as_json(found) if as_json else plan_text(found)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    found = forecast(trials, prepared.corpus.utterances, probes, resources)
+    line_printer(console)(as_json(found) if json else plan_text(found))
     return 0
+
+
+def plan_text(found: Forecast) -> str:
+    """Return the whole screen; its last line is the answer."""
+    first = found.runs[0]
+    parts = [
+        textwrap.fill(_heading(found), WIDTH),
+        _with_lines(conditions_table(found), [textwrap.fill(note, WIDTH) for note in _notes(found)]),
+        _with_lines(resources_table(found), _bars(found)),
+        f"all-folds would take about {format_duration(first.total_s)} on {_gpus(first)}",
+    ]
+    return "\n\n".join(parts)
+
+
+def _with_lines(table: Table, lines: Sequence[str]) -> str:
+    return tables_as_text([table], WIDTH, "\n".join(lines)).rstrip("\n")
+
+
+def conditions_table(found: Forecast) -> Table:
+    """Return a row for each condition: what was measured, and what others stated."""
+    memory = found.conditions[0].probe.memory
+    columns = ["condition", "typical", "longest", f"{memory} memory", "largest batch_size", "epoch", "trial"]
+    rows = []
+    for condition in found.conditions:
+        probe = condition.probe
+        rows.append(
+            [
+                probe.condition,
+                f"{probe.typical.step_s:.3g} s",
+                f"{probe.longest.step_s:.3g} s",
+                format_bytes(probe.peak_memory_mib * 2**20),
+                str(probe.fits or "no limit"),
+                format_duration(condition.epoch_s),
+                format_duration(condition.trial_s),
+            ]
+        )
+    if any(condition.stated for condition in found.conditions):
+        columns += ["stated memory", "stated epoch"]
+        rows = [row + _stated(condition) for row, condition in zip(rows, found.conditions, strict=True)]
+    return Table("Measured per condition: a typical update, the longest one, memory, an epoch, a trial", columns, rows)
+
+
+def resources_table(found: Forecast) -> Table:
+    """Return a row for each set of GPUs."""
+    columns = ["GPUs", "makespan", "at best", "idle", f"fits on idle GPUs, run at most {100 * TOLERANCE:g} % longer"]
+    rows = []
+    for run in found.runs:
+        extra = [plural(run.seeds, "seed")] if run.seeds else []
+        extra += [f"{plural(count, 'condition')} like {name}" for name, count in run.conditions.items() if count]
+        rows.append(
+            [
+                f"{run.resources.name}: {_gpus(run)}",
+                format_duration(run.schedule.makespan_s),
+                format_duration(run.schedule.lower_bound_s),
+                f"{100 * run.schedule.idle_share:.0f} %",
+                ", or ".join(extra) or "nothing more",
+            ]
+        )
+    return Table("The run", columns, rows)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _heading(found: Forecast) -> str:
+    probe = found.conditions[0].probe
+    counts = [(len(found.conditions), "condition"), (found.folds, "fold"), (found.seeds, "seed")]
+    product = " x ".join(plural(number, word) for number, word in counts)
+    text = (
+        f"{found.trials} trials ({product}), at most {plural(found.epochs, 'epoch')}. Measured on {probe.device} in "
+        f"{probe.precision}; nothing was trained."
+    )
+    if probe.memory == "host":
+        text += " Memory is host memory, the growth of this process, as there is no GPU here; on a GPU it differs."
+    return text
+
+
+def _notes(found: Forecast) -> Iterator[str]:
+    first = found.conditions[0].probe
+    yield (
+        f"An update has {first.longest.utterances} utterances in micro-batches of {first.batch_size}: the typical one "
+        f"of up to {first.typical.longest_s:.1f} s of audio each, the longest of up to {first.longest.longest_s:.1f} s."
+    )
+    for condition in found.conditions:
+        yield from _batch_size_notes(condition.probe)
+    if any(condition.stated for condition in found.conditions) or found.also_stated:
+        also = "".join(f"; {claim.name}: {_claimed(claim)}" for claim in found.also_stated)
+        yield f"Stated by others, not measured here{also}. Source: {found.source or 'not given'}."
+    filling = format_duration(found.runs[0].features_s)
+    yield f"{_disk(found.disk)} Filling the feature cache takes {filling} once on each node."
+
+
+def _batch_size_notes(probe: ConditionProbe) -> Iterator[str]:
+    if probe.batch_size < probe.configured:
+        yield (
+            f"{probe.condition}: train.batch_size {probe.configured} does not fit the longest batch; measured with "
+            f"{probe.batch_size}, to which exact accumulation would reduce it."
+        )
+    if probe.larger_mib:
+        sizes = [f"{format_bytes(mib * 2**20)} at batch_size {size}" for size, mib in probe.larger_mib.items()]
+        yield f"{probe.condition}: {', '.join(sizes)}."
+
+
+def _disk(disk: Disk) -> str:
+    features = ", ".join(f"{format_bytes(size)} {kind}" for kind, size in disk.features.items())
+    return (
+        f"Disk: features {format_bytes(sum(disk.features.values()))} on each node ({features}); checkpoints at most "
+        f"{format_bytes(disk.checkpoints)} at a time; weights in the results {format_bytes(disk.weights)}."
+    )
+
+
+def _stated(condition: ConditionForecast) -> list[str]:
+    by_quantity = {claim.quantity: _claimed(claim) for claim in condition.stated}
+    return [by_quantity.get("memory_gb", DASH), by_quantity.get("minutes_per_epoch", DASH)]
+
+
+def _claimed(claim: Claim) -> str:
+    unit = "GB" if claim.quantity == "memory_gb" else "min"
+    upper = "" if claim.high is None else f" to {claim.high:g}"
+    return f"{claim.low:g}{upper} {unit}"
+
+
+def _gpus(run: RunOnResources) -> str:
+    gpus, slots = run.resources.gpus, run.resources.slots
+    return plural(gpus, "GPU") if slots == gpus else f"{plural(gpus, 'GPU')}, {slots} trials at a time"
+
+
+# --- bars -------------------------------------------------------------------------------------------------------------
+
+
+def _bars(found: Forecast) -> list[str]:
+    """Return a bar for each GPU; GPUs with the same conditions in the same order share one."""
+    letters = _letters([condition.probe.condition for condition in found.conditions])
+    legend = ", ".join(f"{letter} {name}" for name, letter in letters.items())
+    lines = [f"Each trial begins with its letter ({legend}); dots are idle."]
+    for run in found.runs:
+        lines.append(f"{run.resources.name}: {_gpus(run)}")
+        lines += _bars_of(run.schedule, letters)
+    return lines
+
+
+def _bars_of(schedule: Schedule, letters: dict[str, str]) -> Iterator[str]:
+    rows = [schedule.of_gpu(gpu) for gpu in range(schedule.gpus)]
+    for conditions, alike in groupby(rows, key=lambda row: [one.job.condition for one in row]):
+        same = list(alike)
+        idle = "" if conditions else "  idle"
+        # Of GPUs that share a bar, the one that ends last stands for all.
+        shown = max(same, key=lambda row: row[-1].end_s if row else 0.0)
+        yield f"  {len(same):>3} x {bar_of(shown, schedule.makespan_s, letters)}{idle}"
+
+
+def bar_of(assignments: Sequence[Assignment], makespan_s: float, letters: dict[str, str]) -> str:
+    """Return the BAR columns of one GPU."""
+    bar = ["."] * BAR
+    for one in assignments:
+        begin, end = (round(at / makespan_s * BAR) for at in (one.start_s, one.end_s))
+        bar[begin:end] = "=" * (end - begin)
+        # A trial that is too short for a column shows its letter all the same.
+        bar[min(begin, BAR - 1)] = letters[one.job.condition]
+    return "".join(bar)
+
+
+def _letters(conditions: Sequence[str]) -> dict[str, str]:
+    """Return a letter for each condition: its first if these differ, else a, b, c."""
+    first = [name[0].upper() for name in conditions]
+    if len(set(first)) == len(first):
+        return dict(zip(conditions, first, strict=True))
+    return {name: chr(ord("a") + index % 26) for index, name in enumerate(conditions)}

@@ -55,7 +55,7 @@ def with_current_names(data: Any, renames: Renames) -> Any:
     """Return parsed JSON or YAML with this version's names. Pure; what has another shape is left as it is."""
     # In the order of the table: `tune.space` has its new name before its keys are renamed.
     for place, names in renames.items():
-        data = _renamed(data, place.split(".") if place else [], names)
+        data = _renamed(data, [key for key in place.split(".") if key], names)
     return data
 
 
@@ -68,4 +68,4 @@ def _renamed(data: Any, place: Sequence[str], names: Names) -> Any:
     if not place:
         return {names.get(key, key): value for key, value in data.items()}
     first, rest = place[0], place[1:]
-    return {key: _renamed(value, rest, names) if first in ("*", key) else value for key, value in data.items()}
+    return data | {key: _renamed(value, rest, names) for key, value in data.items() if first in ("*", key)}

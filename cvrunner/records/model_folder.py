@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import cvrunner
+from cvrunner.config.adaptation import Adaptation, adaptation_of
 from cvrunner.config.sections import Dimension, ModelConfig
 from cvrunner.errors import ResultsError
 from cvrunner.records import legacy
@@ -58,8 +59,9 @@ class ModelDescription(Record):
     """Trained on cvrunner's own synthetic corpus."""
 
     @property
-    def frozen(self) -> bool:
-        return self.model.freeze_speech_encoder
+    def adaptation(self) -> Adaptation:
+        """How the encoder was adapted."""
+        return adaptation_of(self.model)
 
     @property
     def name(self) -> str:
@@ -112,7 +114,7 @@ def model_card(
         f"---\n{_front_matter(description, scores, corpus_format)}\n---\n",
         f"# {description.condition}/{description.name}\n",
         f"{', '.join(description.dimensions).capitalize()} of speech, on a scale of {description.scale[0]:g} to "
-        f"{description.scale[1]:g}: {'frozen' if description.frozen else 'fine-tuned'} WavLM with a Mamba head.",
+        f"{description.scale[1]:g}: {description.adaptation.label} WavLM with a Mamba head.",
         *([SYNTHETIC] if description.synthetic else []),
         "\n| CCC | validation | test |\n|---|---|---|",
         *[f"| {name} | {format_score(validation)} | {format_score(test)} |" for name, validation, test in scores],
@@ -159,5 +161,7 @@ def _front_matter(
 
 def _encoder(description: ModelDescription) -> str:
     revision = f" at {description.encoder_revision}" if description.encoder_revision else ""
-    kept = "no weights of it in this folder" if description.frozen else "only what was trained of it in this folder"
+    kept = "only what was trained of it in this folder"
+    if not description.adaptation.trains_encoder:
+        kept = "no weights of it in this folder"
     return f"{description.model.encoder}{revision}, digest `{description.encoder_digest}`; {kept}"

@@ -38,7 +38,7 @@ class Record(BaseModel):
         """Parse a record, also one that an earlier version wrote. Raises ResultsError naming `where`."""
         try:
             if cls.renames:
-                # What is not JSON at all is left for pydantic, which names the position.
+                # Text that is not JSON is left to pydantic, whose message names the position.
                 with contextlib.suppress(ValueError, RecursionError):
                     text = json.dumps(legacy.with_current_names(json.loads(text), cls.renames))
             return cls.model_validate_json(text)

@@ -25,6 +25,9 @@ from cvrunner.records import legacy
 from cvrunner.records.model_folder import ModelFolder
 from cvrunner.records.results import RunRecord, Summary, TrialResult
 
+GENERATIONS = 2
+"""Number of checkpoints that a running trial keeps."""
+
 
 def trial_name(condition: str, fold: int, seed: int) -> str:
     """Return a trial's name, such as `frozen/fold-1/seed-0`, which is also its folder in the run."""

@@ -35,7 +35,7 @@ def all_folds(
 ) -> int:
     """Train every condition x fold x seed on Ray; continues an interrupted run, repeats nothing that is done."""
     directory = run_all_folds(prepare(config_path, overrides), new, quiet, console, chaos)
-    return 0 if directory.read_run().status == "COMPLETE" else 1
+    return int(directory.read_run().status != "COMPLETE")
 
 
 def run_all_folds(
@@ -45,7 +45,7 @@ def run_all_folds(
     with open_run(experiment, new, quiet, console, chaos) as run:
         pending = run.pending(run.trials)
         announce(run, run.trials, pending)
-        conclude(run, train_on_ray(run, pending, chaos) if pending else None)
+        conclude(run, train_on_ray(run, pending, chaos))
         return run.store.directory
 
 
@@ -76,12 +76,15 @@ def one_fold(
 
         def make_executor() -> Executor:
             # It imports torch, which takes seconds; a fold that is done does not need it.
-            from cvrunner.orchestration.inline_executor import InlineExecutor
+            from cvrunner.orchestration.attempt import InlineExecutor
 
             return InlineExecutor(experiment.cache_dir, device, chaos)
 
-        code = conclude(run, train(run, pending, make_executor) if pending else None)
-        return max(code, 1) if run.pending(chosen) else 0
+        code = conclude(run, train(run, pending, make_executor))
+        # The run may lack other folds; the exit code is about the chosen one.
+        if run.pending(chosen):
+            return max(code, 1)
+        return 0
 
 
 def gpu_device(gpu: int | None) -> torch.device | None:

@@ -1,67 +1,211 @@
-"""What a run would cost, from what was measured of each condition: time, memory, disk, and on which GPUs. Pure."""
+"""Time, memory and disk that a run would take, and its schedule on different GPUs. Pure, and without torch.
+
+A schedule follows the run: longest trials first, each on the GPU that is free first.
+"""
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cvrunner.config.sections import Claim
 from cvrunner.data.utterance import Utterance
-from cvrunner.orchestration.makespan import Job, Timetable, longest_first, room_for, timetable
 from cvrunner.orchestration.resources import Resources
 from cvrunner.orchestration.trials import cost
-from cvrunner.training.checkpoint import GENERATIONS
-from cvrunner.training.probe import ConditionProbe, FeaturePass
+from cvrunner.records.run_directory import GENERATIONS
 from cvrunner.training.trial import Trial
+
+if TYPE_CHECKING:
+    from cvrunner.training.probe import ConditionProbe, FeaturePass  # imports torch, which `doctor` does without
+
+TOLERANCE = 0.05
+"""Share by which more trials may lengthen a run and still count as filling idle GPUs only."""
+MOMENTS = 2
+"""Values that the optimizer keeps for each trained weight."""
+FEATURE_ITEM_BYTES = 2
+"""Features are float16."""
+CONV_FRAMES_PER_S = 50.0
+
+
+# --- sizes on disk ----------------------------------------------------------------------------------------------------
+
+
+def checkpoint_bytes(trained_bytes: int) -> int:
+    """Return the size of a checkpoint: the trained weights and their moments."""
+    return (1 + MOMENTS) * trained_bytes
+
+
+def most_checkpoint_bytes(trials: Iterable[tuple[int, int]], slots: int) -> int:
+    """Return the most that checkpoints take at a time, with `slots` trials running.
+
+    `trials`: size of a checkpoint and of the trained weights of each trial, which it keeps for each generation: the
+    checkpoint and the weights of its best epoch.
+    """
+    sizes = (GENERATIONS * (checkpoint + trained) for checkpoint, trained in trials)
+    return sum(sorted(sizes, reverse=True)[:slots])
+
+
+def conv_bytes_per_s(channels: int) -> float:
+    """Return the size of the front-end's features per second of audio."""
+    return FEATURE_ITEM_BYTES * channels * CONV_FRAMES_PER_S
+
+
+def hidden_bytes_per_s(states: int, width: int, frame_rate_hz: float) -> float:
+    """Return the size of cached hidden states per second of audio."""
+    return FEATURE_ITEM_BYTES * states * width * frame_rate_hz
+
+
+def feature_bytes(bytes_per_s: float, audio_s: float) -> int:
+    """Return the size of the features of `audio_s` seconds of audio."""
+    return int(bytes_per_s * audio_s)
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to schedule."""
+
+    name: str
+    condition: str
+    cost: float
+    """The run orders trials by it, the highest first."""
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A job on a GPU; times since the start of the run."""
+
+    job: Job
+    gpu: int
+    """From 0."""
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All jobs on all GPUs."""
+
+    gpus: int
+    assignments: tuple[Assignment, ...]
+    """In the order in which they start."""
+
+    @property
+    def makespan_s(self) -> float:
+        """Time from the start of the first job to the end of the last."""
+        return max((one.end_s for one in self.assignments), default=0.0)
+
+    @property
+    def work_s(self) -> float:
+        """Duration of all jobs together."""
+        return sum(one.job.duration_s for one in self.assignments)
+
+    @property
+    def idle_s(self) -> float:
+        """GPU time until the end of the run in which nothing is trained."""
+        return self.gpus * self.makespan_s - self.work_s
+
+    @property
+    def idle_share(self) -> float:
+        """Idle share of the GPU time, 0..1."""
+        return self.idle_s / (self.gpus * self.makespan_s) if self.makespan_s else 0.0
+
+    @property
+    def lower_bound_s(self) -> float:
+        """No schedule of whole trials is shorter than all work spread evenly, or than the longest trial."""
+        return max(self.work_s / self.gpus, *(one.job.duration_s for one in self.assignments), 0.0)
+
+    def of_gpu(self, gpu: int) -> tuple[Assignment, ...]:
+        """Return the assignments of one GPU in order."""
+        return tuple(one for one in self.assignments if one.gpu == gpu)
+
+
+def assign(jobs: Sequence[Job], gpus: int) -> Schedule:
+    """Assign jobs in the order given, each to the GPU that is free first; of several, to the first."""
+    free = [(0.0, gpu) for gpu in range(gpus)]
+    assignments = []
+    for job in jobs:
+        start_s, gpu = heapq.heappop(free)
+        assignments.append(Assignment(job, gpu, start_s, start_s + job.duration_s))
+        heapq.heappush(free, (start_s + job.duration_s, gpu))
+    return Schedule(gpus, tuple(assignments))
+
+
+def max_extra(block: Sequence[Job], jobs: Sequence[Job], gpus: int) -> int:
+    """Return how many times `block` can be added to `jobs` before the run takes longer by more than TOLERANCE.
+
+    `block`: the trials of one more seed, or of one more condition. Raises ValueError for a block that takes no time, as
+    it could be added without end.
+    """
+    if not sum(job.duration_s for job in block) > 0:
+        raise ValueError("a block of jobs must take some time")
+    limit_s = (1 + TOLERANCE) * assign(jobs, gpus).makespan_s
+    count, more = 0, [*jobs, *block]
+    while assign(longest_first(more), gpus).makespan_s <= limit_s:
+        count, more = count + 1, [*more, *block]
+    return count
+
+
+def longest_first(jobs: Sequence[Job]) -> list[Job]:
+    """Return jobs in the order of a run."""
+    return sorted(jobs, key=lambda job: job.cost, reverse=True)
+
+
+# --- the estimate -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ConditionForecast:
-    """A condition: what was measured, and what follows for its trials."""
+    """What was measured of a condition, and what follows for its trials."""
 
     probe: ConditionProbe
     epoch_s: float
     """Mean over its trials."""
     trial_s: float
+    """Mean over its trials."""
     stated: tuple[Claim, ...]
-    """What others said of its memory and time: never measured here."""
+    """Memory and time that others stated for it; never measured here."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes, in an empty cache and an empty results folder."""
+    """Bytes, starting from an empty cache and an empty results folder."""
 
     features: Mapping[str, int]
-    """By kind; on each node."""
+    """Per kind; on each node."""
     checkpoints: int
-    """At most at a time, on the GPUs that the run would have."""
+    """Most at a time, on the GPUs that the run would have."""
     weights: int
-    """What stays in the results."""
+    """Trained weights that stay in the results."""
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The run on some GPUs."""
+class RunOnResources:
+    """The run on certain GPUs."""
 
     resources: Resources
-    timetable: Timetable
+    schedule: Schedule
     features_s: float
-    """Filling the cache before training, all GPUs of a node together."""
+    """Filling the cache before training, with all GPUs of a node."""
     seeds: int
-    """How many more seeds of everything would leave the run as long as it is, but for 5 %."""
+    """Number of further seeds of everything that lengthen the run by at most TOLERANCE."""
     conditions: Mapping[str, int]
-    """The same for more conditions, by the one that they would be like."""
+    """The same for further conditions, by the condition that they would be like."""
 
     @property
     def total_s(self) -> float:
-        return self.features_s + self.timetable.makespan_s
+        return self.features_s + self.schedule.makespan_s
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """All that `plan` tells."""
+    """Everything that `plan` shows."""
 
     trials: int
     folds: int
@@ -70,26 +214,26 @@ class Forecast:
     """The most of any condition; training may stop early."""
     conditions: tuple[ConditionForecast, ...]
     disk: Disk
-    schedules: tuple[Schedule, ...]
-    """The first is the one that the run would have."""
+    runs: tuple[RunOnResources, ...]
+    """The first is on the GPUs that the run would have."""
     also_stated: tuple[Claim, ...]
     """Claims about settings that are no condition of this run."""
     source: str
-    """Where the claims come from."""
+    """Source of the claims."""
 
 
 def forecast(
     trials: Sequence[Trial],
     corpus: Sequence[Utterance],
     probes: Sequence[ConditionProbe],
-    places: Sequence[Resources],
+    resources: Sequence[Resources],
 ) -> Forecast:
-    """For `trials` in the order of the run, a probe for each condition, and the GPUs that they would run on."""
+    """Estimate a run. `trials` in its order, a probe for each condition, and the GPUs that it would run on."""
     by_condition = {probe.condition: probe for probe in probes}
     jobs = [Job(t.name, t.condition, cost(t), by_condition[t.condition].trial_s(t)) for t in trials]
-    passes = {(one.kind, one.key): one for probe in probes for one in probe.features}
+    # Conditions with the same features, and utterances with the same audio, share them in the cache.
+    passes = list({(one.kind, one.key): one for probe in probes for one in probe.features}.values())
     audio_s = sum(u.duration_s for u in {u.audio_digest: u for u in corpus}.values())
-    schedules = tuple(_schedule(trials, jobs, resources, audio_s, list(passes.values())) for resources in places)
     reference = trials[0].config.reference
     stated = [claim for claim in reference.claims if not claim.quantity.startswith("ccc")]
     return Forecast(
@@ -98,20 +242,19 @@ def forecast(
         seeds=len({t.seed for t in trials}),
         epochs=max(t.config.train.epochs for t in trials),
         conditions=tuple(_condition(probe, trials, stated) for probe in probes),
-        disk=_disk(trials, by_condition, list(passes.values()), audio_s, places[0].slots),
-        schedules=schedules,
+        disk=_disk(trials, by_condition, passes, audio_s, resources[0].slots),
+        runs=tuple(_run(trials, jobs, one, audio_s, passes) for one in resources),
         also_stated=tuple(claim for claim in stated if claim.condition not in by_condition),
         source=reference.source,
     )
 
 
 def as_json(found: Forecast) -> str:
-    """All fields, times in seconds, and the sums that `Timetable` makes of its own."""
+    """Return all fields, times in seconds, and the values that a Schedule computes."""
     data: dict[str, Any] = asdict(found)
-    for row, schedule in zip(data["schedules"], found.schedules, strict=True):
-        table = schedule.timetable
-        row["total_s"], row["makespan_s"] = schedule.total_s, table.makespan_s
-        row["bound_s"], row["idle_share"] = table.bound_s, table.idle_share
+    for row, run in zip(data["runs"], found.runs, strict=True):
+        row["total_s"], row["makespan_s"] = run.total_s, run.schedule.makespan_s
+        row["lower_bound_s"], row["idle_share"] = run.schedule.lower_bound_s, run.schedule.idle_share
     for row, condition in zip(data["conditions"], found.conditions, strict=True):
         row["stated"] = [claim.model_dump() for claim in condition.stated]
     data["also_stated"] = [claim.model_dump() for claim in found.also_stated]
@@ -137,24 +280,28 @@ def _disk(
 ) -> Disk:
     features: dict[str, int] = {}
     for one in passes:
-        features[one.kind] = features.get(one.kind, 0) + int(one.size * audio_s)
+        features[one.kind] = features.get(one.kind, 0) + feature_bytes(one.size, audio_s)
     each = [probes[trial.condition] for trial in trials]
-    kept = sorted((GENERATIONS * (p.checkpoint_bytes + p.trained_bytes) for p in each), reverse=True)
-    return Disk(features, checkpoints=sum(kept[:slots]), weights=sum(p.trained_bytes for p in each))
+    return Disk(
+        features,
+        checkpoints=most_checkpoint_bytes([(p.checkpoint_bytes, p.trained_bytes) for p in each], slots),
+        weights=sum(p.trained_bytes for p in each),
+    )
 
 
-def _schedule(
+def _run(
     trials: Sequence[Trial], jobs: Sequence[Job], resources: Resources, audio_s: float, passes: Sequence[FeaturePass]
-) -> Schedule:
+) -> RunOnResources:
     one_seed = [job for job, trial in zip(jobs, trials, strict=True) if trial.seed == trial.config.train.seeds[0]]
     alike: dict[str, list[Job]] = {}
     for job in jobs:
         alike.setdefault(job.condition, []).append(job)
-    at_work = max(1, min(resources.slots, len(jobs)) // resources.nodes)
-    return Schedule(
+    # Each node fills its own cache, with the trials that it runs at the start.
+    filling = max(1, min(resources.slots, len(jobs)) // resources.nodes)
+    return RunOnResources(
         resources,
-        timetable(longest_first(jobs), resources.slots),
-        features_s=sum(one.cost for one in passes) * audio_s / at_work,
-        seeds=room_for(one_seed, jobs, resources.slots),
-        conditions={name: room_for(block, jobs, resources.slots) for name, block in alike.items()},
+        assign(longest_first(jobs), resources.slots),
+        features_s=sum(one.cost for one in passes) * audio_s / filling,
+        seeds=max_extra(one_seed, jobs, resources.slots),
+        conditions={name: max_extra(block, jobs, resources.slots) for name, block in alike.items()},
     )

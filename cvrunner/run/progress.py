@@ -92,7 +92,7 @@ class Progress:
         for column in ("trial", "state", "epoch", *map(ccc_label, self.dimensions), "s/epoch"):
             is_text = column in ("trial", "state")
             table.add_column(column, justify="left" if is_text else "right")
-        for name, row in self.eta.rows.items():
+        for name, row in self.eta.trials.items():
             scores = [format_score(row.ccc.get(d)) for d in self.dimensions]
             seconds = f"{row.epoch_s[-1]:.1f}" if row.epoch_s else ""
             style = {"done": "green", "failed": "red", "waiting": "dim"}.get(row.state, "")

@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 
 from cvrunner import paths
 from cvrunner.errors import ClusterError, ClusterLostError, CvrunnerError, ResultsError, Stopped, UsageError
-from cvrunner.orchestration.gauges import Gauges
 from cvrunner.orchestration.preemption import Preemption
 from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT
+from cvrunner.orchestration.ray_metrics import Gauges
 from cvrunner.orchestration.scheduler import Executor, Observer, run_trials
 from cvrunner.orchestration.trials import plan_trials
 from cvrunner.records.results import RunRecord, RunStatus, Summary
@@ -31,8 +31,7 @@ from cvrunner.run.prepare import Experiment
 from cvrunner.run.progress import Progress
 from cvrunner.run.store import RunStore
 from cvrunner.text import line_printer
-from cvrunner.tracking.observer import TrackingObserver
-from cvrunner.tracking.tracker import Tracker, tracker_for
+from cvrunner.tracking.tracker import RunTracker, tracker_for
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.floor import floor_record
@@ -51,7 +50,7 @@ class Run:
     experiment: Experiment
     store: RunStore
     trials: list[Trial]
-    tracker: Tracker
+    tracker: RunTracker
     console: Console
     quiet: bool = False
 
@@ -128,8 +127,10 @@ def stop_window(hint: str = "") -> str:
     )
 
 
-def train_on_ray(run: Run, pending: Sequence[Trial], chaos: Chaos = NONE) -> Outcome:
-    """Train the trials as Ray actors, with gauges that Ray exports."""
+def train_on_ray(run: Run, pending: Sequence[Trial], chaos: Chaos = NONE) -> Outcome | None:
+    """Train the trials as Ray actors, with gauges that Ray exports; None if there is nothing to train."""
+    if not pending:
+        return None
     # Ray takes half a second to import, which a run with nothing left to train does not need.
     from cvrunner.orchestration import ray_executor, ray_metrics
 
@@ -150,8 +151,10 @@ def train(
     pending: Sequence[Trial],
     make_executor: Callable[[], Executor],
     exported: Callable[[Gauges], AbstractContextManager[object]] = contextlib.nullcontext,
-) -> Outcome:
-    """Train `pending` trials; `exported` makes the gauges visible to others while it is entered."""
+) -> Outcome | None:
+    """Train the trials; None if there are none. While the context of `exported` is entered, others see the gauges."""
+    if not pending:
+        return None
     try:
         executor = make_executor()
     except (ClusterError, ClusterLostError):
@@ -167,7 +170,7 @@ def train(
             stop_on_signals(run.console) as stop,
             Progress(pending, executor.slots, run.console, run.quiet) as progress,
         ):
-            observers: list[Observer] = [run.store, progress, gauges, TrackingObserver(run.tracker)]
+            observers: list[Observer] = [run.store, progress, gauges, run.tracker]
             cluster = run.experiment.config.cluster
             preemption = None
             # With node_dir, a trial can continue only on the node that has its checkpoint, so it must not be paused.
@@ -176,7 +179,9 @@ def train(
             aborted = run_trials(
                 pending, run.store.trial_directory, executor, observers, cluster.retries, stop.is_set, preemption
             )
-        return Outcome(stop.is_set(), UsageError(aborted.message) if aborted else None)
+        if aborted:
+            return Outcome(stop.is_set(), UsageError(aborted.message))
+        return Outcome(stop.is_set(), None)
     except ClusterLostError as error:
         return Outcome(False, error)
     finally:
@@ -203,7 +208,7 @@ def close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
     report = read_report(directory, run.experiment.folds, run.tracker.links(UI_ADDRESS) or None)
     store.note(floor=report.run.floor, links=report.run.links)
     write_files(report)
-    run.tracker.finish(report.summary, status)
+    run.tracker.finish(report, status)
     return status, report.summary
 
 

@@ -10,7 +10,7 @@ from cvrunner import paths
 from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config
 from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
-from cvrunner.orchestration.gpus import find_gpus, gpu_lines
+from cvrunner.orchestration.machine import find_gpus, gpu_lines
 from cvrunner.records.results import Ccc, TrialResult, ccc_label
 from cvrunner.run.prepare import check_fold, prepare_config
 from cvrunner.run.session import announce, close, open_run, raise_for_outcome, train_on_ray
@@ -38,7 +38,7 @@ def verify(config_path: Path | None, overrides: Sequence[str], quiet: bool, cons
         trial = next(t for t in reversed(run.trials) if (t.fold.number, t.condition) == (fold, condition))
         pending = run.pending([trial])
         announce(run, [trial], pending)
-        outcome = train_on_ray(run, pending) if pending else None
+        outcome = train_on_ray(run, pending)
         status, _ = close(run, outcome)
         result = run.store.result(trial)
         if result is None:
@@ -83,7 +83,7 @@ def verify_text(config: Config, result: TrialResult, synthetic: bool, width: int
     note = ""
     if any(claims.values()):
         source = f"Claimed by {config.reference.source}; not" if config.reference.source else "Claims: not"
-        note = f"{source} measured here, and one fold is not the mean over all.\n"
+        note = f"{source} measured here, and one fold is not the mean over all folds.\n"
     return tables_as_text([table], width, note + _sentence(least, result, synthetic))
 
 
@@ -92,18 +92,23 @@ def _claims(config: Config, condition: str, dimension: str) -> list[str]:
     found = []
     for claim in config.reference.claims:
         if claim.condition in (next(iter(config.conditions)), condition) and claim.quantity == f"ccc_{dimension}":
-            value = f"{claim.low:g}" if claim.high is None else f"{claim.low:g} to {claim.high:g}"
+            value = f"{claim.low:g}"
+            if claim.high is not None:
+                value += f" to {claim.high:g}"
             found.append(f"{value} ({claim.condition}, {claim.name})")
     return found
 
 
 def _sentence(least_ccc: Mapping[str, float], result: TrialResult, synthetic: bool) -> str:
-    data = " (synthetic data)" if synthetic else ""
-    if not least_ccc:
-        return f"no target is set (verify.target); the fold is trained{data}"
+    """Return a sentence that compares the test CCCs with the target."""
     below = missed(least_ccc, result.test_ccc)
-    parts = [
-        f"{ccc_label(d)} {format_score(result.test_ccc.get(d))} {'is below' if d in below else 'reaches'} {least:g}"
-        for d, least in least_ccc.items()
-    ]
-    return f"target {'missed' if below else 'met'}: {', '.join(parts)}{data}"
+    text = "no target is set (verify.target); the fold is trained"
+    if least_ccc:
+        parts = [
+            f"{ccc_label(d)} {format_score(result.test_ccc.get(d))} {'is below' if d in below else 'reaches'} {least:g}"
+            for d, least in least_ccc.items()
+        ]
+        text = f"target {'missed' if below else 'met'}: {', '.join(parts)}"
+    if synthetic:
+        text += " (synthetic data)"
+    return text

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from cvrunner.orchestration import gauges as g
+from cvrunner.orchestration import ray_metrics as g
 from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Decision, Failure
-from cvrunner.orchestration.gauges import METRICS, Gauges
+from cvrunner.orchestration.ray_metrics import METRICS, Gauges
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, Waiting, WorkerStarted
 from jobs import grafana
 from tests.trials import pick, tiny_trials
@@ -124,8 +124,8 @@ def test_the_page_about_watching_lists_each_metric_with_its_labels() -> None:
 @pytest.mark.parametrize(
     ("event", "text"),
     [
-        (epoch(2), "epoch 2/3  loss 0.500  validation CCC-V 0.250  CCC-A 0.500  10.0 s  best"),
-        (epoch(2, valence=None), "epoch 2/3  loss 0.500  validation CCC-V -  CCC-A 0.500  10.0 s  best"),
+        (epoch(2), "epoch 2/3  loss 0.500  validation CCC-V 0.2500  CCC-A 0.5000  10.0 s  best"),
+        (epoch(2, valence=None), "epoch 2/3  loss 0.500  validation CCC-V –  CCC-A 0.5000  10.0 s  best"),
         (Waiting(what="a GPU"), "waits for a GPU"),
         (FeatureProgress(kind="conv", done=1, shards=2), "conv: 1 of 2 shards in the cache"),
         (Failure("gpu_memory", "full"), "gpu memory: full"),

@@ -1,4 +1,4 @@
-"""Who gives way to whom: pure decisions, and the loop that carries them out."""
+"""Which trial pauses for which: pure decisions, and the loop that carries them out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from cvrunner.config.sections import RetriesConfig
 from cvrunner.orchestration.failures import Decision
-from cvrunner.orchestration.preemption import Preemption, gain, whole_trials_s
+from cvrunner.orchestration.preemption import Preemption, makespan_without_pauses_s, pause_ends_run_earlier
 from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records.run_directory import TrialDirectory
 from tests.benchmarks import makespan
@@ -20,40 +20,42 @@ from tests.trials import tiny_trials
 EPOCH_S = {"a": 100.0, "b": 100.0, "c": 100.0}
 
 
-def test_whole_trials_begin_longest_first_where_a_gpu_is_free_first() -> None:
-    assert whole_trials_s([10.0, 30.0], [5.0, 40.0]) == 50.0
+def test_without_pauses_the_longest_trial_starts_on_the_first_free_gpu() -> None:
+    assert makespan_without_pauses_s([10.0, 30.0], [5.0, 40.0]) == 50.0
 
 
-def test_the_one_with_little_left_gives_way_to_one_with_much() -> None:
-    assert gain("a", ["a", "b"], ["c"], {"a": 400.0, "b": 400.0, "c": 1000.0}, EPOCH_S)
+def test_a_trial_with_little_left_pauses_for_one_with_much_left() -> None:
+    assert pause_ends_run_earlier("a", ["a", "b"], ["c"], {"a": 400.0, "b": 400.0, "c": 1000.0}, EPOCH_S)
 
 
 @pytest.mark.parametrize(
     "left_s",
     [
-        {"a": 500.0, "b": 500.0, "c": 1000.0},  # a lead of five epochs and no more
+        {"a": 500.0, "b": 500.0, "c": 1000.0},  # c leads by exactly five epochs
         {"a": 400.0, "b": 4000.0, "c": 1000.0},  # the run lasts as long as b in any case
-        {"a": 0.0, "b": 400.0, "c": 1000.0},  # it is at its end
-        {"a": 2.0, "b": 2.0, "c": 5.0},  # seconds
+        {"a": 0.0, "b": 400.0, "c": 1000.0},  # a has finished
+        {"a": 2.0, "b": 2.0, "c": 5.0},  # the gain is a few seconds
     ],
 )
-def test_where_nothing_is_to_be_gained_it_goes_on(left_s: dict[str, float]) -> None:
-    assert not gain("a", ["a", "b"], ["c"], left_s, EPOCH_S if left_s["b"] > 10 else dict.fromkeys("abc", 0.1))
+def test_a_trial_does_not_pause_if_the_run_would_not_end_earlier(left_s: dict[str, float]) -> None:
+    assert not pause_ends_run_earlier(
+        "a", ["a", "b"], ["c"], left_s, EPOCH_S if left_s["b"] > 10 else dict.fromkeys("abc", 0.1)
+    )
 
 
-def test_each_waiting_trial_takes_one_place_only(tmp_path: Path) -> None:
-    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 20}) if not t.frozen]
+def test_only_one_trial_pauses_for_each_waiting_one(tmp_path: Path) -> None:
+    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 20}) if t.adaptation.trains_encoder]
     preemption = Preemption(trials, slots=2)
     for trial in trials[:2]:
         for number in range(1, 15):
             preemption.event(trial, epoch(number, 20, seconds=100.0))
     running, waiting = [t.name for t in trials[:2]], [trials[2].name]
-    assert preemption.pauses(running[0], running, waiting)
-    assert not preemption.pauses(running[0], running, waiting)
-    assert not preemption.pauses(running[1], running, waiting)
+    assert preemption.ask_to_pause(running[0], running, waiting)
+    assert not preemption.ask_to_pause(running[0], running, waiting)
+    assert not preemption.ask_to_pause(running[1], running, waiting)
 
 
-def test_a_trial_that_gave_way_goes_on_later_with_the_same_attempt_and_all_end(tmp_path: Path) -> None:
+def test_a_paused_trial_resumes_the_same_attempt_later_and_all_trials_end(tmp_path: Path) -> None:
     trials = makespan.plan(seeds=2)
     notes, gpus = Notes(), makespan.VirtualGpus(makespan.random.Random(0), loss_share=0.0)
     preemption: Any = Preemption(trials, makespan.GPUS)

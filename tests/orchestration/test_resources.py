@@ -61,12 +61,13 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.suites("ci", "all")
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")
 def test_a_node_of_8_gpus_holds_8_trials_four_such_nodes_hold_32_and_plan_sees_them(
     tmp_path: Path, node: Cluster
 ) -> None:
-    executor = RayExecutor("size", ClusterConfig(), tmp_path / "cache", wanted=50)
+    executor = RayExecutor("size", ClusterConfig(), tmp_path / "cache", 50)
     assert executor.slots == 8
     for _ in range(3):
         node.add_node(num_cpus=8, num_gpus=8)

@@ -20,7 +20,7 @@ from cvrunner.records import legacy
 from cvrunner.records.results import RunRecord, TrialResult
 from cvrunner.records.run_directory import RunDirectory, read_events
 from cvrunner.run import commands
-from cvrunner.tune.records import SweepRecord
+from cvrunner.tune.store import SweepRecord
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STORED = Path(__file__).parent / "run_6286ee9"

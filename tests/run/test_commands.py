@@ -14,8 +14,8 @@ from rich.console import Console
 from cvrunner.config.reading import load_config
 from cvrunner.errors import ClusterError, ResultsError
 from cvrunner.orchestration import ray_executor
+from cvrunner.orchestration.attempt import InlineExecutor
 from cvrunner.orchestration.failures import Failure
-from cvrunner.orchestration.inline_executor import InlineExecutor
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.run import commands
 from cvrunner.run.prepare import prepare

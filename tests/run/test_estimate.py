@@ -34,9 +34,9 @@ def made(folder: Path, *resources: Resources, **sections: Any) -> tuple[Forecast
 
 def test_every_trial_is_scheduled_in_the_order_of_the_run_with_its_own_length(tmp_path: Path) -> None:
     found, trials, _ = made(tmp_path)
-    stints = found.schedules[0].timetable.stints
-    assert [stint.job.name for stint in stints] == [trial.name for trial in trials]
-    assert [stint.job.duration_s for stint in stints] == [made_up().trial_s(trial) for trial in trials]
+    assignments = found.runs[0].schedule.assignments
+    assert [one.job.name for one in assignments] == [trial.name for trial in trials]
+    assert [one.job.duration_s for one in assignments] == [made_up().trial_s(trial) for trial in trials]
     assert (found.trials, found.folds, found.seeds, found.epochs) == (6, 3, 1, 3)
 
 
@@ -45,10 +45,10 @@ def test_features_are_made_once_a_node_by_all_who_work_there_and_shared_by_condi
     found, _, utterances = made(tmp_path, NODE, several)
     audio_s = sum(u.duration_s for u in utterances)
     assert found.disk.features == {"conv": int(1000 * audio_s), "hidden": int(2000 * audio_s)}
-    on_one, on_two = found.schedules
+    on_one, on_two = found.runs
     assert on_one.features_s == pytest.approx(0.03 * audio_s / 6)
     assert on_two.features_s == pytest.approx(0.03 * audio_s / 3)
-    assert on_one.total_s == on_one.features_s + on_one.timetable.makespan_s
+    assert on_one.total_s == on_one.features_s + on_one.schedule.makespan_s
 
 
 def test_disk_counts_two_checkpoints_and_two_best_weights_of_what_runs_at_a_time(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_disk_counts_two_checkpoints_and_two_best_weights_of_what_runs_at_a_time
 def test_a_seed_more_is_a_trial_more_of_every_condition_and_fold(tmp_path: Path) -> None:
     """Six trials on twelve GPUs: the same again fits in, whatever seeds there are already."""
     twelve = Resources("twelve", nodes=1, gpus=12, slots=12)
-    assert made(tmp_path, twelve)[0].schedules[0].seeds == 1
-    assert made(tmp_path, twelve, train={"seeds": [3, 4]})[0].schedules[0].seeds == 0
+    assert made(tmp_path, twelve)[0].runs[0].seeds == 1
+    assert made(tmp_path, twelve, train={"seeds": [3, 4]})[0].runs[0].seeds == 0
     six_more = Resources("more", nodes=1, gpus=18, slots=18)
-    assert made(tmp_path, six_more, train={"seeds": [3, 4]})[0].schedules[0].seeds == 1
+    assert made(tmp_path, six_more, train={"seeds": [3, 4]})[0].runs[0].seeds == 1
 
 
 def test_claims_of_cost_stand_by_their_condition_and_the_others_apart(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_claims_of_cost_stand_by_their_condition_and_the_others_apart(tmp_path: 
 def test_json_has_all_of_it(tmp_path: Path) -> None:
     found, trials, _ = made(tmp_path)
     data = json.loads(as_json(found))
-    (schedule,) = data["schedules"]
-    assert schedule["makespan_s"] == found.schedules[0].timetable.makespan_s
-    assert len(schedule["timetable"]["stints"]) == len(trials)
+    (run,) = data["runs"]
+    assert run["makespan_s"] == found.runs[0].schedule.makespan_s
+    assert len(run["schedule"]["assignments"]) == len(trials)
     assert data["conditions"][0]["stated"][0]["low"] == 5.2
     assert data["conditions"][1]["probe"]["longest"]["step_s"] == 2.0
 
@@ -87,5 +87,5 @@ def test_json_has_all_of_it(tmp_path: Path) -> None:
     ("settings", "slots"),
     [({}, 8), ({"gpus_per_trial": 0.25}, 32), ({"max_concurrent": 3}, 3), ({"cpus_per_trial": 9}, 8)],
 )
-def test_gpus_that_are_only_thought_of_have_cores_enough(settings: dict[str, Any], slots: int) -> None:
+def test_hypothetical_gpus_come_with_enough_cores(settings: dict[str, Any], slots: int) -> None:
     assert hypothetical("a node", 1, 8, ClusterConfig(**settings)).slots == slots

@@ -1,4 +1,4 @@
-"""`verify`: one fold in the run of `all-folds`, held against the target; claims are called claims."""
+"""`verify`: one fold in the run of `all-folds`, compared with the target; claims are called claims."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from cvrunner.config.reading import load_config
 from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
 from cvrunner.orchestration import ray_executor
-from cvrunner.orchestration.gpus import Gpu, gpu_lines
+from cvrunner.orchestration.machine import Gpu, gpu_lines
 from cvrunner.run.prepare import prepare
 from cvrunner.run.session import open_run
 from cvrunner.run.verify import missed, verify

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cvrunner.encoders.files import find_encoder
-from cvrunner.encoders.speech_encoder import Boundary, SpeechEncoder, load_wavlm
+from cvrunner.encoders.wavlm import Boundary, SpeechEncoder, load_wavlm
 from cvrunner.errors import EncoderError
-from tests.tiny_encoders import save_encoder, tiny_encoder, tiny_wavlm
+from tests.tiny_encoders import FULL, MASKED, TOP_LAYER, save_encoder, tiny_encoder, tiny_wavlm
 
 
 @pytest.mark.parametrize("stable", [False, True])
@@ -57,7 +57,7 @@ def test_the_length_formula_agrees_with_the_front_end(samples: int) -> None:
 
 
 def test_frozen_stays_in_evaluation_mode_and_repeats_itself_bit_for_bit() -> None:
-    encoder = SpeechEncoder(tiny_wavlm(hidden_dropout=0.5, attention_dropout=0.5), freeze=True).train()
+    encoder = SpeechEncoder(tiny_wavlm(hidden_dropout=0.5, attention_dropout=0.5)).train()
     assert not any(module.training for module in encoder.modules())
     conv = encoder.conv_features(torch.randn(8000))
     lengths = torch.tensor([len(conv)])
@@ -67,7 +67,7 @@ def test_frozen_stays_in_evaluation_mode_and_repeats_itself_bit_for_bit() -> Non
 
 
 def test_unfrozen_trains_all_but_the_front_end() -> None:
-    encoder = SpeechEncoder(tiny_wavlm(hidden_dropout=0.5), freeze=False).train()
+    encoder = SpeechEncoder(tiny_wavlm(hidden_dropout=0.5), adaptation=FULL).train()
     assert encoder.wavlm.encoder.training
     assert not encoder.wavlm.feature_extractor.training
     conv = encoder.conv_features(torch.randn(8000))
@@ -80,7 +80,7 @@ def test_unfrozen_trains_all_but_the_front_end() -> None:
 @pytest.mark.parametrize("stable", [False, True])
 @pytest.mark.parametrize("layers", [None, (2, 0), (2,)])
 def test_from_the_boundary_on_states_and_gradients_are_the_same(stable: bool, layers: tuple[int, ...] | None) -> None:
-    encoder = tiny_encoder(stable, freeze=False, unfreeze_top_layers=1, layers=layers)
+    encoder = tiny_encoder(stable, adaptation=TOP_LAYER, layers=layers)
     conv = [encoder.conv_features(torch.randn(samples)) for samples in (16000, 5000)]
     packed, lengths = torch.cat(conv), torch.tensor([len(one) for one in conv])
     found = []
@@ -101,7 +101,7 @@ def test_from_the_boundary_on_states_and_gradients_are_the_same(stable: bool, la
 def test_spec_augment_leaves_short_utterances_alone_and_masks_long_ones() -> None:
     wavlm = tiny_wavlm(mask_time_prob=0.9, mask_time_length=10, hidden_dropout=0.0, attention_dropout=0.0,
                        activation_dropout=0.0, feat_proj_dropout=0.0)  # fmt: skip
-    encoder = SpeechEncoder(wavlm, freeze=False, spec_augment=True)
+    encoder = SpeechEncoder(wavlm, adaptation=MASKED)
     for samples, changed in ((2000, False), (32000, True)):
         conv = encoder.conv_features(torch.randn(samples))
         lengths = torch.tensor([len(conv)])
@@ -123,8 +123,8 @@ def test_layers_of_which_none_trains_are_refused() -> None:
     with pytest.raises(
         EncoderError, match=r"model\.layers 1: none up to there trains with model\.unfreeze_top_layers 1"
     ):
-        tiny_encoder(freeze=False, unfreeze_top_layers=1, layers=(0, 1))
-    tiny_encoder(freeze=True, unfreeze_top_layers=1, layers=(0, 1))
+        tiny_encoder(adaptation=TOP_LAYER, layers=(0, 1))
+    tiny_encoder(layers=(0, 1))
 
 
 def test_layers_beyond_the_encoder_are_refused() -> None:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import WavLMModel
 from transformers.utils import logging
 
+from cvrunner.config.adaptation import FROZEN, Adaptation
 from cvrunner.config.sections import ModelConfig
 from cvrunner.encoders.attention import relative_position_bias, self_attention
 from cvrunner.encoders.files import EncoderFiles
@@ -51,10 +52,8 @@ class SpeechEncoder(nn.Module):
         *,
         layers: tuple[int, ...] | None = None,
         frame_rate_hz: float = 12.5,
-        freeze: bool = True,
+        adaptation: Adaptation = FROZEN,
         normalize: bool = False,
-        unfreeze_top_layers: int | None = None,
-        spec_augment: bool = False,
         gradient_checkpointing: bool = False,
         precision: torch.dtype = torch.float32,
     ) -> None:
@@ -62,29 +61,28 @@ class SpeechEncoder(nn.Module):
         self.wavlm = wavlm
         self.layers = layers if layers is not None else tuple(range(wavlm.config.num_hidden_layers + 1))
         self.group = round(ENCODER_FRAME_RATE_HZ / frame_rate_hz)
-        self.freeze = freeze
+        self.adaptation = adaptation
         self.normalize = normalize
-        self.spec_augment = spec_augment
         self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
         depth = wavlm.config.num_hidden_layers
-        self.below = 0 if unfreeze_top_layers is None else depth - unfreeze_top_layers
-        """So many layers stay frozen, and with them what is below the first."""
+        self.below = 0 if adaptation.top_layers is None else depth - adaptation.top_layers
+        """Number of transformer layers that stay frozen below those that train, and with them all below the first."""
         if not 0 <= self.below <= depth:
             raise EncoderError(
-                f"model.unfreeze_top_layers {unfreeze_top_layers}: the encoder has {depth} transformer layers"
+                f"model.unfreeze_top_layers {adaptation.top_layers}: the encoder has {depth} transformer layers"
             )
         if max(self.layers) > wavlm.config.num_hidden_layers:
             raise EncoderError(
                 f"model.layers {max(self.layers)}: the encoder has hidden states 0..{wavlm.config.num_hidden_layers}"
             )
-        if not freeze and max(self.layers) <= self.below:
+        if adaptation.trains_encoder and max(self.layers) <= self.below:
             raise EncoderError(
                 f"model.layers {max(self.layers)}: none up to there trains with "
-                f"model.unfreeze_top_layers {unfreeze_top_layers}"
+                f"model.unfreeze_top_layers {adaptation.top_layers}"
             )
         wavlm.freeze_feature_encoder()
-        if freeze:
+        if not adaptation.trains_encoder:
             self.requires_grad_(False)
         self.train(self.training)
 
@@ -98,10 +96,25 @@ class SpeechEncoder(nn.Module):
         """D."""
         return int(self.wavlm.config.hidden_size)
 
+    def parameter_groups(self) -> tuple[tuple[str, str], ...]:
+        """Return (name pattern, group) rows; the first match counts. Groups: front_end, encoder_below, encoder.
+
+        With frozen layers below those that train, everything that feeds them is frozen too. A post-norm encoder has its
+        layer norm before the first layer, a pre-norm one after the last.
+        """
+        frozen = []
+        if self.below and self.adaptation.trains_encoder:
+            frozen = [f"encoder.layers.{layer}.*" for layer in range(self.below)]
+            frozen += ["feature_projection.*", "encoder.pos_conv_embed.*", "masked_spec_embed"]
+            if not self.stable:
+                frozen.append("encoder.layer_norm.*")
+        below = ((f"wavlm.{pattern}", "encoder_below") for pattern in frozen)
+        return ("wavlm.feature_extractor.*", "front_end"), *below, ("wavlm.*", "encoder")
+
     @property
     def starts_at_boundary(self) -> bool:
         """Whether training needs only the layers above `below`: SpecAugment would change what goes into the first."""
-        return self.below > 0 and not self.freeze and not self.spec_augment
+        return self.below > 0 and self.adaptation.cached == "boundary"
 
     @property
     def layers_below(self) -> list[int]:
@@ -110,7 +123,7 @@ class SpeechEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> SpeechEncoder:
         """What is frozen always stays in evaluation mode: the front-end, all below `unfreeze_top_layers`, or all."""
-        super().train(mode and not self.freeze)
+        super().train(mode and self.adaptation.trains_encoder)
         self.wavlm.feature_extractor.eval()
         if self.below:
             for part in (self.wavlm.feature_projection, self.wavlm.encoder.pos_conv_embed, self.wavlm.encoder.dropout):
@@ -171,7 +184,7 @@ class SpeechEncoder(nn.Module):
 
     @contextlib.contextmanager
     def _computing(self, device: torch.device) -> Iterator[None]:
-        gradient: Any = torch.no_grad() if self.freeze else contextlib.nullcontext()
+        gradient: Any = contextlib.nullcontext() if self.adaptation.trains_encoder else torch.no_grad()
         with gradient, torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             yield
 
@@ -182,7 +195,7 @@ class SpeechEncoder(nn.Module):
         """What goes into the first transformer layer: `[S, D]`."""
         encoder = self.wavlm.encoder
         hidden, _ = self.wavlm.feature_projection(conv)
-        if self.spec_augment and self.training:
+        if self.adaptation.masks_input and self.training:
             hidden = self._mask_spans(hidden, packing.lengths)
         # Padding is zero for the positional convolution, as the end of an utterance is.
         hidden = hidden + torch.cat([group.pack(encoder.pos_conv_embed(group.pad(hidden))) for group in packing.groups])
@@ -232,17 +245,26 @@ def _transformer_layer(layer: Any, hidden: Tensor, bias: Tensor, packing: Packin
 
 
 def build_encoder(
-    files: EncoderFiles, config: ModelConfig, precision: torch.dtype, gradient_checkpointing: bool = False
+    files: EncoderFiles,
+    config: ModelConfig,
+    adaptation: Adaptation,
+    precision: torch.dtype,
+    gradient_checkpointing: bool = False,
 ) -> SpeechEncoder:
-    """The pretrained encoder as the configuration wants it. Raises EncoderError where its files do not allow that."""
+    """Return the pretrained encoder as configured. Raises EncoderError if its files do not allow that."""
+    wavlm = load_wavlm(files, config.encoder_dropout)
+    # transformers creates this parameter only if the checkpoint was pretrained with masking.
+    if adaptation.trains_encoder and adaptation.masks_input and not hasattr(wavlm, "masked_spec_embed"):
+        raise EncoderError(
+            f"model.spec_augment: the encoder {files.name} has no embedding for masked frames (mask_time_prob is 0 "
+            "in its config.json); set model.spec_augment to false or choose another encoder"
+        )
     return SpeechEncoder(
-        load_wavlm(files, config.encoder_dropout),
+        wavlm,
         layers=None if config.layers == "all" else config.layers,
         frame_rate_hz=config.frame_rate_hz,
-        freeze=config.freeze_speech_encoder,
+        adaptation=adaptation,
         normalize=files.normalize,
-        unfreeze_top_layers=config.unfreeze_top_layers,
-        spec_augment=config.spec_augment,
         gradient_checkpointing=gradient_checkpointing,
         precision=precision,
     )

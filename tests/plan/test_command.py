@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cvrunner.orchestration.makespan import Job, timetable
 from cvrunner.orchestration.resources import Resources
-from cvrunner.plan.text import BAR, WIDTH, bar_of, plan_text
-from cvrunner.run.estimate import Forecast, forecast
+from cvrunner.plan.command import BAR, WIDTH, bar_of, plan_text
+from cvrunner.run.estimate import Forecast, Job, assign, forecast
 from cvrunner.training.probe import ConditionProbe
 from tests.probes import made_up
 from tests.run.test_estimate import CLAIMS, NODE
@@ -55,7 +54,7 @@ def test_it_says_what_does_not_fit_and_what_more_takes(tmp_path: Path) -> None:
     roomy = made_up("frozen", memory="GPU", fits=8, larger_mib={8: 20_000.0})
     text = " ".join(plan_text(planned(tmp_path, roomy, small)).split())
     assert "unfrozen: train.batch_size 4 does not fit the longest batch; measured with 2" in text
-    assert "frozen: 21.0 GB at batch_size 8" in text
+    assert "frozen: 21 GB at batch_size 8" in text
 
 
 def test_gpus_that_do_the_same_share_a_bar(tmp_path: Path) -> None:
@@ -70,7 +69,7 @@ def test_gpus_that_do_the_same_share_a_bar(tmp_path: Path) -> None:
     [([4.0], "U" + "=" * 63), ([1.0, 1.0], "U" + "=" * 15 + "U" + "=" * 15 + "." * 32), ([3.999, 0.001], None)],
 )
 def test_a_bar_is_as_long_as_the_run(durations: list[float], bar: str | None) -> None:
-    table = timetable([Job(str(i), "unfrozen", 1.0, d) for i, d in enumerate(durations)], 1)
-    drawn = bar_of(table.stints, 4.0, {"unfrozen": "U"})
+    table = assign([Job(str(i), "unfrozen", 1.0, d) for i, d in enumerate(durations)], 1)
+    drawn = bar_of(table.assignments, 4.0, {"unfrozen": "U"})
     assert len(drawn) == BAR
     assert drawn == bar or bar is None
