@@ -253,7 +253,7 @@ def claims_table(report: Report) -> Table:
         rows.append([claim.name, claim.condition, quantity, claimed, format_score(measured), outcome])
     note = (
         "A CCC claim is met if the measured value reaches its lower end, a cost claim if it does not exceed its upper "
-        "end. Claims cannot be tested on synthetic data, and cost claims only on a GPU."
+        "end. No claim can be tested on synthetic data, and a cost claim only on a GPU."
     )
     if report.config.reference.source:
         note = f"Source: {report.config.reference.source}. {note}"

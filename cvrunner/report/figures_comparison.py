@@ -57,8 +57,8 @@ def folds(report: Report) -> tuple[Figure, str]:
     legend_below(figure, panels[0])
     seeds = ""
     if len(report.run.seeds) > 1:
-        seeds = f", mean over {len(report.run.seeds)} seeds"
-    return figure, f"Test CCC of each fold{seeds} in each condition. Numbers: folds; thick line: mean over folds."
+        seeds = f" (mean over {len(report.run.seeds)} seeds)"
+    return figure, f"Test CCC of each fold in each condition{seeds}. Numbers: folds; thick line: mean over folds."
 
 
 def _slopes(axes: Axes, by_condition: dict[str, Aggregate], folds: list[int]) -> None:
