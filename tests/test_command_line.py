@@ -88,6 +88,10 @@ def test_every_help_page_is_plain_and_explains_each_option(name: str, capsys: py
         assert getattr(parameter, "help", None) or parameter.name == "help", parameter.name
 
 
+def test_the_python_interface_loads_nothing_slow() -> None:
+    assert loads("import cvrunner.api, cvrunner.inference.command, cvrunner.run.verify") == []
+
+
 def test_help_loads_nothing_slow() -> None:
     assert loads("from cvrunner.cli import main\ntry: main(['all-folds', '--help'])\nexcept SystemExit: pass") == []
 
@@ -98,7 +102,7 @@ def test_help_loads_nothing_slow() -> None:
         (["al-folds"], "No such command 'al-folds'. Did you mean 'all-folds'"),
         (["all-folds", "--confg", "x"], "No such option: --confg"),
         (["all-folds", "--confg", "x"], "--config"),
-        (["audit", "--set", "train.lrr=1"], "train.lrr: unknown key in --set train.lrr=1; did you mean train.lr?"),
+        (["audit", "--set", "train.lrr=1"], "train.lrr: unknown key in override train.lrr=1; did you mean train.lr?"),
         (["fold", "--fold", "1", "--condition", "frozn"], "unknown condition; choose one of frozen, unfrozen"),
         (["audit", "--set", "corpus.dimensions=[valnce]"], "should be 'valence', 'arousal' or 'dominance'"),
     ],

@@ -24,7 +24,6 @@ from cvrunner.inference.ensemble import (
     load_groups,
     predict_files,
 )
-from cvrunner.inference.export import export_model, log_model
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.run.prepare import find_run_directory
 from cvrunner.text import line_printer, plural
@@ -72,6 +71,9 @@ def export(run: Path, folder: Path, condition: str | None, encoder: str | None, 
     """Write the models of one condition as an MLflow model that needs neither the run nor a hub."""
     if folder.exists():
         raise UsageError(f"{folder}: exists already; give a folder that does not exist")
+    # It imports mlflow, which takes seconds; `predict` and the API do not need it.
+    from cvrunner.inference.export import export_model, log_model
+
     directory = find_run_directory(run)
     members = find_members(directory, condition)
     _announce(directory, members)

@@ -21,7 +21,7 @@ from docs.generated.commands_page import command_line
 from tests.documentation.documents import AWAITED_COMMANDS, DOCS, ROOT, WRITTEN, blocks, shell_lines, spans, text_of
 
 PROGRAM = re.compile(r"^(?:\w+=\$\()?(?:python -m )?cvrunner (?!\.\.\.)(.*)$")
-MAKE = re.compile(r"^make ([a-z]+)")
+MAKE = re.compile(r"^make ([a-z-]+)")
 KEY = re.compile(r"^((?:" + "|".join(Config.model_fields) + r")(?:\.[a-z_]+)+)(?:: (.+))?$")
 FILES = (".json", ".safetensors", ".md", ".yaml", ".py", ".html", ".csv")
 MADE_LABELS = """FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set
@@ -81,7 +81,7 @@ def test_every_command_with_its_options_and_keys_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_make_target_exists(path: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert {found[1] for line in typed(path) if (found := MAKE.match(line))} <= targets
 
 

@@ -71,6 +71,7 @@ def whole(uri: str) -> None:
         assert len(steps(uri, trial, "test/ccc_avg")) == 1
 
 
+@pytest.mark.suites("ci", "all")
 def test_a_server_that_is_killed_is_filled_up_when_it_is_back(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "results", folds=2, epochs=EPOCHS)
     (port,) = free_ports(1)

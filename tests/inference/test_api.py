@@ -34,10 +34,10 @@ def test_the_example_in_the_documents_runs(
 
 
 def test_the_tables_have_a_row_for_each_trial_epoch_and_test_utterance(run: Run) -> None:
-    assert len(run.trials) == 6
+    assert len(run.trials) == 10
     assert set(run.trials["status"]) == {"DONE"}
-    assert len(run.epochs) == 6 * 2
-    assert len(run.predictions) == 2 * 18
+    assert len(run.epochs) == 10 * 2
+    assert len(run.predictions) == 2 * 60
     results = run.directory.results(run.record)
     by_name = run.trials.set_index(["condition", "fold", "seed"])
     for result in results.values():

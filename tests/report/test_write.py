@@ -10,6 +10,7 @@ from cvrunner.data.folds import make_folds
 from cvrunner.records.results import RunRecord, Summary
 from cvrunner.report.write import write_report
 from cvrunner.verdict.floor_record import floor_record, with_controlled_scores
+from tests.blank_figures import blank_figures
 from tests.corpora import corpus
 from tests.runs import DIMENSIONS, SCENARIOS, TURNS, make_run
 
@@ -19,6 +20,12 @@ SPOKEN = [f"{side}_{scenario}" for scenario in SCENARIOS for side in "FM"]
 @pytest.fixture(scope="module")
 def folds():
     return make_folds(corpus(dialogues=SPOKEN, turns=TURNS), "leave_one_session_out")
+
+
+@pytest.fixture
+def blank():
+    with blank_figures():
+        yield
 
 
 def test_one_call_writes_all_files_and_again_the_same(tmp_path):
@@ -31,6 +38,7 @@ def test_one_call_writes_all_files_and_again_the_same(tmp_path):
     assert [file.read_bytes() for file in files] == before
 
 
+@pytest.mark.usefixtures("blank")
 def test_the_floor_survives_run_json_and_stands_in_the_report(tmp_path, folds):
     directory = make_run(tmp_path, epochs=1)
     run = directory.read_run()
@@ -46,6 +54,7 @@ def test_the_floor_survives_run_json_and_stands_in_the_report(tmp_path, folds):
     assert (directory.figures / "floor.svg").is_file()
 
 
+@pytest.mark.usefixtures("blank")
 def test_the_ceiling_of_rated_utterances_stands_in_the_report(tmp_path):
     raters = {"E1": (1.0, 2.0, None), "E2": (2.0, 2.5, None)}
     base = corpus(dialogues=SPOKEN, turns=TURNS)
@@ -71,6 +80,7 @@ def test_without_raters_there_is_a_reason_instead_of_a_ceiling(folds):
     assert floor.ceiling_reason == "the corpus has no utterance that two observers rated"
 
 
+@pytest.mark.usefixtures("blank")
 def test_without_scenarios_the_reason_stands_in_the_report(tmp_path):
     bare = make_folds(corpus(scenario=None), "leave_one_session_out")
     floor = floor_record(bare, DIMENSIONS)
@@ -84,6 +94,7 @@ def test_without_scenarios_the_reason_stands_in_the_report(tmp_path):
         assert "the corpus names no scenarios" in file.read_text()
 
 
+@pytest.mark.usefixtures("blank")
 def test_records_of_older_runs_can_still_be_read(tmp_path):
     directory = make_run(tmp_path, epochs=1)
     run = directory.read_run()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,12 +191,11 @@ def test_a_run_that_continues_is_found_again_and_orphans_are_closed(tmp_path):
     assert "RUNNING" not in statuses
 
 
-def test_a_server_that_is_away_costs_one_warning_and_seconds(directory, monkeypatch):
+def test_a_server_that_is_away_costs_one_warning(directory, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     warnings: list[str] = []
     tracker = RunTracker("http://127.0.0.1:9", warnings.append)
     run, config = directory.read_run(), directory.read_config()
-    start = time.perf_counter()
     tracker.start(run, config, directory)
     for name in run.trials:
         tracker.attempt(trial_named(name), 1)
@@ -210,7 +208,6 @@ def test_a_server_that_is_away_costs_one_warning_and_seconds(directory, monkeypa
     tracker.finish(read_report(directory), "COMPLETE")
     assert tracker.links() == {}
     assert len(warnings) == 2
-    assert time.perf_counter() - start < 20
 
 
 def test_what_failed_on_the_way_is_written_at_the_end(directory, tmp_path, monkeypatch):

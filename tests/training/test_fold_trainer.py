@@ -51,6 +51,24 @@ def break_off_after_epoch_2(trial: Trial, folder: Path) -> None:
     events.close()
 
 
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Path]:
+    """An unfrozen trial and its folder: finished in `whole`, and broken off after two epochs in `parts`."""
+    folder = tmp_path_factory.mktemp("broken-off")
+    trial = pick(tiny_trials(folder), "unfrozen")
+    train(trial, folder, "whole")
+    break_off_after_epoch_2(trial, folder)
+    return trial, folder
+
+
+@pytest.fixture
+def halfway(broken_off: tuple[Trial, Path], tmp_path: Path) -> Trial:
+    """The trial of `broken_off`, with a copy of its folder in `tmp_path`."""
+    trial, folder = broken_off
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return trial
+
+
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_trial_tells_what_it_does_and_leaves_its_records(tmp_path: Path, condition: str) -> None:
     trial = pick(tiny_trials(tmp_path), condition)
@@ -116,13 +134,10 @@ def test_stopped_at_any_update_and_continued_it_is_bit_identical(tmp_path: Path,
     assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
 
 
-def test_killed_between_epochs_it_goes_on_from_the_last_one(tmp_path: Path) -> None:
-    trial = pick(tiny_trials(tmp_path), "unfrozen")
-    train(trial, tmp_path, "whole")
-    break_off_after_epoch_2(trial, tmp_path)
-    again = train(trial, tmp_path, "parts")
+def test_killed_between_epochs_it_goes_on_from_the_last_one(tmp_path: Path, halfway: Trial) -> None:
+    again = train(halfway, tmp_path, "parts")
     assert [e.epoch for e in again if isinstance(e, EpochRecord)] == [3]
-    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+    assert outcome(tmp_path, halfway, "whole") == outcome(tmp_path, halfway, "parts")
 
 
 def flip_a_bit(path: Path) -> None:
@@ -134,31 +149,25 @@ def flip_a_bit(path: Path) -> None:
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.json", "sha256.json"])
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.unlink(), flip_a_bit])
 def test_a_damaged_checkpoint_costs_one_generation_and_is_mentioned(
-    tmp_path: Path, damage: Callable[[Path], object], file: str
+    tmp_path: Path, halfway: Trial, damage: Callable[[Path], object], file: str
 ) -> None:
-    trial = pick(tiny_trials(tmp_path), "unfrozen")
-    train(trial, tmp_path, "whole")
-    break_off_after_epoch_2(trial, tmp_path)
-    newest = sorted(directory(tmp_path, trial, "parts").checkpoint.glob("0*"))[-1]
+    newest = sorted(directory(tmp_path, halfway, "parts").checkpoint.glob("0*"))[-1]
     damage(newest / file)
-    again = train(trial, tmp_path, "parts")
+    again = train(halfway, tmp_path, "parts")
     started = next(e for e in again if isinstance(e, TrialStarted))
     assert started.resumed_epoch == 2
     assert started.note is not None
     assert f"checkpoint {newest.name} is damaged" in started.note
-    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+    assert outcome(tmp_path, halfway, "whole") == outcome(tmp_path, halfway, "parts")
 
 
-def test_damaged_weights_of_the_best_epoch_are_never_tested(tmp_path: Path) -> None:
-    trial = pick(tiny_trials(tmp_path), "unfrozen")
-    train(trial, tmp_path, "whole")
-    break_off_after_epoch_2(trial, tmp_path)
-    for best in directory(tmp_path, trial, "parts").checkpoint.glob("best-*"):
+def test_damaged_weights_of_the_best_epoch_are_never_tested(tmp_path: Path, halfway: Trial) -> None:
+    for best in directory(tmp_path, halfway, "parts").checkpoint.glob("best-*"):
         flip_a_bit(best)
-    started = next(e for e in train(trial, tmp_path, "parts") if isinstance(e, TrialStarted))
+    started = next(e for e in train(halfway, tmp_path, "parts") if isinstance(e, TrialStarted))
     assert started.note is not None
     assert "does not match its hash" in started.note
-    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+    assert outcome(tmp_path, halfway, "whole") == outcome(tmp_path, halfway, "parts")
 
 
 def test_a_start_tells_what_saving_takes(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 
 import audmetric
@@ -158,14 +157,13 @@ def test_a_ccc_that_is_undefined_in_most_resamples_has_no_interval():
     assert paired_bootstrap(data, 500).interval(0) is None
 
 
-def test_the_size_of_iemocap_takes_seconds():
+def test_a_corpus_of_the_size_of_iemocap_has_an_interval():
     random = np.random.default_rng(9)
     truth = random.normal(size=(10_000, 3))
     predicted = truth + random.normal(size=(2, 1, 10_000, 3))
     fold = np.repeat(np.arange(5), 2000)
-    start = time.perf_counter()
-    paired_bootstrap(paired(predicted[0], predicted[1], truth, fold, np.arange(10_000) // 66), 2000)
-    assert time.perf_counter() - start < 10
+    found = paired_bootstrap(paired(predicted[0], predicted[1], truth, fold, np.arange(10_000) // 66), 2000)
+    assert found.interval(0) is not None
 
 
 def test_corrected_t_is_wider_than_the_plain_one():
