@@ -99,7 +99,8 @@ def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
     """Read and check everything. Raises what `prepare` raises, and ConfigError for what cannot be searched."""
     path = config_path or paths.default_config()
     config = load_config(path, overrides)
-    condition = _checked_condition(config)
+    condition = config.chosen_condition(config.tune.condition, "tune.condition")
+    _check_search(config, condition)
     experiment = prepare_config(config, path.stem)
     chosen = config.tune.folds or tuple(fold.number for fold in experiment.folds)
     for fold in chosen:
