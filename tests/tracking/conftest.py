@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cvrunner.tracking.mlflow_store import Store
+from cvrunner.tracking.mlflow_store import MlflowStore
 from tests.blank_figures import blank_figures
 
 
@@ -22,7 +22,7 @@ def _figures() -> Iterator[None]:
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables and no runs."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Store(f"sqlite:///{path}").experiment("another experiment")
+    MlflowStore(f"sqlite:///{path}").experiment("another experiment")
     return path
 
 
