@@ -425,7 +425,7 @@ ENCODER: dict[str, tuple[Build, str]] = {
     ),
     "audio of 8 kHz": (
         encoder_json("preprocessor_config.json", sampling_rate=8000),
-        r"wants audio of 8000 Hz, must be 16000",
+        r"expects audio of 8000 Hz, must be 16000",
     ),
     "made from one tuned on emotion": (
         encoder_json(_name_or_path="audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"),
