@@ -107,7 +107,7 @@ def check_token(token: Token, cluster: bool) -> Iterator[Finding]:
 def _check_auth_mode(token: Token, cluster: bool) -> Finding:
     subject, enable = "Ray token", "export RAY_AUTH_MODE=token"
     exists = token.in_environment or token.file_mode is not None
-    mode = None if token.auth_mode is None else token.auth_mode.lower()
+    mode = token.auth_mode and token.auth_mode.lower()
     exposed = "anyone who reaches Ray's ports runs code as you (CVE-2023-48022)"
     if mode not in (None, "token", "disabled"):
         return problem(subject, f"RAY_AUTH_MODE is {token.auth_mode!r}, must be token", enable)
@@ -175,16 +175,16 @@ def check_ports(listeners: Sequence[Listener] | None) -> Iterator[Finding]:
     if listeners is None:
         return
     for port in PORTS:
-        subject, what = f"Port {port.number}", f"{port.use}: free"
+        subject = f"Port {port.number}"
         taken = [listener for listener in listeners if listener.port == port.number]
-        if taken:
-            what = f"{port.use}: {taken[0].program}, pid {taken[0].pid}"
         others = [listener for listener in taken if listener.service != port.service]
         if others:
             owner = "of another user" if others[0].pid is None else f"pid {others[0].pid}"
             yield warning(subject, f"{port.use}: taken by {others[0].program} ({owner})", port.other)
+        elif taken:
+            yield ok(subject, f"{port.use}: {taken[0].program}, pid {taken[0].pid}")
         else:
-            yield ok(subject, what)
+            yield ok(subject, f"{port.use}: free")
 
 
 def is_loopback(host: str) -> bool:
@@ -195,8 +195,9 @@ def is_loopback(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return address.is_loopback
 
 
 def tunnel(host: str) -> str:
@@ -208,6 +209,10 @@ def _addresses(listeners: Sequence[Listener], shown: int = 4) -> str:
     places = set()
     for one in listeners:
         host = one.host.removeprefix("::ffff:")  # an IPv4 address in IPv6 notation
-        places.add(f"{one.program} {f'[{host}]' if ':' in host else host}:{one.port}")
+        if ":" in host:
+            host = f"[{host}]"
+        places.add(f"{one.program} {host}:{one.port}")
     text = ", ".join(sorted(places)[:shown])
-    return f"{text} and {len(places) - shown} more" if len(places) > shown else text
+    if len(places) > shown:
+        text += f" and {len(places) - shown} more"
+    return text

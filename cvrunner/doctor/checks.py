@@ -28,10 +28,7 @@ from cvrunner.orchestration.machine import Hardware
 from cvrunner.orchestration.resources import logical_gpus, trials_that_fit
 from cvrunner.run.estimate import (
     MOMENTS,
-    checkpoint_bytes,
-    conv_bytes_per_s,
     feature_bytes,
-    hidden_bytes_per_s,
     most_checkpoint_bytes,
 )
 from cvrunner.text import format_bytes
@@ -56,7 +53,7 @@ def check_packages(packages: Packages) -> Iterator[Finding]:
     """Check that packages are installed, and within pyproject.toml's range."""
     for name in CHECKED_PACKAGES:
         installed, required = packages.installed.get(name), packages.required.get(name, "")
-        line = f"pip install '{name}{required}'" if name != "python" else f"a Python {required}"
+        line = f"a Python {required}" if name == "python" else f"pip install '{name}{required}'"
         tested = packages.tested.get(name)
         if installed is None:
             yield problem(name, "not installed", line)
@@ -106,8 +103,8 @@ def check_capacity(facts: Facts) -> Finding:
     have = f"{where} has {gpus:g} GPU and {cpus:g} CPU"
     fit = trials_at_a_time(facts)
     if fit < 1:
-        less = "--set cluster.cpus_per_trial=1" if cpus < cluster.cpus_per_trial else "--set cluster.gpus_per_trial=0.5"
-        do = f"{less}, or start Ray with more; without real GPUs `ray start --num-gpus 8` gives logical ones"
+        key = "cpus_per_trial=1" if cpus < cluster.cpus_per_trial else "gpus_per_trial=0.5"
+        do = f"--set cluster.{key}, or start Ray with more; without GPUs, `ray start --num-gpus 8` gives logical ones"
         return problem(subject, f"none: a trial takes {need}, {have}", do)
     return ok(subject, f"{fit} of {trials(facts.config)}: each takes {need}, {have}")
 
@@ -257,21 +254,21 @@ def checkpoint_space(facts: Facts) -> int:
     if all(config.for_condition(condition).model.freeze_speech_encoder for condition in config.conditions):
         return 0
     running = max(1, trials_at_a_time(facts))
-    return most_checkpoint_bytes([(checkpoint_bytes(weights), weights)] * running, running)
+    return most_checkpoint_bytes([((1 + MOMENTS) * weights, weights)] * running, running)
 
 
 def feature_space(facts: Facts) -> int:
     """Return the size of all features: conv features once, hidden states once per layers and frame rate."""
     encoder, corpus = facts.encoder, facts.config.corpus
     audio_s = corpus.demo.utterances * DEMO_UTTERANCE_S if corpus.format == "demo" else CORPUS_S
-    hidden = {}
+    hidden = set()
     for condition in facts.config.conditions:
         model = facts.config.for_condition(condition).model
         if model.freeze_speech_encoder:
             states = encoder.hidden_states if model.layers == "all" else len(model.layers)
-            rate = model.frame_rate_hz
-            hidden[model.layers, rate] = hidden_bytes_per_s(states, encoder.width, rate)
-    return feature_bytes(conv_bytes_per_s(encoder.conv_channels) + sum(hidden.values()), audio_s)
+            hidden.add((model.layers, states, model.frame_rate_hz))
+    shapes = [(states, encoder.width, rate_hz) for _, states, rate_hz in hidden]
+    return feature_bytes(encoder.conv_channels, shapes, audio_s)
 
 
 def check_shared_memory(hardware: Hardware) -> Finding:

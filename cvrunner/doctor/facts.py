@@ -139,7 +139,9 @@ def problem(subject: str, what: str, do: str) -> Finding:
 def short(path: Path) -> str:
     """Return the path with ~ for the home folder."""
     home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) and path != home else str(path)
+    if home in path.parents:
+        return f"~/{path.relative_to(home)}"
+    return str(path)
 
 
 # --- collecting -------------------------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def _torch_cuda() -> str | None:
     except OSError:
         return None
     found = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", text, flags=re.MULTILINE)
-    return found.group(1) if found else None
+    return found and found.group(1)
 
 
 def find_encoder_facts(model: ModelConfig) -> Encoder:

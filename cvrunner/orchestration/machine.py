@@ -214,13 +214,16 @@ def find_cluster(environment: Mapping[str, str], listeners: Sequence[Listener]) 
     chosen = environment.get("RAY_ADDRESS")
     if chosen == "local":
         return None
-    dashboards = sorted(listener.port for listener in listeners if listener.program == "dashboard")
+    # The default port first, if several dashboards listen.
+    dashboards = sorted((one.port for one in listeners if one.program == "dashboard"), key=lambda p: (p != 8265, p))
     if chosen and chosen != "auto":
         address = chosen
     elif dashboards:
-        address = f"http://127.0.0.1:{8265 if 8265 in dashboards else dashboards[0]}"
+        address = f"http://127.0.0.1:{dashboards[0]}"
+    elif chosen:
+        return Cluster("auto", True, "no Ray runs on this machine")
     else:
-        return Cluster("auto", True, "no Ray runs on this machine") if chosen else None
+        return None
     if not answers(address):
         return Cluster(address, bool(chosen), f"nobody answers there within {CONNECT_S:g} s")
     nodes, error = ask_nodes(address, ANSWER_S)
