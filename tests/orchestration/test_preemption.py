@@ -61,7 +61,7 @@ def test_a_paused_trial_resumes_the_same_attempt_later_and_all_trials_end(tmp_pa
     preemption: Any = Preemption(trials, makespan.GPUS)
     directory = lambda trial: TrialDirectory(tmp_path / trial.name)  # noqa: E731
     assert run_trials(trials, directory, gpus, [notes], RetriesConfig(), preemption=preemption) is None
-    assert gpus.changes == len(notes.failures) > 0
+    assert gpus.pauses == len(notes.failures) > 0
     assert {decision for _, _, decision in notes.failures} == {Decision.PAUSE}
     assert {number for _, number in notes.attempts} == {1}
     ended = [name for name, kind in notes.events if kind == "TrialResult"]
