@@ -86,6 +86,7 @@ def check_vulnerabilities(packages: Packages, package: str) -> Finding:
     open_ = [v for v in known if Version(installed) < Version(v.fixed_in)]
     if not open_:
         return ok(subject, f"{installed} has the fixes of {', '.join(v.cve for v in known)}")
+    # The highest fixed version has the other fixes too.
     floor = max((v.fixed_in for v in open_), key=Version)
     what = "; ".join(f"{v.cve}: {v.what} (fixed in {v.fixed_in})" for v in open_)
     return problem(subject, f"{installed}: {what}", f"pip install '{package}>={floor}'")
@@ -162,7 +163,7 @@ def check_listeners(listeners: Sequence[Listener] | None, cluster: Cluster | Non
             yield ok(subject, "nowhere")
         elif not exposed:
             yield ok(subject, f"on loopback only ({_addresses(own)})")
-        elif service == "Ray" and cluster is not None and cluster.nodes > 1:
+        elif service == "Ray" and cluster is not None and cluster.nodes > 1:  # its nodes must reach each other
             do = f"keep these ports inside the cluster's network; from elsewhere: {tunnel(host)}"
             yield warning(subject, f"beyond this machine, as {cluster.nodes} nodes need: {_addresses(exposed)}", do)
         else:

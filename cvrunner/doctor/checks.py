@@ -59,6 +59,7 @@ def check_packages(packages: Packages) -> Iterator[Finding]:
             yield problem(name, "not installed", line)
         elif not SpecifierSet(required).contains(installed, prereleases=True):
             yield problem(name, f"{installed}, must be {required}", line)
+        # A suffix such as +cu130 names the build, not the version.
         elif tested is None or installed.partition("+")[0] == tested:
             yield ok(name, installed)
         else:
@@ -137,6 +138,7 @@ def check_memory(facts: Facts) -> Finding:
     """Check the main memory for the trials of this machine."""
     subject, hardware = "Memory", facts.hardware
     count = max(1, trials_at_a_time(facts))
+    # Ray spreads the trials over its nodes; this machine gets its share, rounded up.
     if facts.cluster is not None and facts.cluster.nodes > 1:
         count = -(-count // facts.cluster.nodes)
     each = TRIAL_BYTES
@@ -221,6 +223,7 @@ def check_tracking(config: Config, answers: bool | None) -> Finding:
 
 def check_disks(facts: Facts) -> Iterator[Finding]:
     """Compare the free space of each disk with what its stores take at most."""
+    # Stores on the same disk share its free space, so their needs add up.
     by_disk: dict[int, list[Store]] = {}
     for store in facts.stores:
         if store.error is None:

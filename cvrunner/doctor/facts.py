@@ -174,6 +174,7 @@ def find_packages() -> Packages:
     required = {}
     with contextlib.suppress(metadata.PackageNotFoundError):
         own = metadata.distribution("cvrunner")
+        # Requirements with a marker belong to extras.
         requirements = [Requirement(line) for line in own.requires or ()]
         required = {one.name: str(one.specifier) for one in requirements if one.marker is None}
         required["python"] = own.metadata["Requires-Python"]
@@ -264,6 +265,7 @@ def find_store(key: str, text: str) -> Store:
     except ConfigError as error:
         return Store(key, Path(text), str(error).removeprefix(f"{key}: "))
     place = existing_folder(path)
+    # Permission bits alone do not show a read-only mount.
     try:
         with tempfile.TemporaryFile(dir=place):
             pass

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 WIDTH = 100
 BAR = 64
 """Columns of a bar, which stands for the whole run."""
+UNITS = {"memory_gb": "GB", "minutes_per_epoch": "min"}
+"""Units of the quantities that others stated."""
 
 
 def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, json: bool, console: Console) -> int:
@@ -102,8 +104,9 @@ def resources_table(found: Forecast) -> Table:
     columns = ["GPUs", "makespan", "at best", "idle", f"fits on idle GPUs, run at most {100 * TOLERANCE:g} % longer"]
     rows = []
     for run in found.runs:
-        extra = [plural(run.seeds, "seed")] if run.seeds else []
-        extra += [f"{plural(count, 'condition')} like {name}" for name, count in run.conditions.items() if count]
+        extra = [f"{plural(count, 'condition')} like {name}" for name, count in run.conditions.items() if count]
+        if run.seeds:
+            extra.insert(0, plural(run.seeds, "seed"))
         rows.append(
             [
                 f"{run.resources.name}: {_gpus(run)}",
@@ -170,7 +173,7 @@ def _claimed(claim: Claim) -> str:
     text = f"{claim.low:g}"
     if claim.high is not None:
         text += f" to {claim.high:g}"
-    return f"{text} GB" if claim.quantity == "memory_gb" else f"{text} min"
+    return f"{text} {UNITS[claim.quantity]}"
 
 
 def _gpus(run: RunOnResources) -> str:
@@ -198,10 +201,10 @@ def _bars_of(schedule: Schedule, letters: dict[str, str]) -> Iterator[str]:
     rows = [schedule.of_gpu(gpu) for gpu in range(schedule.gpus)]
     for conditions, alike in groupby(rows, key=lambda row: [one.job.condition for one in row]):
         same = list(alike)
-        idle = "" if conditions else "  idle"
         # Of GPUs that share a bar, the one that ends last stands for all.
-        shown = max(same, key=lambda row: row[-1].end_s if row else 0.0)
-        yield f"  {len(same):>3} x {bar_of(shown, schedule.makespan_s, letters)}{idle}"
+        shown = max(same, key=lambda row: max((one.end_s for one in row), default=0.0))
+        line = f"  {len(same):>3} x {bar_of(shown, schedule.makespan_s, letters)}"
+        yield line if conditions else f"{line}  idle"
 
 
 def bar_of(assignments: Sequence[Assignment], makespan_s: float, letters: dict[str, str]) -> str:
