@@ -1,6 +1,8 @@
-# make demo   the whole job on synthetic data     make test    install what tests need, run them
-# make ui     MLflow on 127.0.0.1:5000            make check   lint, types, layering, documentation
-# make docs   the documentation, in site/         make install the environment alone, in .venv
+# make demo   the whole job on synthetic data     make install  the environment alone, in .venv
+# make ui     MLflow on 127.0.0.1:5000            make check    lint, types, layering, documentation
+# make docs   the documentation, in site/         make test     the tests, 10 minutes at most
+# make test-ci  what CI adds to `make test`: a kill, a lost node, submitted jobs, more fuzzing
+# make test-all  everything, by hand before a release; it continues where it ended. PARTS="kills walk": these parts alone
 # make verify CONFIG=configs/finetune.yaml ARGS="--set corpus.root=/data/IEMOCAP": one fold, against the target
 # make job CONFIG=configs/finetune.yaml ARGS="--set corpus.root=/data/IEMOCAP": the main job on a Ray cluster
 PYTHON ?= python3.11
@@ -10,7 +12,7 @@ RESULTS ?= results
 PORT ?= 5000
 CONFIG ?= configs/demo.yaml
 
-.PHONY: install demo ui job verify test check docs bench encoder clean
+.PHONY: install demo ui job verify test test-ci test-all check docs bench encoder clean
 
 install: $(VENV)/.demo
 
@@ -30,6 +32,12 @@ verify: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
+test-ci: $(VENV)/.dev
+	$(BIN)/python -m pytest --suite=ci
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m tests.release $(PARTS)
+
 check: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,7 +50,7 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.benchmarks
 
-# The demo's encoder, made again: about 15 minutes on two cores.
+# Pretrain the demo's encoder again: about 15 minutes on two cores.
 encoder: $(VENV)/.demo
 	$(BIN)/python jobs/pretrain_demo_encoder.py --output cvrunner/demo_encoder
 
@@ -56,4 +64,4 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 clean:
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build site .mypy_cache .ruff_cache .pytest_cache

@@ -1,3 +1,3 @@
-"""cvrunner: does unfreezing the speech encoder help, by how much, and how sure are we?"""
+"""cvrunner: does fine-tuning the speech encoder help, by how much, and how certain are we?"""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

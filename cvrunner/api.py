@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from cvrunner.errors import IncompleteRunError, UsageError
-from cvrunner.records.results import Ccc, EpochRecord, RunRecord, Summary, TrialResult, TrialState
+from cvrunner.inference.command import audio_files, chosen_device
+from cvrunner.inference.ensemble import file_table, find_members, load_groups, predict_files
+from cvrunner.records.results import EpochRecord, RunRecord, Summary, TrialResult, TrialState
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
+from cvrunner.report.report import read_epochs
 from cvrunner.run import commands
-from cvrunner.run import steps as run_steps
+from cvrunner.run.prepare import find_run_directory, prepare
+from cvrunner.verdict.comparison import summarise
+from cvrunner.verdict.predictions import all_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it lies on disk; everything is read when it is asked for."""
+    """A run on disk; everything is read when it is asked for."""
 
     directory: RunDirectory
 
@@ -47,49 +54,40 @@ class Run:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """A row for each trial: condition, fold, seed, status, then best epoch, `validation_ccc_<dimension>` and
-        `test_ccc_<dimension>` (and `_avg`), seconds and memory; missing where there is no result."""
-        import pandas as pd
-
+        """A row per trial: condition, fold, seed, status, then best epoch, `validation_ccc_<dimension>` and
+        `test_ccc_<dimension>` (and `_avg`), seconds and memory; missing if there is no result."""
         record = self.record
         results = self.directory.results(record)
         rows = [_trial_row(state, results.get(name), record) for name, state in record.trials.items()]
-        return pd.DataFrame(rows)
+        return _table(rows)
 
     @property
     def epochs(self) -> pd.DataFrame:
-        """A row for each epoch of each trial: condition, fold, seed, epoch, train_loss, `validation_ccc_<dimension>`,
-        `weight_change_<group>`, seconds; of a trial that runs, as far as it is."""
-        import pandas as pd
-
-        from cvrunner.report.report import read_epochs
-
+        """A row per finished epoch of each trial: condition, fold, seed, epoch, train_loss,
+        `validation_ccc_<dimension>`, `weight_change_<group>`, seconds."""
         rows = [
             {"condition": s.condition, "fold": s.fold, "seed": s.seed} | _epoch_row(epoch)
             for s in self.record.trials.values()
             for epoch in read_epochs(self.directory, s.condition, s.fold, s.seed)
         ]
-        return pd.DataFrame(rows)
+        return _table(rows)
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """A row for each test utterance of each trial that has a result, out of fold: who, where, condition, fold,
-        seed, `<dimension>_true` and `<dimension>_predicted`."""
-        from cvrunner.verdict.out_of_fold import all_predictions
-
+        """A row per test utterance of each trial that has a result, out of fold: utterance, speaker, session and
+        dialogue, condition, fold, seed, `<dimension>_true` and `<dimension>_predicted`."""
         return all_predictions(self.directory, self.record)
 
     @property
     def summary(self) -> Summary:
         """Scores, differences with their intervals, decisions. Raises IncompleteRunError while trials are missing."""
-        from cvrunner.verdict.comparison import summarise
-
         written = self.directory.summary_file
-        if self.status == "COMPLETE" and written.is_file():  # the intervals take a while to be computed again
+        # Read if possible: computing the intervals again takes a while.
+        if self.status == "COMPLETE" and written.is_file():
             return Summary.from_json(written.read_bytes(), str(written))
         summary = summarise(self.directory)
         if summary.missing:
-            raise IncompleteRunError(f"{self.path}: results are missing of {', '.join(summary.missing)}")
+            raise IncompleteRunError(f"{self.path}: there are no results of {', '.join(summary.missing)}")
         return summary
 
     @property
@@ -98,25 +96,20 @@ class Run:
         return self.summary.verdict
 
     def model(self, condition: str, fold: int, seed: int = 0, device: str | None = None) -> EmotionModel:
-        """One trial's model. Raises UsageError for a trial that there is not, and as `load_model`."""
+        """Load the model of one trial. Raises UsageError for an unknown trial, and as `load_model`."""
         trial = self._trial(condition, fold, seed)
         return load_model(trial.model.path, device)
 
     def predict(
         self, files: Sequence[Path | str], condition: str | None = None, device: str | None = None
     ) -> pd.DataFrame:
-        """A row for each file: mean and sd over the models of a condition, by default the best on validation.
+        """Rate files: a row per file, mean and sd over the models of a condition, by default the best on validation.
 
         Raises UsageError naming the files that cannot be read.
         """
-        from cvrunner.inference import command as predict_commands
-        from cvrunner.inference.ensemble import load_groups, predict_files
-        from cvrunner.inference.members import find_members
-        from cvrunner.inference.tables import file_table
-
         members = find_members(self.directory, condition)
-        paths = predict_commands.audio_files([Path(file) for file in files])
-        found = predict_files(paths, load_groups(members.folders, predict_commands.chosen_device(device)))
+        paths = audio_files([Path(file) for file in files])
+        found = predict_files(paths, load_groups(members.folders, chosen_device(device)))
         if found.problems:
             raise UsageError("; ".join(f"{path}: {problem}" for path, problem in found.problems.items()))
         return file_table(found)
@@ -130,22 +123,22 @@ class Run:
 
 
 def load_run(run: Path | str) -> Run:
-    """A run by its folder, or by its name in the results folder. Raises ResultsError where there is none."""
-    return Run(run_steps.find_run_directory(Path(run)))
+    """Find a run by its folder, or by its name in the results folder. Raises ResultsError if there is none."""
+    return Run(find_run_directory(Path(run)))
 
 
 def load_model(folder: Path | str, device: str | None = None, encoder: Path | str | None = None) -> EmotionModel:
-    """The trained model in a trial's `model/` folder or a copy of it, ready to `predict`.
+    """Load the trained model in a trial's `model/` folder or a copy of it, ready to `predict`.
 
-    `device`: by default the first GPU, else the CPU; `encoder`: where its encoder is now, if not where it was.
-    Raises ResultsError for a folder without a whole model, EncoderError where the encoder is not the one that the model
-    was trained on, and UsageError for a device that there is not.
+    `device`: by default the first GPU, else the CPU; `encoder`: path of its encoder, if that was moved.
+    Raises ResultsError for a folder without a complete model, EncoderError if the encoder is not the one that the model
+    was trained on, and UsageError for a device that is not available.
     """
-    from cvrunner.inference import command as predict_commands
+    # It imports torch, which takes seconds; tables of runs do not need it.
     from cvrunner.inference import emotion_model
 
-    elsewhere = None if encoder is None else str(encoder)
-    return emotion_model.load_model(Path(folder), predict_commands.chosen_device(device), elsewhere)
+    moved = str(encoder) if encoder is not None else None
+    return emotion_model.load_model(Path(folder), chosen_device(device), moved)
 
 
 def run_all_folds(
@@ -155,15 +148,14 @@ def run_all_folds(
     new: bool = False,
     quiet: bool = True,
 ) -> Run:
-    """What `cvrunner all-folds` does: every condition, fold and seed on Ray; done trials are not repeated.
+    """Train every condition, fold and seed on Ray, as `cvrunner all-folds`; finished trials are not repeated.
 
     `config`: by default the demo; `overrides`: such as `{"train.epochs": 5}`; `quiet`: print nothing.
-    Raises IncompleteRunError where trials failed, Stopped after Ctrl-C (what runs is saved), and every other
+    Raises IncompleteRunError if trials failed, Stopped after Ctrl-C (running trials are saved), and every other
     CvrunnerError that the command would end with.
     """
-    from rich.console import Console
-
-    experiment = run_steps.prepare(None if config is None else Path(config), as_settings(overrides or {}))
+    path = Path(config) if config is not None else None
+    experiment = prepare(path, as_settings(overrides or {}))
     run = Run(commands.run_all_folds(experiment, new, quiet, Console(quiet=quiet)))
     if run.status != "COMPLETE":
         failed = [f"{name} ({s.error or s.status})" for name, s in run.record.trials.items() if s.status != "DONE"]
@@ -172,19 +164,25 @@ def run_all_folds(
 
 
 def as_settings(overrides: Mapping[str, Any]) -> list[str]:
-    """`{"train.epochs": 5}` as `--set` has it. A value may be a section of its own."""
+    """Return overrides such as `{"train.epochs": 5}` in the form `train.epochs=5`; a value may be a whole section."""
     return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    # It takes half a second to import; training and models do not need it.
+    import pandas as pd
+
+    return pd.DataFrame(rows)
 
 
 def _trial_row(state: TrialState, result: TrialResult | None, record: RunRecord) -> dict[str, Any]:
     row: dict[str, Any] = {"condition": state.condition, "fold": state.fold, "seed": state.seed, "status": state.status}
-    row["best_epoch"] = None if result is None else result.best_epoch
+    stored = result.model_dump() if result is not None else {}
+    row["best_epoch"] = stored.get("best_epoch")
     for part in ("validation_ccc", "test_ccc"):
-        scores: Ccc = {} if result is None else getattr(result, part)
+        scores = stored.get(part, {})
         row |= {f"{part}_{name}": scores.get(name) for name in (*record.dimensions, "avg")}
-    for name in ("train_s", "peak_memory_mib", "device", "precision"):
-        row[name] = None if result is None else getattr(result, name)
-    return row
+    return row | {name: stored.get(name) for name in ("train_s", "peak_memory_mib", "device", "precision")}
 
 
 def _epoch_row(epoch: EpochRecord) -> dict[str, Any]:

@@ -1,24 +1,53 @@
-"""The command line: parses, calls a command, and turns errors into one sentence and an exit code.
+"""The command line: parse, call a command, and turn errors into one sentence and an exit code.
 
 0 ok; 1 a trial failed, the run is incomplete, `doctor` found a problem or `predict` could not read a file; 2 usage,
-configuration or corpus error; 3 `verify` missed its target; 143 stopped; 130 where Ctrl-C left a job running on a
-cluster.
+configuration or corpus error; 3 `verify` missed its target; 130 Ctrl-C left a job running on a cluster; 143 stopped.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from cvrunner import __version__
 from cvrunner.errors import CvrunnerError
 from cvrunner.files import PERMANENT
-from cvrunner.run import completion
+from cvrunner.paths import run_names
 from cvrunner.training.faults import NONE, Chaos, parse_chaos
+
+
+class LateModule:
+    """A module that is imported when one of its functions is called: `--help` and Tab completion need no command."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, function: str) -> Any:
+        return getattr(importlib.import_module(self.name), function)
+
+
+if TYPE_CHECKING:
+    from cvrunner.doctor import command as doctor_command
+    from cvrunner.inference import command as inference
+    from cvrunner.jobs import command as jobs
+    from cvrunner.plan import command as plan_command
+    from cvrunner.run import commands as run_commands
+    from cvrunner.run import verify as verify_command
+    from cvrunner.setup import command as setup
+    from cvrunner.tune import command as tune_command
+else:
+    doctor_command, inference, jobs, plan_command, setup, tune_command = (
+        LateModule(f"cvrunner.{wing}.command") for wing in ("doctor", "inference", "jobs", "plan", "setup", "tune")
+    )
+    run_commands, verify_command = LateModule("cvrunner.run.commands"), LateModule("cvrunner.run.verify")
+
+CONDITIONS = ("frozen", "unfrozen")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,76 +58,96 @@ app = typer.Typer(
 )
 
 
-def _verbose(wanted: bool) -> bool:
-    """Logging from INFO on, to standard error; Ray follows it (`ray_executor.py`)."""
-    if wanted:
+def complete_runs(incomplete: str) -> list[str]:
+    """Names of the runs in the results folder; the shell itself adds files and folders."""
+    return [name for name in run_names() if name.startswith(incomplete)]
+
+
+def complete_settings(incomplete: str) -> list[str]:
+    """`train.lr=` and every other key that holds a value."""
+    # It imports pydantic, which takes as long as everything else that `--help` needs.
+    from cvrunner.config.schema import valid_keys
+
+    keys = valid_keys()
+    sections = {key.rpartition(".")[0] for key in keys}
+    return [f"{key}=" for key in keys if key not in sections and f"{key}=".startswith(incomplete)]
+
+
+def complete_conditions(incomplete: str) -> list[str]:
+    """Conditions of the shipped configurations."""
+    return [name for name in CONDITIONS if name.startswith(incomplete)]
+
+
+def _verbose(requested: bool) -> bool:
+    """Log to standard error from INFO on; Ray's processes follow (`ray_executor.py`)."""
+    if requested:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    return wanted
+    return requested
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"cvrunner {__version__}")
         raise typer.Exit
 
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML configuration.", show_default="configs/demo.yaml")
+    Path | None, Option("--config", "-c", help="YAML configuration.", show_default="configs/demo.yaml")
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         "-s",
         metavar="KEY=VALUE",
         help="Override a key, such as train.lr=1e-4.",
-        autocompletion=completion.settings,
+        autocompletion=complete_settings,
     ),
 ]
 ChaosOption = Annotated[
-    str | None,
-    typer.Option(
+    Chaos | None,
+    Option(
         "--chaos",
+        parser=parse_chaos,
         metavar="KIND=PROBABILITY,...",
-        help="Break things on purpose: kill and oom per epoch, tracker per write: kill=0.1,oom=0.05,tracker=0.1.",
+        help="Inject faults: kill and oom per epoch, tracker per write, such as kill=0.1,oom=0.05,tracker=0.1.",
     ),
 ]
 Address = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--address",
         help="Where the cluster's dashboard answers.",
         show_default="RAY_ADDRESS if http, RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265",
     ),
 ]
 EncoderFolder = Annotated[
-    str | None, typer.Option("--encoder", help="Where the encoder is now.", show_default="where it was in training")
+    str | None,
+    Option("--encoder", help="Path of the encoder, if it was moved.", show_default="where it was in training"),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only problems and the result.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Only problems and the result.")]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Also what libraries, Ray and its processes log.", callback=_verbose)
+    bool, Option("--verbose", "-v", help="Also print the logs of libraries and of Ray's processes.", callback=_verbose)
 ]
-RunFolder = Annotated[
-    Path, typer.Argument(help="A run's folder, or its name in results.", autocompletion=completion.runs)
-]
+RunFolder = Annotated[Path, Argument(help="Folder of a run, or its name in results.", autocompletion=complete_runs)]
 ModelsOf = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--condition",
-        help="Whose models.",
+        help="Condition whose models to use.",
         show_default="the best on validation",
-        autocompletion=completion.conditions,
+        autocompletion=complete_conditions,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 
 
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+        bool, Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of user errors.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show tracebacks of user errors.")] = False,
 ) -> None:
     """Options of all commands."""
 
@@ -107,49 +156,42 @@ def options(
 def all_folds(
     config: ConfigFile = None,
     set_: Set = None,
-    new: Annotated[bool, typer.Option("--new", help="Begin a new run even where this one is there.")] = False,
+    new: Annotated[bool, Option("--new", help="Begin a new run even if this one exists.")] = False,
     chaos: ChaosOption = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Every condition, fold and seed on Ray, then the comparison. Run again, it repeats nothing."""
-    from cvrunner.run import commands
-
-    _end(commands.all_folds(config, set_ or [], new, quiet, _console(), _chaos(chaos)))
+    """Train every condition, fold and seed on Ray, then compare. Run again, it repeats nothing."""
+    _end(run_commands.all_folds(config, set_ or [], new, quiet, _console(), chaos or NONE))
 
 
 @app.command("fold")
 def fold(
-    fold: Annotated[int, typer.Option("--fold", help="Fold number, from 1.")],
+    fold: Annotated[int, Option("--fold", help="Fold number, from 1.")],
     condition: Annotated[
-        str | None,
-        typer.Option("--condition", help="One condition; all without it.", autocompletion=completion.conditions),
+        str | None, Option("--condition", help="One condition; default: all.", autocompletion=complete_conditions)
     ] = None,
-    gpu: Annotated[int | None, typer.Option("--gpu", help="Index of the GPU to use.")] = None,
+    gpu: Annotated[int | None, Option("--gpu", help="Index of the GPU to use.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
     chaos: ChaosOption = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """One fold in this process, without Ray. The same numbers bit for bit."""
-    from cvrunner.run import commands
-
-    _end(commands.one_fold(config, set_ or [], fold, condition, gpu, quiet, _console(), _chaos(chaos)))
+    """Train one fold in this process, without Ray. The same numbers, bit for bit."""
+    _end(run_commands.one_fold(config, set_ or [], fold, condition, gpu, quiet, _console(), chaos or NONE))
 
 
 @app.command("verify")
 def verify(
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML configuration.", show_default="configs/finetune.yaml")
+        Path | None, Option("--config", "-c", help="YAML configuration.", show_default="configs/finetune.yaml")
     ] = None,
     set_: Set = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """One fold before a long run, against the target. Exit code 3 where it is missed."""
-    from cvrunner.run import verify as verify_command
-
+    """Train one fold and compare it with a target. Before a long run; exit code 3 if it is missed."""
     _end(verify_command.verify(config, set_ or [], quiet, _console()))
 
 
@@ -157,22 +199,18 @@ def verify(
 def tune(
     config: ConfigFile = None,
     set_: Set = None,
-    new: Annotated[bool, typer.Option("--new", help="Begin a new sweep even where this one is there.")] = False,
+    new: Annotated[bool, Option("--new", help="Begin a new sweep even if this one exists.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Search for better settings by the folds' validation parts. With Ray Tune; run again, it continues."""
-    from cvrunner.tune import command
-
-    _end(command.tune(config, set_ or [], new, quiet, _console()))
+    """Search for better settings on the folds' validation parts. With Ray Tune; run again, it continues."""
+    _end(tune_command.tune(config, set_ or [], new, quiet, _console()))
 
 
 @app.command("audit")
 def audit(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
-    """Corpus, labels, folds, leaks and no-audio floor. Trains nothing."""
-    from cvrunner.run import commands
-
-    _end(commands.audit(config, set_ or [], _console(), as_json))
+    """Check corpus, folds and leaks; score the no-audio floor. Trains nothing."""
+    _end(run_commands.audit(config, set_ or [], _console(), as_json))
 
 
 @app.command("plan")
@@ -180,180 +218,146 @@ def plan(
     config: ConfigFile = None,
     set_: Set = None,
     gpus: Annotated[
-        int | None, typer.Option("--gpus", help="Plan for so many GPUs.", show_default="those here")
+        int | None, Option("--gpus", help="Number of GPUs to plan for.", show_default="those of this machine")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Memory, batch size, time and makespan. From real updates of each condition; trains nothing."""
-    from cvrunner.plan import command
-
-    _end(command.plan(config, set_ or [], gpus, as_json, _console()))
+    """Estimate memory, batch size, time and makespan. From real updates of each condition; trains nothing."""
+    _end(plan_command.plan(config, set_ or [], gpus, as_json, _console()))
 
 
 @app.command("report")
 def report(run: RunFolder, as_json: Json = False) -> None:
-    """Tables, figures and report.html again. From the files of a run alone."""
-    from cvrunner.run import commands
-
-    _end(commands.report(run, _console(), as_json))
+    """Write tables, figures and report.html again. From the files of a run alone."""
+    _end(run_commands.report(run, _console(), as_json))
 
 
 @app.command("compare")
 def compare(
     first: RunFolder,
-    second: Annotated[
-        Path, typer.Argument(help="Another run, which is held against the first.", autocompletion=completion.runs)
-    ],
+    second: Annotated[Path, Argument(help="The run to compare with the first.", autocompletion=complete_runs)],
     condition: Annotated[
-        str | None,
-        typer.Option("--condition", help="Condition of the first run.", autocompletion=completion.conditions),
+        str | None, Option("--condition", help="Condition of the first run.", autocompletion=complete_conditions)
     ] = None,
     with_: Annotated[
-        str | None, typer.Option("--with", help="Condition of the second run.", autocompletion=completion.conditions)
+        str | None, Option("--with", help="Condition of the second run.", autocompletion=complete_conditions)
     ] = None,
-    unpaired: Annotated[bool, typer.Option("--unpaired", help="Scores side by side, without a difference.")] = False,
+    unpaired: Annotated[bool, Option("--unpaired", help="Print scores side by side, no differences.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Two runs on the same split, paired. Conditions of the same name, or --condition against --with."""
-    from cvrunner.run import commands
-
-    _end(commands.compare(first, second, condition, with_, unpaired, as_json, _console()))
+    """Compare two runs on the same split, paired. Conditions of the same name, or --condition with --with."""
+    _end(run_commands.compare(first, second, condition, with_, unpaired, as_json, _console()))
 
 
 @app.command("sync")
 def sync(
     run: RunFolder,
-    uri: Annotated[
-        str | None, typer.Option("--uri", help="MLflow store or server.", show_default="the run's own")
-    ] = None,
+    uri: Annotated[str | None, Option("--uri", help="MLflow store or server.", show_default="the run's own")] = None,
 ) -> None:
-    """The run in MLflow again, from its files. What is there already stays."""
-    from cvrunner.run import commands
-
-    _end(commands.sync(run, uri, _console()))
+    """Upload a run to MLflow from its files. Existing entries are kept."""
+    _end(run_commands.sync(run, uri, _console()))
 
 
 @app.command("predict")
 def predict(
     run: RunFolder,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Audio files, or folders of them.")],
+    files: Annotated[list[Path], Argument(metavar="FILE...", help="Audio files, or folders of audio files.")],
     condition: ModelsOf = None,
-    format_: Annotated[Literal["csv", "json"], typer.Option("--format", help="json has each model's own too.")] = "csv",
+    format_: Annotated[Literal["csv", "json"], Option("--format", help="json also has each model's ratings.")] = "csv",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write.", show_default="standard output")
+        Path | None, Option("--output", "-o", help="File to write.", show_default="standard output")
     ] = None,
-    by_window: Annotated[bool, typer.Option("--windows", help="Each window of long files, not their mean.")] = False,
+    by_window: Annotated[bool, Option("--windows", help="Rate each window of long files, not the mean.")] = False,
     window_s: Annotated[
-        float | None, typer.Option("--window-s", help="Longer files are cut into windows of it.", show_default="15")
+        float | None, Option("--window-s", help="Longer files are cut into windows of this length.", show_default="15")
     ] = None,
     hop_s: Annotated[
-        float | None, typer.Option("--hop-s", help="From one window's start to the next.", show_default="2/3 window")
+        float | None, Option("--hop-s", help="Seconds from one window's start to the next.", show_default="2/3 window")
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, cuda:1.", show_default="the first GPU, else cpu")
+        str | None, Option("--device", help="cpu, cuda, cuda:1.", show_default="the first GPU, else cpu")
     ] = None,
     encoder: EncoderFolder = None,
 ) -> None:
-    """Ratings of audio files by the folds' models. Mean, and sd over the models. Exit code 1 where a file could not be
-    read."""
-    from cvrunner.inference import command
-
+    """Rate audio files with the folds' models. Mean and sd over the models. Exit code 1 if a file cannot be read."""
     as_json = format_ == "json"
-    _end(command.predict(run, files, condition, as_json, output, by_window, window_s, hop_s, device, encoder))
+    _end(inference.predict(run, files, condition, as_json, output, by_window, window_s, hop_s, device, encoder))
 
 
 @app.command("export")
 def export(
     run: RunFolder,
-    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+    folder: Annotated[Path, Argument(help="Folder to write.")],
     condition: ModelsOf = None,
     encoder: EncoderFolder = None,
-    log: Annotated[bool, typer.Option("--log", help="Put it into MLflow too, beside the condition's run.")] = False,
+    log: Annotated[bool, Option("--log", help="Also log it to MLflow, in the condition's run.")] = False,
 ) -> None:
-    """The folds' models as one MLflow model. With all that it needs, the encoder too."""
-    from cvrunner.inference import command
-
-    _end(command.export(run, folder, condition, encoder, log, _console()))
+    """Write the folds' models as one MLflow model. It contains all that it needs, including the encoder."""
+    _end(inference.export(run, folder, condition, encoder, log, _console()))
 
 
 @app.command("submit", context_settings={"allow_interspersed_args": False})
 def submit(
     arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="-- COMMAND [ARGUMENTS]", help="What to run.", show_default="all-folds"),
+        list[str] | None, Argument(metavar="-- COMMAND [ARGUMENTS]", help="Command to run.", show_default="all-folds")
     ] = None,
     address: Address = None,
     working_dir: Annotated[
-        Path, typer.Option("--working-dir", help="Folder to upload, the job's working directory.")
+        Path, Option("--working-dir", help="Folder to upload as the job's working directory.")
     ] = Path("."),
     runtime_env: Annotated[
-        Path | None, typer.Option("--runtime-env", help="Ray's settings.", show_default="jobs/runtime_env.yaml")
+        Path | None,
+        Option("--runtime-env", help="YAML file with Ray's runtime environment.", show_default="jobs/runtime_env.yaml"),
     ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the job.")] = False,
-    python: Annotated[str, typer.Option("--python", help="The cluster's Python.")] = "python",
+    no_wait: Annotated[bool, Option("--no-wait", help="Do not follow the job.")] = False,
+    python: Annotated[str, Option("--python", help="Python program on the cluster.")] = "python",
 ) -> None:
-    """A command as a job on a Ray cluster, followed to its end. Ends with its exit code. What runs already is only
-    followed."""
-    from cvrunner.jobs import command
-
-    _end(command.submit(arguments or [], address, working_dir, runtime_env, not no_wait, python, _console()))
+    """Run a command as a job on a Ray cluster. Exits with its exit code; a running job is only followed."""
+    _end(jobs.submit(arguments or [], address, working_dir, runtime_env, not no_wait, python, _console()))
 
 
 @app.command("status")
 def status(
-    job: Annotated[str | None, typer.Argument(help="One job.", show_default="all of cvrunner's")] = None,
+    job: Annotated[str | None, Argument(help="Id of one job.", show_default="all of cvrunner's")] = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """The jobs on a cluster and how they stand. Since when, and where their results are."""
-    from cvrunner.jobs import command
-
-    _end(command.status(job, address, as_json, _console()))
+    """List the jobs on a cluster. Their status, times, and results folders."""
+    _end(jobs.status(job, address, as_json, _console()))
 
 
 @app.command("logs")
 def logs(
-    job: Annotated[str, typer.Argument(help="Its id, as `status` shows it.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="To the job's end; then its exit code.")] = False,
+    job: Annotated[str, Argument(help="Id of the job, as in `status`.")],
+    follow: Annotated[bool, Option("--follow", "-f", help="Follow to the job's end, exit with its code.")] = False,
     address: Address = None,
 ) -> None:
-    """What a job has printed."""
-    from cvrunner.jobs import command
-
-    _end(command.logs(job, address, follow, _console()))
+    """Print the output of a job."""
+    _end(jobs.logs(job, address, follow, _console()))
 
 
 @app.command("stop")
-def stop(job: Annotated[str, typer.Argument(help="Its id, as `status` shows it.")], address: Address = None) -> None:
-    """Have a job save and end, and wait for it."""
-    from cvrunner.jobs import command
-
-    _end(command.stop(job, address, _console()))
+def stop(job: Annotated[str, Argument(help="Id of the job, as in `status`.")], address: Address = None) -> None:
+    """Ask a job to save and end, and wait for it."""
+    _end(jobs.stop(job, address, _console()))
 
 
 @app.command("doctor")
-def doctor(
-    config: ConfigFile = None,
-    set_: Set = None,
-    as_json: Json = False,
-) -> None:
-    """What is wrong with this machine, and what to type. Versions, Ray, tokens, ports, GPUs, stores, disk. Exit code 1
-    with problems."""
-    from cvrunner.doctor import command
-
-    _end(command.doctor(config, set_ or [], as_json, _console()))
+def doctor(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+    """Find out what is wrong with this machine. Versions, Ray, ports, GPUs, disk; exit code 1 with problems."""
+    _end(doctor_command.doctor(config, set_ or [], as_json, _console()))
 
 
 @app.command("demo-data")
 def demo_data(
-    root: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("demo-corpus"),
-    seed: Annotated[int, typer.Option(help="Seed of the corpus.")] = 0,
-    utterances: Annotated[int, typer.Option(help="How many utterances, about.", min=40, max=5000)] = 480,
+    root: Annotated[Path, Argument(help="Folder to write.")] = Path("demo-corpus"),
+    seed: Annotated[int, Option(help="Seed of the corpus.")] = 0,
+    utterances: Annotated[
+        int | None, Option(help="Number of utterances.", min=40, max=5000, show_default="corpus.demo.utterances")
+    ] = None,
 ) -> None:
-    """The synthetic corpus, as a folder in IEMOCAP's layout."""
-    from cvrunner.setup import command
-
-    _end(command.demo_data(root, seed, utterances, _console()))
+    """Write the synthetic corpus, in IEMOCAP's layout."""
+    _end(setup.demo_data(root, seed, utterances, _console()))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -370,28 +374,27 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if debug or error.errno not in PERMANENT:
             raise
-        typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}; nothing is lost, go on later", err=True)
+        typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}; nothing is lost, continue later", err=True)
         sys.exit(1)
 
 
 def _debug_first(arguments: list[str]) -> list[str]:
-    """`--debug` before the command, also where it was typed behind it; what `submit` passes on stays as it is."""
-    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    """Move `--debug` in front of the command; what `submit` passes on, behind `--`, is left alone."""
+    own = arguments[: [*arguments, "--"].index("--")]
     if "--debug" not in own:
         return arguments
     return ["--debug", *(one for one in own if one != "--debug"), *arguments[len(own) :]]
 
 
-def _chaos(text: str | None) -> Chaos:
-    return NONE if text is None else parse_chaos(text)
-
-
 def _console() -> Any:
+    # rich takes longer to import than all that `--help` needs.
     from rich.console import Console
 
     console = Console()
-    # Where no one is watching, lines are as long as they are.
-    return console if console.is_terminal else Console(width=200, soft_wrap=True)
+    if console.is_terminal:
+        return console
+    # In a file or a pipe, lines must not be wrapped at the width of a terminal that nobody sees.
+    return Console(width=200, soft_wrap=True)
 
 
 def _end(code: int) -> None:

@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old or the new content, never a part."""
+"""Atomic writes: a kill at any moment leaves the old content or the new, never a part."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TRANSIENT = frozenset(
 )
 
 PERMANENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG})
-"""What does not pass by waiting, such as a full disk or a folder of somebody else, and is the user's to mend."""
+"""Errors that waiting does not cure, such as a full disk or missing permission; the user has to act."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a disk or network error may pass by itself, as those of network file systems do."""
+    """Return whether a disk or network error may pass by itself, as on network file systems."""
     return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
@@ -32,7 +32,7 @@ patiently = tenacity.retry(
     stop=tenacity.stop_after_attempt(6),
     reraise=True,
 )
-"""Decorator: again after 0.5, 1, 2, 4 and 8 seconds where an error may pass; then it is raised."""
+"""Decorator that retries after 0.5, 1, 2, 4 and 8 seconds while an error is transient, and then raises it."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -43,13 +43,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @patiently
 def write_file_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replace `path` with what `write` writes: temporary sibling, fsync, rename, fsync of the folder."""
+    """Replace the content of `path` with the bytes that `write` writes."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A rename is atomic only within one file system, so the temporary file is next to its target.
     temporary = _sibling(path)
     try:
         with temporary.open("wb") as file:
             write(file)
             file.flush()
+            # Without it, a power failure after the rename could leave an empty file under the final name.
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
@@ -59,19 +61,21 @@ def write_file_atomically(path: Path, write: Callable[[BinaryIO], object]) -> No
 
 @patiently
 def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make the folder `path` with what `fill` writes into it. If it is there by then, it stays as it is."""
+    """Create the folder `path` with the files that `fill` writes into it; a folder made meanwhile is kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path)
     temporary.mkdir()
     try:
         fill(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
+        for path_inside in temporary.rglob("*"):
+            if path_inside.is_file():
+                with path_inside.open("rb") as file:
+                    os.fsync(file.fileno())
         sync_folder(temporary)
         try:
             temporary.rename(path)
         except OSError:
+            # Another process was faster; its folder has the same content.
             if not path.is_dir():
                 raise
     finally:
@@ -80,23 +84,18 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Drop what a process that was killed had not finished writing; nobody else may be writing there."""
+    """Delete the unfinished files of a killed process. No other process may be writing in the folder."""
     for path in folder.glob(".*.tmp"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the file names of a folder durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _sibling(path: Path) -> Path:

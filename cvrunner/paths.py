@@ -1,7 +1,7 @@
-"""Where things lie, as absolute paths.
+"""Absolute paths of the corpus, the results and the files that come with cvrunner.
 
 A Ray job runs in a temporary copy of its working directory, and whatever it writes there is lost. So a relative path
-means the working directory in a shell, and $CVRUNNER_HOME (default ~/cvrunner) in a Ray job.
+starts at the working directory in a shell, and at $CVRUNNER_HOME (default ~/cvrunner) in a Ray job.
 """
 
 from __future__ import annotations
@@ -15,55 +15,64 @@ from cvrunner.errors import ConfigError
 RAY_SESSION = re.compile(r"/session_(latest|\d{4}-\d\d-\d\d_[\d-]+_\d+_?\d*)(/|$)")
 
 NO_PATH = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")
-"""What the system's names of files cannot hold; the surrogates left out stand for bytes that are not UTF-8."""
+"""Characters that no file name can hold; the surrogates left out stand for bytes that are not UTF-8."""
 
 
 def in_ray_session(path: Path) -> bool:
-    """Whether a path lies in the temporary folder of a Ray session."""
+    """Return whether a path is inside the temporary folder of a Ray session."""
     return RAY_SESSION.search(path.absolute().as_posix()) is not None
 
 
 def base_folder() -> Path:
-    """What relative paths are relative to."""
+    """Return the folder at which relative paths start."""
     if in_ray_session(Path.cwd()):
         return Path(os.environ.get("CVRUNNER_HOME", "~/cvrunner")).expanduser().absolute()
     return Path.cwd()
 
 
 def expanded(path: str, key: str) -> Path:
-    """`~` written out. Raises ConfigError naming `key` for what no path can be."""
+    """Return the path with `~` expanded. Raises ConfigError naming `key` if it cannot be a path."""
     if unfit := NO_PATH.search(path):
         raise ConfigError(f"{key}: {path!r} holds the character {unfit[0]!r}, which no path can")
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise ConfigError(f"{key}: {path}: there is no such user; write the folder out instead of ~") from None
+        raise ConfigError(f"{key}: {path}: there is no such user; write the full path instead of ~") from None
 
 
 def lasting(path: str, key: str) -> Path:
-    """An absolute path for something that must outlive a job. Raises ConfigError naming `key` where it would not."""
+    """Return an absolute path for files that must outlive a job. Raises ConfigError naming `key` if they would not."""
     absolute = (base_folder() / expanded(path, key)).absolute()
     if in_ray_session(absolute):
-        raise ConfigError(f"{key}: {absolute} lies in Ray's temporary folder and would be lost; give another place")
+        raise ConfigError(f"{key}: {absolute} is in Ray's temporary folder and would be lost; choose another folder")
     if os.path.exists(absolute) and not os.path.isdir(absolute):
         raise ConfigError(f"{key}: {absolute} is a file, must be a folder")
     return absolute
 
 
 def corpus_root(path: str) -> Path:
-    """The corpus: uploaded with the job where it is there, else like all other paths."""
+    """Return the path of the corpus: as given if it exists, such as in an uploaded job, else as any other path."""
     given = expanded(path, "corpus.root")
-    # Not Path.exists, which raises where a name is too long or a folder closed.
+    # Not Path.exists, which raises if a name is too long or a folder closed.
     return given.absolute() if os.path.exists(given) else base_folder() / given
 
 
+def run_names() -> list[str]:
+    """Names of the runs in the results folder, newest first; none if it cannot be read."""
+    try:
+        files = list(lasting("results", "results.root").glob("*/run.json"))
+        return [file.parent.name for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
+    except (ConfigError, OSError):
+        return []
+
+
 def default_config(name: str = "demo.yaml") -> Path:
-    """configs/demo.yaml or another one, of the repository or of the installed package."""
+    """Return the path of configs/demo.yaml, or of another one, in the repository or the installed package."""
     return _shipped("configs", name)
 
 
 def default_runtime_env() -> Path:
-    """jobs/runtime_env.yaml, of the repository or of the installed package."""
+    """Return the path of jobs/runtime_env.yaml in the repository or the installed package."""
     return _shipped("jobs", "runtime_env.yaml")
 
 

@@ -92,7 +92,10 @@ def tables_as_text(tables: Sequence[Table], width: int, last: str | None = None)
     written = io.StringIO()
     console = Console(file=written, width=max(width, 40), color_system=None, highlight=False)
     for table in tables:
-        shown = RichTable(title=table.title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        if table.title:
+            # As rich's own title, it would be wrapped to the width of a narrow table.
+            console.print(table.title, soft_wrap=True, markup=False)
+        shown = RichTable(box=SIMPLE_HEAD)
         for index, column in enumerate(table.columns):
             shown.add_column(column, justify="right" if table.is_numeric(index) else "left", overflow="fold")
         for row in table.rows:

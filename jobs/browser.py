@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvrunner.records.results import RunRecord
-from cvrunner.run.steps import UI_ADDRESS
+from cvrunner.run.session import UI_ADDRESS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -1,6 +1,6 @@
-"""Makers of bad input: each writes into a folder what a user might bring, and gives the command line that meets it.
+"""Builders of bad input: each writes files into a folder and returns the command line that reads them.
 
-A maker that is given nothing bad gives a command line that works.
+Without a defect to build in, the command line works.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TURN = f"{LABELS}_F000"
 
 
 def command(*settings: str, root: str = TABLE, form: str = "manifest") -> list[str]:
-    """The main job on a corpus in the working directory."""
+    """Return the command line of the main job for a corpus in the working directory."""
     places = [f"corpus.format={form}", f"corpus.root={root}", "tracking.enabled=false", *settings]
     return ["all-folds", *(part for place in places for part in ("--set", place))]
 
 
 def config(content: str | bytes, *arguments: str) -> Build:
-    """`content` as config.yaml."""
+    """Build config.yaml with `content`."""
 
     def build(folder: Path) -> list[str]:
         write_bytes(folder / "config.yaml", content if isinstance(content, bytes) else content.encode())
@@ -48,7 +48,7 @@ def config(content: str | bytes, *arguments: str) -> Build:
 
 
 def overlay(**contents: str) -> Build:
-    """Several configurations, of which `top` is given."""
+    """Build several configurations; the command line names `top`."""
 
     def build(folder: Path) -> list[str]:
         for name, content in contents.items():
@@ -59,17 +59,17 @@ def overlay(**contents: str) -> Build:
 
 
 def arguments(*given: str) -> Build:
-    """A command line that needs nothing on disk."""
+    """Build a command line that needs no files."""
     return lambda _: list(given)
 
 
 def settings(*given: str) -> Build:
-    """A good corpus and settings."""
+    """Build a valid corpus; the command line has these settings."""
     return rows(lambda _: None, *given)
 
 
 def manifest(content: bytes, name: str = "table.csv") -> Build:
-    """`content` as the manifest."""
+    """Build a manifest with `content`."""
 
     def build(folder: Path) -> list[str]:
         write_bytes(folder / "corpus" / name, content)
@@ -79,7 +79,7 @@ def manifest(content: bytes, name: str = "table.csv") -> Build:
 
 
 def rows(change: Callable[[list[Row]], object], *given: str, name: str = "table.csv") -> Build:
-    """A good manifest whose rows are changed; `change` may return other ones."""
+    """Build a valid manifest with changed rows; `change` edits them or returns new ones."""
 
     def build(folder: Path) -> list[str]:
         good = manifest_rows(folder / "corpus")
@@ -91,17 +91,17 @@ def rows(change: Callable[[list[Row]], object], *given: str, name: str = "table.
 
 
 def row(**cells: object) -> Build:
-    """A good manifest but for some cells of line 4."""
+    """Build a manifest that is valid except for some cells of line 4."""
     return rows(lambda good: good[2].update(cells))
 
 
 def every_row(**cells: object) -> Build:
-    """A manifest with the same cells in all rows."""
+    """Build a manifest with the same cells in all rows."""
     return rows(lambda good: [one | cells for one in good])
 
 
 def changed(change: Change, *given: str) -> Build:
-    """A good manifest; then `change` is called with the working directory."""
+    """Build a valid manifest, then call `change` with the working directory."""
 
     def build(folder: Path) -> list[str]:
         line = settings(*given)(folder)
@@ -112,7 +112,7 @@ def changed(change: Change, *given: str) -> Build:
 
 
 def audio(write: Change, *given: str) -> Build:
-    """A good manifest; `write` is called with the path of a file that is there no more."""
+    """Build a valid manifest, then delete an audio file and call `write` with its path."""
 
     def change(folder: Path) -> None:
         (folder / BAD_WAV).unlink()
@@ -122,12 +122,12 @@ def audio(write: Change, *given: str) -> Build:
 
 
 def cut(path: Path, size: int) -> None:
-    """Keep the first bytes of a file, all but the last where `size` is negative."""
+    """Keep the first `size` bytes of a file; all but the last ones if `size` is negative."""
     path.write_bytes(path.read_bytes()[:size])
 
 
 def tree(change: Change, sessions: int = 3, root: str = "IEMOCAP", *given: str) -> Build:
-    """A tree as IEMOCAP's; `change` is called with its root."""
+    """Build a tree like IEMOCAP's, then call `change` with its root."""
 
     def build(folder: Path) -> list[str]:
         change(write_iemocap(folder / "IEMOCAP", sessions))
@@ -137,7 +137,7 @@ def tree(change: Change, sessions: int = 3, root: str = "IEMOCAP", *given: str) 
 
 
 def labels(old: str, new: str) -> Build:
-    """A tree with a label file in which the first `old` is `new`."""
+    """Build a tree in which a label file has `new` in place of the first `old`."""
 
     def change(root: Path) -> None:
         path = label_file(root, LABELS)
@@ -148,7 +148,7 @@ def labels(old: str, new: str) -> Build:
 
 
 def instead_of_labels(make: Change) -> Build:
-    """A tree without a label file; `make` is called with its path."""
+    """Build a tree, then delete a label file and call `make` with its path."""
 
     def change(root: Path) -> None:
         label_file(root, LABELS).unlink()
@@ -158,12 +158,12 @@ def instead_of_labels(make: Change) -> Build:
 
 
 def turn_audio(root: Path) -> Path:
-    """The audio of the first turn of the label file that makers change."""
+    """Return the audio of the first turn in the label file that builders change."""
     return wav_file(root, TURN)
 
 
 def encoder(change: Change, name: str = "wavlm", *given: str) -> Build:
-    """A good corpus and an encoder folder; `change` is called with the folder."""
+    """Build a valid corpus and an encoder folder, then call `change` with the folder."""
 
     def build(folder: Path) -> list[str]:
         change(save_encoder(folder / name))
@@ -173,7 +173,7 @@ def encoder(change: Change, name: str = "wavlm", *given: str) -> Build:
 
 
 def encoder_json(file: str = "config.json", **values: object) -> Build:
-    """An encoder with other values in one of its JSON files; None: the key is taken out."""
+    """Build an encoder with other values in one of its JSON files; None removes the key."""
 
     def change(folder: Path) -> None:
         data = {**json.loads((folder / file).read_text()), **values}
@@ -183,13 +183,13 @@ def encoder_json(file: str = "config.json", **values: object) -> Build:
 
 
 def only_pickle(folder: Path) -> None:
-    """Malicious weights in place of safetensors."""
+    """Replace the safetensors file by malicious pickled weights."""
     (folder / "model.safetensors").unlink()
     add_pickle(folder)
 
 
 def add_pickle(folder: Path) -> Path:
-    """Weights that write `owned` beside the encoder when they are unpickled."""
+    """Write pickled weights that create `owned` next to the encoder if they are unpickled."""
     path = folder / "pytorch_model.bin"
     write_bytes(path, pickle.dumps(_Malicious(str(folder.parent / "owned"))))
     return path

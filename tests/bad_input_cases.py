@@ -1,4 +1,4 @@
-"""Bad input by name, with what its message must say (a regular expression)."""
+"""Bad input by name, with a regular expression that its message must match."""
 
 from __future__ import annotations
 
@@ -53,6 +53,14 @@ CONFIG: dict[str, tuple[Build, str]] = {
     ),
     "an unknown section": (config("trainer: {}"), r"trainer: unknown key in config\.yaml; did you mean train"),
     "a mistyped key": (config("train: {epoch: 3}"), r"train\.epoch: unknown key .*did you mean train\.epochs\?"),
+    "a key of an earlier version": (
+        config("train: {warmup: 0.2}"),
+        r"train\.warmup \(config\.yaml\): renamed to train\.warmup_ratio",
+    ),
+    "an override of a key of an earlier version": (
+        settings("tune.samples=3"),
+        r"tune\.samples \(override tune\.samples=3\): renamed to tune\.num_samples",
+    ),
     "a key of another section": (config("model: {lr: 0.1}"), r"model\.lr: unknown key .*did you mean train\.lr\?"),
     "a key that is no word": (config("train: {'lérn rate': 1}"), r"train\.'lérn rate': unknown key in config\.yaml"),
     "a key that is a number": (config("1: {}"), r"1: .*config\.yaml"),
@@ -64,7 +72,7 @@ CONFIG: dict[str, tuple[Build, str]] = {
     "a number that is none": (config("train: {lr: .nan}"), r"train\.lr: .*finite number, not nan"),
     "a number below the limit": (config("train: {lr: -1}"), r"train\.lr: .*greater than 0, not -1"),
     "a value without end": (config(f"train: {{lr: {'x' * 9999}}}"), r"train\.lr: .*not 'x{70,76}\.\.\. \(config"),
-    "a key that stands twice": (config("train: {lr: 1}\ntrain: {lr: 2}"), r"config\.yaml, line 2: key 'train' stands"),
+    "a key that stands twice": (config("train: {lr: 1}\ntrain: {lr: 2}"), r"config\.yaml, line 2: duplicate key "),
     "broken YAML": (config("train: [1, 2"), r"config\.yaml, line 1: "),
     "a tab": (config("train:\n\tlr: 1"), r"config\.yaml, line 2: found character '\\t'"),
     "a list of sections": (config("- train"), r"config\.yaml: must hold sections with keys, not list"),
@@ -79,15 +87,15 @@ CONFIG: dict[str, tuple[Build, str]] = {
     ),
     "an override that holds itself": (
         settings("train.seeds=&a [*a]"),
-        r"--set train\.seeds=&a \[\*a\]: nested more than 20",
+        r"override train\.seeds=&a \[\*a\]: nested more than 20",
     ),
     "aliases that multiply": (config(LAUGHS), r"config\.yaml: more than 10000 values"),
     "endless nesting": (config("train: " + "[" * 5000), r"config\.yaml: nested far too deep"),
     "bytes that are not UTF-8": (config("# \n# é\n".encode("latin-1")), r"not UTF-8 text \(byte 5, line 2\); save it"),
-    "a base that is itself": (overlay(top="base: top.yaml"), r"base files go in a circle: top\.yaml -> top\.yaml"),
+    "a base that is itself": (overlay(top="base: top.yaml"), r"base files form a circle: top\.yaml -> top\.yaml"),
     "bases in a circle": (
         overlay(top="base: a.yaml", a="base: b.yaml", b="base: a.yaml"),
-        r"base files go in a circle: a\.yaml -> b\.yaml -> a\.yaml",
+        r"base files form a circle: a\.yaml -> b\.yaml -> a\.yaml",
     ),
     "a base that is not there": (
         overlay(top="base: gone.yaml"),
@@ -98,12 +106,12 @@ CONFIG: dict[str, tuple[Build, str]] = {
         overlay(top="base: a.yaml", a="train: {epochs: 0}"),
         r"train\.epochs: .*not 0 \(top\.yaml over a\.yaml\)",
     ),
-    "an override without a value": (settings("train.lr"), r"--set train\.lr: must look like section\.key=value"),
+    "an override without a value": (settings("train.lr"), r"override train\.lr: must look like section\.key=value"),
     "an override of no key": (
         settings("train.epoch=3"),
-        r"train\.epoch: unknown key in --set train\.epoch=3; did you mean",
+        r"train\.epoch: unknown key in override train\.epoch=3; did you mean",
     ),
-    "an empty override": (settings("train.lr="), r"train\.lr: .*valid number, not None \(--set train\.lr=\)"),
+    "an empty override": (settings("train.lr="), r"train\.lr: .*valid number, not None \(override train\.lr=\)"),
     "an empty condition list": (config("conditions: {}"), r"conditions must name one condition or more"),
     "a condition with another corpus": (
         config("conditions: {a: {corpus: {root: x}}}"),
@@ -147,15 +155,15 @@ CONFIG: dict[str, tuple[Build, str]] = {
 }
 
 RUN: dict[str, tuple[Build, str]] = {
-    "fold 6 of the demo": (arguments("fold", "--fold", "6"), r"--fold 6: there are folds 1 to 5"),
-    "fold 0": (arguments("fold", "--fold", "0"), r"--fold 0: there are folds 1 to 5"),
+    "fold 6 of the demo": (arguments("fold", "--fold", "6"), r"fold 6: there are folds 1 to 5"),
+    "fold 0": (arguments("fold", "--fold", "0"), r"fold 0: there are folds 1 to 5"),
     "fold 4 of three sessions": (
         lambda folder: ["fold", "--fold", "4", *settings()(folder)[1:]],
-        r"--fold 4: there are folds 1 to 3",
+        r"fold 4: there are folds 1 to 3",
     ),
     "fold 6 of IEMOCAP": (
         lambda folder: ["fold", "--fold", "6", *tree(lambda _: None, 5)(folder)[1:]],
-        r"--fold 6: there are folds 1 to 5",
+        r"fold 6: there are folds 1 to 5",
     ),
     "an unknown condition": (
         arguments("fold", "--fold", "1", "--condition", "melted"),
@@ -163,7 +171,7 @@ RUN: dict[str, tuple[Build, str]] = {
     ),
     "a GPU that is not there": (
         arguments("fold", "--fold", "1", "--gpu", "99"),
-        r"--gpu 99: this machine has \d+ GPUs that torch can use",
+        r"gpu 99: this machine has \d+ GPUs that torch can use",
     ),
     "two GPUs a trial": (settings("cluster.gpus_per_trial=2"), r"cluster\.gpus_per_trial: .*equal to 1, not 2"),
     "no GPU a trial": (settings("cluster.gpus_per_trial=0"), r"cluster\.gpus_per_trial: .*greater than 0, not 0"),
@@ -176,7 +184,7 @@ RUN: dict[str, tuple[Build, str]] = {
     "ratings by no run": (arguments("predict", "nowhere", "a.wav"), r"nowhere: no run here"),
     "windows with gaps": (
         arguments("predict", "nowhere", "a.wav", "--window-s", "5", "--hop-s", "6"),
-        r"--hop-s 6: must be from 0\.1 s to the window's 5 s",
+        r"hop_s 6: must be from 0\.1 s to the window's 5 s",
     ),
     "an export of no run": (arguments("export", "nowhere", "folder"), r"nowhere: no run here"),
     "MLflow for no run": (arguments("sync", "nowhere"), r"nowhere: no run here"),
@@ -189,11 +197,11 @@ MANIFEST: dict[str, tuple[Build, str]] = {
     ),
     "a folder as manifest": (
         changed(lambda folder: (shutil.rmtree(folder / "corpus"), (folder / TABLE).mkdir(parents=True))),
-        r"table\.csv: 1 problem\n  corpus\.root cannot be read as a manifest: it is no file but a folder",
+        r"table\.csv: 1 problem\n  corpus\.root cannot be read as a manifest: it is not a file but a folder",
     ),
     "a pipe as manifest": (
         changed(lambda folder: ((folder / TABLE).unlink(), os.mkfifo(folder / TABLE))),
-        r"corpus\.root cannot be read as a manifest: it is no file but a folder, a pipe",
+        r"corpus\.root cannot be read as a manifest: it is not a file but a folder, a pipe",
     ),
     "an empty manifest": (manifest(b""), r"table\.csv: 1 problem\n  has no rows; "),
     "a manifest of columns alone": (manifest(HEAD), r"has no rows; "),
@@ -205,7 +213,7 @@ MANIFEST: dict[str, tuple[Build, str]] = {
     "NUL bytes": (manifest(HEAD + b"a.wav,\0\n"), r"holds a NUL character \(line 2\); save it as UTF-8 text"),
     "a JSON list": (
         manifest(b'[{"path": "a.wav"}]', "table.json"),
-        r"is a JSON list; must have one JSON object a line",
+        r"is a JSON list; must have one JSON object per line",
     ),
     "a broken JSON line": (
         manifest(b'\n{"path": "a.wav"\n', "a.jsonl"),
@@ -221,7 +229,7 @@ MANIFEST: dict[str, tuple[Build, str]] = {
     "a row that is too short": (manifest(HEAD + b"a.wav,a\n"), r"table\.csv line 2: has 2 cells, must have 8"),
     "tabs between cells": (
         manifest(HEAD.replace(b",", b"\t") + b"a\tb\n"),
-        r"has none of the columns .*commas or semicolons between",
+        r"has none of the columns .*commas or semicolons",
     ),
     "a column that is missing": (
         rows(lambda good: [one.pop("turn") for one in good] and None),
@@ -231,7 +239,7 @@ MANIFEST: dict[str, tuple[Build, str]] = {
         rows(lambda good: [{"valance": one.pop("valence"), **one} for one in good]),
         r"table\.csv: unknown column 'valance'; did you mean 'valence'\?",
     ),
-    "a column that stands twice": (manifest(b"path,path\n"), r"table\.csv line 1: column 'path' stands twice"),
+    "a column that stands twice": (manifest(b"path,path\n"), r"table\.csv line 1: duplicate column 'path'"),
     "no label": (row(valence=""), r"table\.csv line 4: s2t0: valence is missing"),
     "a label that is no number": (row(valence="high"), r"table\.csv line 4: s2t0: valence 'high' is not a number"),
     "a label of NaN": (row(arousal="nan"), r"table\.csv line 4: s2t0: arousal is nan, must be a finite number"),
@@ -240,8 +248,11 @@ MANIFEST: dict[str, tuple[Build, str]] = {
         every_row(valence=3),
         r"table: 9 problems\n  fold 1: train \(3\): every valence is 3 \(2 utterances\); labels must differ",
     ),
-    "an utterance twice": (row(utterance="s1t0"), r"line 4: s1t0: this utterance stands already at table\.csv line 2"),
-    "a turn twice": (row(turn=1), r"line 5: s2t1: turn 1 of dialogue d2 stands already at table\.csv line 4"),
+    "an utterance twice": (
+        row(utterance="s1t0"),
+        r"line 4: s1t0: duplicate utterance; the first is at table\.csv line 2",
+    ),
+    "a turn twice": (row(turn=1), r"line 5: s2t1: duplicate turn 1 of dialogue d2; the first is at table\.csv line 4"),
     "no speaker": (row(speaker=""), r"table\.csv line 4: s2t0: speaker is empty"),
     "a speaker in two sessions": (row(speaker="s1a"), r"line 4: s2t0: speaker s1a is in more than one session"),
     "an unknown split": (every_row(split="dev"), r"line 2: s1t0: split 'dev' must be one of train, validation, test"),
@@ -253,7 +264,7 @@ MANIFEST: dict[str, tuple[Build, str]] = {
     ),
     "a split without test": (
         rows(lambda good: [one | {"split": "train"} for one in good], "folds.scheme=manifest_split"),
-        r"needs a split column with train, validation, test; none says validation or test",
+        r"needs a split column with train, validation, test; no utterance has validation or test",
     ),
     "a split that leaks": (
         rows(
@@ -272,9 +283,9 @@ AUDIO: dict[str, tuple[Build, str]] = {
     ),
     "an absolute path to nothing": (row(path="/nowhere/x.wav"), r"line 4: s2t0: /nowhere/x\.wav: is missing"),
     "a path that is too long": (row(path="x/" * 3000), r"line 4: s2t0: .*is missing"),
-    "a folder": (audio(Path.mkdir), r"s2t0\.wav: is no file but a folder, a pipe or a device"),
-    "a pipe": (audio(os.mkfifo), r"s2t0\.wav: is no file but a folder, a pipe or a device"),
-    "a device": (row(path="/dev/zero"), r"line 4: s2t0: /dev/zero: is no file but a folder, a pipe or a device"),
+    "a folder": (audio(Path.mkdir), r"s2t0\.wav: is not a file but a folder, a pipe or a device"),
+    "a pipe": (audio(os.mkfifo), r"s2t0\.wav: is not a file but a folder, a pipe or a device"),
+    "a device": (row(path="/dev/zero"), r"line 4: s2t0: /dev/zero: is not a file but a folder, a pipe or a device"),
     "a link to itself": (audio(lambda path: path.symlink_to(path)), rf"s2t0\.wav: is {LOOP}"),
     "a link to nothing": (audio(lambda path: path.symlink_to("gone.wav")), rf"s2t0\.wav: is {LOOP}"),
     "an empty file": (audio(Path.touch), r"s2t0\.wav: cannot be read as audio: .*; must be a WAV or FLAC file"),
@@ -284,11 +295,11 @@ AUDIO: dict[str, tuple[Build, str]] = {
     ),
     "a truncated header": (
         changed(lambda folder: cut(folder / BAD_WAV, 30)),
-        r"s2t0\.wav: is cut off: 30 of 6444 bytes are there; copy it again",
+        r"s2t0\.wav: is truncated: it has 30 of 6444 bytes; copy it again",
     ),
     "truncated audio": (
         changed(lambda folder: cut(folder / BAD_WAV, -1000)),
-        r"s2t0\.wav: is cut off: 5444 of 6444 bytes are there; copy it again",
+        r"s2t0\.wav: is truncated: it has 5444 of 6444 bytes; copy it again",
     ),
     "8 kHz": (
         audio(lambda path: write_noise(path, 1, rate_hz=8000)),
@@ -301,7 +312,7 @@ AUDIO: dict[str, tuple[Build, str]] = {
     "half an hour": (audio(lambda path: sparse_wav(path, 1800)), r"s2t0\.wav: is 1800 s long, must be at most 600 s"),
     "half an hour at 8 kHz": (
         audio(lambda path: sparse_wav(path, 1800, rate_hz=8000), "corpus.resample=true"),
-        r"s2t0\.wav: is 1800 s long, must be at most 600 s: cut it into one file an utterance",
+        r"s2t0\.wav: is 1800 s long, must be at most 600 s: split it into one file per utterance",
     ),
     "less than a frame": (audio(lambda path: write_noise(path, 1, 0.02)), r"has 320 samples at 16 kHz, must have 400"),
     "no samples": (audio(lambda path: write_noise(path, 1, 0)), r"s2t0\.wav: holds no audio"),
@@ -377,7 +388,7 @@ IEMOCAP: dict[str, tuple[Build, str]] = {
     ),
     "truncated audio": (
         tree(lambda root: cut(turn_audio(root), -100)),
-        rf"{TURN}\.wav: is cut off: 6344 of 6444 bytes",
+        rf"{TURN}\.wav: is truncated: it has 6344 of 6444 bytes",
     ),
 }
 

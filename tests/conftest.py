@@ -1,4 +1,4 @@
-"""Settings of all tests."""
+"""Settings of all tests, the suites they belong to, and the one finished run that they share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,58 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Before Ray is imported: it listens to this machine alone.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from cvrunner.records.run_directory import RunDirectory
+from tests.end_to_end.programs import FinishedRun, cvrunner, tiny_config
 
 # Machines are shared and slow at times; a slow draw is not a failure.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
+
+SUITES = ("test", "ci", "all")
+"""`make test`, `make test-ci` and `make test-all`; a test without the marker `suites` belongs to `test`."""
+FUZZ_EXAMPLES = {"test": 25, "ci": 300, "all": 10_000}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--suite", choices=SUITES, default="test", help="run the tests of `make test`, test-ci or test-all"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    examples = FUZZ_EXAMPLES[config.getoption("suite")]
+    settings.register_profile("fuzz", settings.get_profile("shared"), max_examples=examples, derandomize=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    suite = config.getoption("suite")
+    others = []
+    for item in items.copy():
+        marker = item.get_closest_marker("suites")
+        names = marker.args if marker else ("test",)
+        assert names, f"{item.nodeid}: suites() without a name"
+        assert set(names) <= set(SUITES), f"{item.nodeid}: suites{names}"
+        if suite not in names:
+            others.append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+
+
+@pytest.fixture(scope="session")
+def suite(request: pytest.FixtureRequest) -> str:
+    """Name of the suite that is running."""
+    return str(request.config.getoption("suite"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A run of all folds that `cvrunner all-folds` trained on a local Ray. Read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = tiny_config(folder, name="configs/demo.yaml")
+    done = cvrunner("all-folds", "--config", config, folder=folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (record,) = (folder / "results").glob("demo-*/run.json")
+    return FinishedRun(folder, config, RunDirectory(record.parent), done.stdout, done.stderr)

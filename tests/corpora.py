@@ -21,7 +21,7 @@ DIALOGUES = ("F_impro01", "M_script01_1")
 
 
 def utterance(name: str, **changes: object) -> Utterance:
-    """An utterance of a name such as `Ses01F_impro01_M003`, with a digest and labels of its own."""
+    """Return an utterance named like `Ses01F_impro01_M003`; digest and labels are derived from the name."""
     dialogue, _, last = name.rpartition("_")
     digest = hashlib.sha256(name.encode()).hexdigest()
     scenario = dialogue[7:]
@@ -51,7 +51,7 @@ def corpus(
     name: str = "tiny",
     **changes: object,
 ) -> Corpus:
-    """`sessions` x `dialogues` x `turns` utterances, the two speakers in turn; `changes` go into each."""
+    """Return `sessions` x `dialogues` x `turns` utterances of alternating speakers; `changes` apply to each."""
     names = [
         f"Ses{session:02}{dialogue}_{'FM'[turn % 2]}{turn:03}"
         for session in range(1, sessions + 1)
@@ -62,7 +62,7 @@ def corpus(
 
 
 def write_noise(path: Path, seed: int, duration_s: float = 0.2, rate_hz: int = 16_000, channels: int = 1) -> None:
-    """A WAV file of noise that no other seed has."""
+    """Write a WAV file of noise; each seed gives different noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (round(duration_s * rate_hz), channels)
     soundfile.write(path, np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32), rate_hz)
@@ -70,7 +70,7 @@ def write_noise(path: Path, seed: int, duration_s: float = 0.2, rate_hz: int = 1
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn as it goes into a label file; `labels` and `raters` are written as they are."""
+    """A turn of a label file; `labels` and `raters` are written unchanged."""
 
     last: str
     start_s: float
@@ -84,7 +84,7 @@ TURNS = (Turn("F000", 1.0), Turn("M000", 2.5, "4.0000, 2.0000, 3.0000"))
 def write_iemocap(
     root: Path, sessions: int = 3, dialogues: Mapping[str, Sequence[Turn]] | None = None, line_end: str = "\n"
 ) -> Path:
-    """A tree as IEMOCAP's; returns `root`. `dialogues`: turns by name without `Ses01` (`F_impro01`)."""
+    """Write a tree like IEMOCAP's and return `root`. `dialogues`: turns by name without `Ses01` (`F_impro01`)."""
     seed = 0
     for number in range(1, sessions + 1):
         for name, turns in (dialogues or dict.fromkeys(DIALOGUES, TURNS)).items():
@@ -98,7 +98,7 @@ def write_iemocap(
 
 
 def label_text(dialogue: str, turns: Sequence[Turn]) -> str:
-    """The content of a label file."""
+    """Return the content of a label file."""
     lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
     for turn in turns:
         times = f"[{turn.start_s:.4f} - {turn.start_s + 0.2:.4f}]"
@@ -124,7 +124,7 @@ Row = dict[str, object]
 
 
 def manifest_rows(folder: Path, sessions: int = 3, turns: int = 2) -> list[Row]:
-    """Rows of a good manifest, whose audio is written into `folder`."""
+    """Return the rows of a valid manifest, after writing its audio into `folder`."""
     rows: list[Row] = []
     for session in range(1, sessions + 1):
         for turn in range(turns):
@@ -146,7 +146,7 @@ def manifest_rows(folder: Path, sessions: int = 3, turns: int = 2) -> list[Row]:
 
 
 def csv_text(rows: Sequence[Row], delimiter: str = ",", columns: Sequence[str] | None = None) -> str:
-    """Rows as CSV; missing cells are empty."""
+    """Return rows as CSV; missing cells are empty."""
     names = list(columns or dict.fromkeys(name for row in rows for name in row))
     table = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
     return "".join(delimiter.join(cells) + "\n" for cells in table)
@@ -157,13 +157,13 @@ def json_lines(rows: Sequence[Row]) -> str:
 
 
 def write_manifest(path: Path, rows: Sequence[Row]) -> Path:
-    """A manifest by the ending of its name."""
+    """Write a manifest in the format of its suffix."""
     write_bytes(path, (json_lines(rows) if path.suffix == ".jsonl" else csv_text(rows)).encode())
     return path
 
 
 def read_noise_corpus(folder: Path, like: Corpus) -> Corpus:
-    """`like` with audio: noise of 0.3 to 0.8 s for each utterance, louder the higher its arousal."""
+    """Return `like` with audio: 0.3 to 0.8 s of noise per utterance, louder with higher arousal."""
     folder.mkdir(parents=True, exist_ok=True)
     utterances = []
     for u in like.utterances:
@@ -178,7 +178,7 @@ def read_noise_corpus(folder: Path, like: Corpus) -> Corpus:
 
 
 def sparse_wav(path: Path, duration_s: float, rate_hz: int = 16_000) -> None:
-    """A long silent WAV file that takes no room on disk."""
+    """Write a long silent WAV file that takes no space on the disk."""
     size = round(duration_s * rate_hz) * 2
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate_hz, rate_hz * 2, 2, 16)
     head = struct.pack("<4sI4s", b"RIFF", size + 36, b"WAVE") + form + struct.pack("<4sI", b"data", size)

@@ -1,4 +1,4 @@
-"""Made-up probes: half a second of constant cost an update and a tenth for each second of audio."""
+"""Made-up probes: 0.5 s of constant cost per update, and 0.1 s per second of audio."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import yaml
 
 from cvrunner.config.schema import Config, validate
 from cvrunner.files import write_atomically
-from cvrunner.records import journal
 from cvrunner.records.results import (
     EpochRecord,
     GroupRecord,
@@ -21,7 +20,7 @@ from cvrunner.records.results import (
     TrialResult,
     TrialState,
 )
-from cvrunner.records.run_directory import RunDirectory, TrialDirectory, trial_name
+from cvrunner.records.run_directory import RunDirectory, TrialDirectory, append_event, trial_name
 from cvrunner.verdict.ccc import ccc_by_dimension
 
 DIMENSIONS = ("valence", "arousal")
@@ -131,7 +130,7 @@ def write_trial(
     random = np.random.default_rng([fold, seed, round(1000 * error)])
     for epoch in range(1, epochs + 1):
         record = made_up_epoch(epoch, epochs, error, random)
-        journal.append(trial.journal, "epoch", **record.model_dump())
+        append_event(trial.journal, "epoch", **record.model_dump())
     if done:
         scores = _write_predictions(trial, condition, fold, seed, error, random)
         write_atomically(trial.result_file, _result(condition, fold, seed, epochs, scores).to_json())

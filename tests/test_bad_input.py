@@ -1,4 +1,4 @@
-"""Whatever a user brings: one clear message, exit code 2, no traceback, nothing written."""
+"""Bad input of any kind gives one clear message, exit code 2, no traceback and no files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.corpora import csv_text, json_lines, manifest_rows, sparse_wav, write
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a home in it, where Ray would be noticed."""
+    """Return a working directory with a home in it; an import of the Ray executor would fail."""
     for name in ("HOME", "CVRUNNER_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
@@ -36,13 +36,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files(folder: Path) -> set[tuple[str, int]]:
-    """Everything below a folder, with the time of its last change."""
+    """Return everything below a folder with the time of its last change."""
     found = [Path(where) / name for where, *names in os.walk(folder) for some in names for name in some]
     return {(str(path), path.lstat().st_mtime_ns) for path in found}
 
 
 def run(line: list[str]) -> int | str | None:
-    """The exit code of a command line, run in this process."""
+    """Run a command line in this process and return its exit code."""
     with pytest.raises(SystemExit) as ended:
         cli.main(line)
     return ended.value.code
@@ -69,7 +69,7 @@ BY_PROCESS = ("config: a mistyped key", "run: fold 6 of the demo", "audio: a pip
 
 
 @pytest.mark.parametrize("case", BY_PROCESS)
-def test_a_process_of_its_own_refuses_it_too(case: str, place: Path) -> None:
+def test_a_separate_process_refuses_it_too(case: str, place: Path) -> None:
     build, message = CASES[case]
     line = build(place)
     before = files(place)
@@ -82,12 +82,12 @@ def test_a_process_of_its_own_refuses_it_too(case: str, place: Path) -> None:
 
 
 def table(spell: Callable[[str], bytes]) -> Build:
-    """A good manifest in another spelling."""
+    """Build a valid manifest in another spelling."""
     return lambda folder: manifest(spell(csv_text(manifest_rows(folder / "corpus"))))(folder)
 
 
 def foreign(folder: Path) -> list[str]:
-    """A good manifest whose files, folders and names are of other languages and have spaces."""
+    """Build a valid manifest with spaces and non-ASCII letters in files, folders and names."""
     home = folder / "mein Körper"
     good = manifest_rows(home)
     for one in good:
@@ -105,7 +105,7 @@ def link_to_audio(path: Path) -> None:
 
 
 def piped(path: Path) -> None:
-    """As ffmpeg and sox write it where they cannot go back to the header: no length."""
+    """Write a WAV file as ffmpeg and sox write it to a pipe: without a length in the header."""
     write_noise(path, 9)
     content = path.read_bytes()
     path.write_bytes(content[:4] + b"\xff" * 4 + content[8:40] + b"\xff" * 4 + content[44:])
@@ -163,10 +163,10 @@ def test_the_name_of_an_audio_file_does_not_matter(place: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["audio", "manifest", "labels", "config"])
-def test_a_file_that_may_not_be_read_is_told(
+def test_a_file_without_read_permission_is_reported(
     name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Root may read everything, so a refusal of the system is played."""
+    """The refusal is simulated, since root may read everything."""
     closed = {"audio": "s2t0.wav", "manifest": "table.csv", "labels": f"{LABELS}.txt", "config": "config.yaml"}[name]
     build = {"labels": tree(lambda _: None), "config": config("")}.get(name, settings())
     line = build(place)

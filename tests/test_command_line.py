@@ -15,11 +15,11 @@ from rich.console import Console
 from typer.main import get_command
 
 from cvrunner import __version__
-from cvrunner.cli import app, main
+from cvrunner.cli import CONDITIONS, app, complete_runs, main
 from cvrunner.config.reading import load_config
 from cvrunner.errors import ResultsError
 from cvrunner.paths import default_config
-from cvrunner.run import commands, completion
+from cvrunner.run import commands
 from cvrunner.run.progress import Progress
 from tests.runs import make_run
 from tests.trials import tiny_trials
@@ -36,10 +36,10 @@ def says(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int | str
 
 
 def python(script: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """A script in a process of its own, whose output is captured."""
+    """Run a script in a new process and capture its output."""
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        env={**os.environ, "PYTHONPATH": str(Path(commands.__file__).parent.parent), **settings},
+        env={**os.environ, "PYTHONPATH": str(Path(commands.__file__).parent.parent.parent), **settings},
         capture_output=True,
         text=True,
         timeout=60,
@@ -48,13 +48,11 @@ def python(script: str, *arguments: str, **settings: str) -> subprocess.Complete
 
 
 def loads(statement: str) -> list[str]:
-    """Which of the slow libraries a process of its own has imported after `statement`."""
+    """Slow libraries that a new process has imported after `statement`."""
     slow = "{'torch', 'transformers', 'ray', 'mlflow', 'pandas'}"
-    return (
-        python(f"import sys\n{statement}\nprint('loaded', *{slow} & set(sys.modules))")
-        .stdout.split("loaded")[-1]
-        .split()
-    )
+    ended = python(f"import sys\n{statement}\nprint('loaded', *{slow} & set(sys.modules))")
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.split("loaded")[-1].split()
 
 
 def test_without_arguments_it_shows_its_help_and_the_exit_code_is_that_of_misuse(
@@ -90,6 +88,10 @@ def test_every_help_page_is_plain_and_explains_each_option(name: str, capsys: py
         assert getattr(parameter, "help", None) or parameter.name == "help", parameter.name
 
 
+def test_the_python_interface_loads_nothing_slow() -> None:
+    assert loads("import cvrunner.api, cvrunner.inference.command, cvrunner.run.verify") == []
+
+
 def test_help_loads_nothing_slow() -> None:
     assert loads("from cvrunner.cli import main\ntry: main(['all-folds', '--help'])\nexcept SystemExit: pass") == []
 
@@ -100,7 +102,7 @@ def test_help_loads_nothing_slow() -> None:
         (["al-folds"], "No such command 'al-folds'. Did you mean 'all-folds'"),
         (["all-folds", "--confg", "x"], "No such option: --confg"),
         (["all-folds", "--confg", "x"], "--config"),
-        (["audit", "--set", "train.lrr=1"], "train.lrr: unknown key in --set train.lrr=1; did you mean train.lr?"),
+        (["audit", "--set", "train.lrr=1"], "train.lrr: unknown key in override train.lrr=1; did you mean train.lr?"),
         (["fold", "--fold", "1", "--condition", "frozn"], "unknown condition; choose one of frozen, unfrozen"),
         (["audit", "--set", "corpus.dimensions=[valnce]"], "should be 'valence', 'arousal' or 'dominance'"),
     ],
@@ -157,13 +159,13 @@ def test_the_shell_completes_commands_options_runs_and_keys(tmp_path: Path, monk
 
 
 def test_completed_conditions_are_those_of_the_default_configuration() -> None:
-    assert tuple(load_config(default_config()).conditions) == completion.CONDITIONS
+    assert tuple(load_config(default_config()).conditions) == CONDITIONS
 
 
 def test_completing_needs_no_results_and_loads_nothing_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert completion.runs("") == []
-    assert loads("from cvrunner import completion; completion.settings('train.'); completion.runs('')") == []
+    assert complete_runs("") == []
+    assert loads("from cvrunner import cli; cli.complete_settings('train.'); cli.complete_runs('')") == []
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvrunner.config.reading import load_config, parse_override
-from cvrunner.config.schema import Config, digest, merge, valid_keys, validate
+from cvrunner.config.schema import RENAMED_KEYS, Config, digest, merge, valid_keys, validate
 from cvrunner.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -71,7 +72,7 @@ def test_an_overlay_that_names_conditions_replaces_them_all_and_an_override_adds
     assert config.conditions == {"a": {}, "b": {"train": {"lr": 0.1, "epochs": 3}}}
 
 
-def test_a_condition_is_laid_over_the_rest(tmp_path: Path) -> None:
+def test_a_condition_overrides_the_rest(tmp_path: Path) -> None:
     config = load(tmp_path, "train: {lr: 0.2}\nconditions:\n  slow: {train: {lr: 0.1}}\n  fast: {}\n")
     assert config.for_condition("slow").train.lr == 0.1
     assert config.for_condition("fast").train.lr == 0.2
@@ -79,7 +80,7 @@ def test_a_condition_is_laid_over_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001", "1e-04"])
 def test_numbers_with_exponents_are_numbers(tmp_path: Path, text: str) -> None:
-    """YAML 1.1 reads 1e-4 as a word; so did the old script's loader."""
+    """YAML 1.1 reads 1e-4 as a string, and so did the loader of the original script."""
     assert load(tmp_path, f"train: {{lr: {text}}}").train.lr == 1e-4
     assert load(tmp_path, "", f"train.lr={text}").train.lr == 1e-4
 
@@ -94,12 +95,12 @@ MISTAKES = {
     "train: {lr: .nan}": "train.lr: .*finite number",
     "train: {epochs: 2.5}": "train.epochs: .*valid integer",
     "train: {epochs: '20'}": "train.epochs: .*valid integer, not '20'",
-    "train: {seeds: []}": "train: seeds must name one seed or more",
+    "train: {seeds: []}": "train.seeds: must name one or more",
     "train: {epochs: 2, freeze_epochs: 2}": "train: freeze_epochs 2 must be below epochs 2",
     "model: {freeze_speech_encoder: maybe}": "model.freeze_speech_encoder: .*valid boolean, not 'maybe'",
     "model: {frame_rate_hz: 20}": "model.frame_rate_hz: must be 50, 25 or 12.5, not 20",
     "model: {protocol: session}": "model.protocol: .*'utterance' or 'dialogue', not 'session'",
-    "model: {layers: [1, 1]}": "model.layers: layers must name one layer or more, each once",
+    "model: {layers: [1, 1]}": "model.layers: must name one or more, each once",
     "model: {width: 30}": "model: mamba.head_dim 32 must divide",
     "corpus: {format: cremad}": "corpus.format: .*'iemocap', 'manifest' or 'demo', not 'cremad'",
     "corpus: {scale: [5, 1]}": "corpus: scale must go from low to high",
@@ -110,13 +111,13 @@ MISTAKES = {
     "conditions: {a: {}, b: {model: {freeze: true}}}": "model.freeze: unknown key in conditions.b; did you mean",
     "folds: {scheme: manifest_split}": "folds.scheme manifest_split needs corpus.format manifest",
     "model: {protocol: dialogue}\ntrain: {accumulation: averaged}": "train.accumulation averaged cannot be used",
-    "train: {lr: 1}\ntrain: {lr: 2}": "line 2: key 'train' stands twice",
-    "train: {lr: 1, lr: 2}": "key 'lr' stands twice",
+    "train: {lr: 1}\ntrain: {lr: 2}": "line 2: duplicate key 'train'",
+    "train: {lr: 1, lr: 2}": "duplicate key 'lr'",
     "train: [1, 2": "line 1",
     "- a\n- b": "must hold sections with keys, not list",
     "base: 3": "base must be a file name, not 3",
     "base: nowhere.yaml": "nowhere.yaml: cannot be read: No such file",
-    "base: config.yaml": "base files go in a circle",
+    "base: config.yaml": "base files form a circle",
     "train: !!python/object/apply:os.system ['true']": "could not determine a constructor",
     "? [a, b]\n: 1": "a key must be a word",
 }
@@ -128,15 +129,46 @@ def test_a_mistake_is_one_clear_sentence(tmp_path: Path, text: str) -> None:
         load(tmp_path, text)
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(tmp_path, "train: {lr: -1, epochs: 0}\nmodel: {widht: 3}")
     assert len(str(error.value).splitlines()) == 3
 
 
+@pytest.mark.parametrize("old", RENAMED_KEYS)
+def test_a_renamed_key_is_refused_with_its_new_name_wherever_it_is_set(tmp_path: Path, old: str) -> None:
+    new = RENAMED_KEYS[old]
+    assert new in valid_keys()
+    assert old not in valid_keys()
+    section, _, last = old.rpartition(".")
+    inside = f"{{{section.partition('.')[2] or last}: {{{last}: 1}}}}" if "retries" in old else f"{{{last}: 1}}"
+    text = f"{section.partition('.')[0]}: {inside}\n"
+    (tmp_path / "base.yaml").write_text(text)
+    for file in (text, "base: base.yaml\n"):
+        with pytest.raises(ConfigError) as error:
+            load(tmp_path, file)
+        assert re.fullmatch(rf"{re.escape(old)} \(.*config\.yaml.*\): renamed to {re.escape(new)}", str(error.value))
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, "", f"{old}=1")
+    assert str(error.value) == f"{old} (override {old}=1): renamed to {new}"
+
+
+def test_a_renamed_key_in_a_condition_or_a_search_space_is_refused_with_its_new_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, "conditions: {a: {}, b: {train: {warmup: 0.2}}}")
+    assert str(error.value) == "train.warmup (conditions.b): renamed to train.warmup_ratio"
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, "", "conditions.unfrozen.model.unfreeze_layers=2")
+    assert str(error.value) == "model.unfreeze_layers (conditions.unfrozen): renamed to model.unfreeze_top_layers"
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, "tune: {search_space: {model.unfreeze_layers: {choices: [1, 2]}}}")
+    key = "tune.search_space.model.unfreeze_layers"
+    assert str(error.value) == f"{key} ({tmp_path / 'config.yaml'}): renamed to model.unfreeze_top_layers"
+
+
 @pytest.mark.parametrize("override", ["train.lr", "=3", "train..lr=3", "train.lr =3", "train.lr=[1"])
 def test_a_malformed_override_is_refused(tmp_path: Path, override: str) -> None:
-    with pytest.raises(ConfigError, match="--set"):
+    with pytest.raises(ConfigError, match="override"):
         load(tmp_path, "", override)
 
 

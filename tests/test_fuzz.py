@@ -38,9 +38,9 @@ from tests.corpora import (
 from tests.tiny_encoders import save_encoder
 
 FINETUNE = Path(__file__).parent.parent / "configs" / "finetune.yaml"
-BOUNDED = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+pytestmark = pytest.mark.suites("test", "ci", "all")
+BOUNDED = settings(settings.get_profile("fuzz"), suppress_health_check=[HealthCheck.function_scoped_fixture])
+"""The number of examples per kind is set by the suite, in tests/conftest.py."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Nothing that is data runs: no pickle where a user can put a file, and none read from a file."""
+"""Data is never executed: the program reads no pickle and calls nothing that runs code from a file."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 
 from cvrunner import cli
 from cvrunner.encoders.files import find_encoder
-from cvrunner.encoders.speech_encoder import load_wavlm
+from cvrunner.encoders.wavlm import load_wavlm
 from tests.bad_input import add_pickle
 from tests.tiny_encoders import save_encoder
 
 
-def test_a_malicious_pickle_beside_good_weights_is_never_opened(tmp_path: Path) -> None:
-    plain, beside = (save_encoder(tmp_path / name) for name in ("plain", "beside"))
-    add_pickle(beside)
-    loaded, expected = (load_wavlm(find_encoder(str(folder))).state_dict() for folder in (beside, plain))
+def test_a_malicious_pickle_next_to_good_weights_is_never_opened(tmp_path: Path) -> None:
+    plain, infected = (save_encoder(tmp_path / name) for name in ("plain", "infected"))
+    add_pickle(infected)
+    loaded, expected = (load_wavlm(find_encoder(str(folder))).state_dict() for folder in (infected, plain))
     assert all(torch.equal(loaded[name], weight) for name, weight in expected.items())
-    assert find_encoder(str(beside)).digest == find_encoder(str(plain)).digest
+    assert find_encoder(str(infected)).digest == find_encoder(str(plain)).digest
     assert not list(tmp_path.rglob("owned"))
 
 
 def test_the_malicious_pickle_would_do_harm_if_it_were_loaded(tmp_path: Path) -> None:
-    """Else the test above would say nothing."""
+    """Otherwise the test above would prove nothing."""
     add_pickle(tmp_path / "wavlm")
     pickle.loads((tmp_path / "wavlm" / "pytorch_model.bin").read_bytes())
     assert (tmp_path / "owned").is_dir()

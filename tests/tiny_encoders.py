@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import WavLMConfig, WavLMModel
 
-from cvrunner.encoders.speech_encoder import SpeechEncoder
+from cvrunner.config.adaptation import Adaptation
+from cvrunner.encoders.wavlm import SpeechEncoder
 
 
 def tiny_wavlm(stable: bool = False, layers: int = 2, **settings: object) -> WavLMModel:
@@ -32,6 +33,11 @@ def tiny_wavlm(stable: bool = False, layers: int = 2, **settings: object) -> Wav
             # The gate of the position bias starts at one; random, so that a mistake in it shows.
             layer.attention.gru_rel_pos_const.normal_()
     return model
+
+
+FULL = Adaptation("full", start_epoch=1)
+TOP_LAYER = Adaptation("top_layers", start_epoch=1, top_layers=1)
+MASKED = Adaptation("full", start_epoch=1, masks_input=True)
 
 
 def tiny_encoder(stable: bool = False, **settings: object) -> SpeechEncoder:

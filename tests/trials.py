@@ -14,6 +14,7 @@ from cvrunner.data.utterance import Corpus
 from cvrunner.orchestration.trials import plan_trials
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.fold_trainer import Event, FoldTrainer, TrialContext
+from cvrunner.training.learner import Learner
 from cvrunner.training.trial import Trial
 from tests.corpora import corpus, read_noise_corpus
 from tests.tiny_encoders import save_encoder
@@ -51,6 +52,10 @@ def pick(trials: list[Trial], condition: str, fold: int = 1) -> Trial:
 def train(trial: Trial, folder: Path, name: str = "run", **place: Any) -> list[Event]:
     """The events of a trial trained in `folder/name`; the cache is shared."""
     return list(trainer(trial, folder, name, **place).run())
+
+
+def learner(trial: Trial, folder: Path) -> Learner:
+    return Learner(trial, folder / "cache", torch.device("cpu"))
 
 
 def trainer(trial: Trial, folder: Path, name: str = "run", **place: Any) -> FoldTrainer:

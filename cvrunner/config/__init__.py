@@ -1,1 +1,1 @@
-"""The configuration: YAML files laid over one another, checked, frozen, with a digest."""
+"""The configuration: YAML files merged, checked and frozen, with a digest of what decides numbers."""

@@ -1,7 +1,7 @@
-"""YAML files laid over one another, and overrides on top: read with care, since people and programs write them.
+"""Reading YAML configurations, with care, since both people and programs write them.
 
-A file may name a `base` file that it is laid over, key by key, but for `conditions`: naming them replaces them all.
-`--set a.b=v` is laid over the file; a condition is laid over both.
+A file may name a `base` file, which it overrides key by key; only `conditions` are replaced as a whole.
+Overrides such as `train.lr=1e-4` come on top of the file, and each condition on top of both.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import Any
 
 import yaml
 
-from cvrunner.config.messages import short
-from cvrunner.config.schema import Config, merge, nested, validate
+from cvrunner.config.schema import Config, merge, nested, short, validate
 from cvrunner.errors import ConfigError
 
+# Limits of a file, far above the number of keys there are.
 MOST_VALUES = 10_000
 DEEPEST = 20
-"""Limits of what a file may hold, far above what there are keys for."""
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """The configuration in `path`, with its bases below it and `a.b=v` overrides on top.
+    """Return the configuration in `path`, on top of its bases and below the overrides (`section.key=value`).
 
     Raises ConfigError, which begins with the file or the key and names the nearest valid key.
     """
@@ -36,24 +35,27 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`train.lr=1e-4` as a nested mapping; the value is YAML."""
+    """Return `train.lr=1e-4` as a nested mapping; the value is YAML."""
     key, separator, value = text.partition("=")
     if not separator or not re.fullmatch(rf"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){{,{DEEPEST}}}", key):
-        raise ConfigError(f"--set {text}: must look like section.key=value")
-    return nested(key, _parse_yaml(value, f"--set {text}"))
+        raise ConfigError(f"override {text}: must look like section.key=value")
+    return nested(key, _parse_yaml(value, f"override {text}"))
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], str]:
-    """What a file says over its base, and both names for messages."""
+    """Return the content of a file merged over its bases, and the names of all files for messages."""
     try:
+        # By real paths: with symbolic links, a circle need not repeat a name.
         real = Path(os.path.realpath(path))
     except ValueError as error:
-        raise ConfigError(f"{str(path)!r}: no file is called so: {error}") from None
+        raise ConfigError(f"{str(path)!r}: not a file name: {error}") from None
     if real in above:
         circle = " -> ".join(p.name for p in (*above[above.index(real) :], real))
-        raise ConfigError(f"{path}: base files go in a circle: {circle}; take one `base` out")
+        raise ConfigError(f"{path}: base files form a circle: {circle}; remove one `base`")
     data = _parse_yaml(_read_text(path, above), str(path))
-    data = {} if data is None else data
+    # An empty file is valid: all defaults.
+    if data is None:
+        data = {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold sections with keys, not {type(data).__name__}")
     base = data.pop("base", None)
@@ -61,42 +63,45 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any
         return data, str(path)
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base must be a file name, not {short(base)}")
-    below, named = _read_with_bases(path.parent / base, (*above, real))
+    below, name = _read_with_bases(path.parent / base, (*above, real))
+    # Conditions are compared with each other, so a mixture of two files' conditions is hardly ever meant.
     if "conditions" in data:
         below.pop("conditions", None)
-    return merge(below, data), f"{path} over {named}"
+    return merge(below, data), f"{path} over {name}"
 
 
 def _read_text(path: Path, above: tuple[Path, ...]) -> str:
-    needed = f" (the base of {above[-1].name})" if above else ""
     try:
+        # Some Windows editors put a byte order mark first.
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}, line {line}); save it as UTF-8") from None
     except OSError as error:
+        needed = f" (the base of {above[-1].name})" if above else ""
         raise ConfigError(f"{path}: cannot be read: {error.strerror}{needed}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with `1e-4` as a number (YAML 1.1 wants `1.0e-4`), a key at most once, and a line for every mistake."""
+    """A YAML loader that reads `1e-4` as a number, refuses duplicate keys, and gives a line for every mistake."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
         except (yaml.YAMLError, RecursionError):
             raise
-        except Exception:  # of many kinds, where a value does not fit the tag written before it
+        except Exception:  # PyYAML lets any exception through if a value does not fit its tag
             rule = f"{short(node.value)} is no {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, rule, node.start_mark) from None
 
 
-# There is no key for these, and JSON has no such values.
+# No key takes these types, and JSON, which digests are made of, has no such values.
 _Loader.yaml_constructors = {
     tag: make
     for tag, make in yaml.SafeLoader.yaml_constructors.items()
     if str(tag).rpartition(":")[2] not in ("binary", "omap", "pairs", "set")
 }
+# YAML 1.1 requires `1.0e-4`; without this, `1e-4` would be a string.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
@@ -111,7 +116,7 @@ def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict
         if not isinstance(key_node, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -133,14 +138,17 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 
 def _refuse_endless(data: Any, where: str) -> None:
-    """Raise ConfigError where aliases make a value hold itself or multiply, or nesting is deeper than any key's."""
+    """Raise ConfigError if aliases make a value contain itself or multiply, or if nesting is deeper than any key's."""
+    # A loop with a budget, not a recursion: nine levels of nine aliases would be 10^9 values.
     values = [(data, 0)]
     for _ in range(MOST_VALUES):
         if not values:
             return
         value, depth = values.pop()
         if depth > DEEPEST:
-            raise ConfigError(f"{where}: nested more than {DEEPEST} levels deep, or an alias (*) that holds itself")
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | set) else ()
-        values += [(one, depth + 1) for one in inner]
-    raise ConfigError(f"{where}: more than {MOST_VALUES} values, or aliases (*) that multiply; write less")
+            raise ConfigError(f"{where}: nested more than {DEEPEST} levels deep, or an alias (*) that contains itself")
+        if isinstance(value, dict):
+            values += [(one, depth + 1) for one in value.values()]
+        elif isinstance(value, list | set):
+            values += [(one, depth + 1) for one in value]
+    raise ConfigError(f"{where}: more than {MOST_VALUES} values, or aliases (*) that multiply; write fewer")

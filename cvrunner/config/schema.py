@@ -1,16 +1,19 @@
-"""The whole configuration: checked, frozen, with a digest of what decides numbers."""
+"""The whole configuration: checked, frozen, and with one clear line for every mistake in it."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError, model_validator
 
-from cvrunner.config.messages import nearest, origin, sentences, short
+from cvrunner.config.adaptation import Adaptation, adaptation_of
 from cvrunner.config.sections import (
     NOT_SEARCHED,
     ClusterConfig,
@@ -28,6 +31,21 @@ from cvrunner.config.sections import (
 )
 from cvrunner.errors import ConfigError
 
+RENAMED_KEYS = {
+    "model.unfreeze_layers": "model.unfreeze_top_layers",
+    "train.early_stopping": "train.early_stopping_patience",
+    "train.length_pool": "train.length_bucket_batches",
+    "train.warmup": "train.warmup_ratio",
+    "train.weights_ema": "train.ema_decay",
+    "cluster.change_over": "cluster.preempt",
+    "cluster.retries.lost": "cluster.retries.worker_died",
+    "cluster.retries.numbers": "cluster.retries.non_finite",
+    "tune.grace_epochs": "tune.grace_period",
+    "tune.samples": "tune.num_samples",
+    "tune.space": "tune.search_space",
+}
+"""Keys of earlier versions. A user's configuration that has one is refused with the new name; a stored run is read."""
+
 
 class Config(Section):
     """One resolved configuration. Only `corpus`, `folds`, `model` and `train` change a trial's numbers."""
@@ -40,7 +58,7 @@ class Config(Section):
         "frozen": {"model": {"freeze_speech_encoder": True}},
         "unfrozen": {"model": {"freeze_speech_encoder": False}},
     }
-    """Named overrides of `model` and `train`. The first is what the others are compared with."""
+    """Named overrides of `model` and `train`. The others are compared with the first."""
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     results: ResultsConfig = ResultsConfig()
@@ -62,114 +80,206 @@ class Config(Section):
         return self
 
     def for_condition(self, name: str) -> Config:
-        """This configuration with one condition laid over it, and no conditions of its own but that one."""
+        """Return this configuration with the overrides of one condition applied, and only that condition in it."""
         if name not in self.conditions:
             raise ConfigError(f"conditions.{name}: unknown condition; choose one of {', '.join(self.conditions)}")
         overrides = self.conditions[name]
+        # Validated again as a whole: an override may break a rule between two keys.
         data = merge(self.model_dump(mode="json"), overrides)
         data["conditions"] = {name: overrides}
-        return _parsed(data, f"conditions.{name}", ())
+        return _parse(data, f"conditions.{name}", ())
 
     def chosen_condition(self, name: str | None, key: str) -> str:
-        """The condition that `key` names, or where it names none `unfrozen`, else the last. Raises ConfigError."""
+        """Return the condition `name`, which `key` asks for. None: `unfrozen` if there is one, else the last.
+
+        Raises ConfigError for an unknown condition.
+        """
         if name is None:
             return "unfrozen" if "unfrozen" in self.conditions else list(self.conditions)[-1]
         if name not in self.conditions:
             raise ConfigError(f"{key} {name}: unknown condition; choose one of {', '.join(self.conditions)}")
         return name
 
+    @property
+    def adaptation(self) -> Adaptation:
+        """How a condition adapts the encoder; ask the configuration of that condition."""
+        return adaptation_of(self.model, self.train)
+
     @cached_property
     def numerics(self) -> dict[str, Any]:
-        """What a trial's numbers depend on, as plain JSON: not where the corpus lies, nor its name."""
+        """The settings that a trial's numbers depend on, as plain JSON."""
         data = self.model_dump(mode="json", include={"corpus", "folds", "model", "train"})
+        # A trial's key has digests of the corpus and the encoder, and the seed; their names and places do not count.
         for key in ("root", "format", "demo"):
             data["corpus"].pop(key)
         data["model"].pop("encoder"), data["model"].pop("revision")
         data["train"].pop("seeds")
+        # On a CPU the number of threads decides the order of floating-point additions.
         data["threads"] = self.cluster.cpus_per_trial
         return data
 
 
 def digest(value: object) -> str:
-    """SHA-256 of a JSON value in canonical form, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a JSON value in canonical form, as 64 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`: mappings key by key, everything else replaced whole."""
+    """Return `below` overridden by `above`: mappings key by key, any other value as a whole."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 
-def validate(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
-    """A checked Config, its conditions checked too. Raises ConfigError with all problems, one a line.
-
-    `where` the data comes from and which `overrides` are in it: for messages.
-    """
-    config = _parsed(data, where, overrides)
-    for name in config.conditions:
-        config.for_condition(name)
-    _check_space(config, where, overrides)
-    return config
-
-
-def _parsed(data: Mapping[str, Any], where: str, overrides: Sequence[str]) -> Config:
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, where, overrides, valid_keys()))) from None
-
-
-def _check_space(config: Config, where: str, overrides: Sequence[str]) -> None:
-    """Raise ConfigError if `tune.search_space` names a key that cannot be searched or a value its key cannot take."""
-    problems = []
-    for key, search in config.tune.search_space.items():
-        place = f"({origin(f'tune.search_space.{key}', where, overrides)})"
-        if key in NOT_SEARCHED:
-            problems.append(f"tune.search_space.{key}: is {NOT_SEARCHED[key]} {place}")
-        elif key not in searchable_keys():
-            hint = nearest(key, searchable_keys())
-            problems.append(f"tune.search_space.{key}: no key of model or train {place}{hint}")
-        elif rule := next((rule for value in search.examples if (rule := _misfit(key, value))), None):
-            problems.append(f"tune.search_space.{key}: {rule} {place}")
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
-def searchable_keys() -> list[str]:
-    """The keys of `model` and `train` that hold a value, not a section."""
-    keys = valid_keys()
-    sections = {key.rpartition(".")[0] for key in keys}
-    return [key for key in keys if key.startswith(("model.", "train.")) and key not in sections]
-
-
-def _misfit(key: str, value: object) -> str | None:
-    """Why a key cannot have a value, whatever the other keys say."""
-    try:
-        Config.model_validate(nested(key, value))
-    except ValidationError as error:
-        for item in error.errors():
-            if item["type"] != "value_error":
-                return f"{item['msg'][0].lower()}{item['msg'][1:]}, not {short(value)}"
-    return None
-
-
 def nested(key: str, value: object) -> dict[str, Any]:
-    """`{"train": {"lr": value}}` of `train.lr`."""
+    """Return `{"train": {"lr": value}}` for `train.lr`."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)  # type: ignore[call-overload, no-any-return]
 
 
 def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every key of the schema with its sections, such as `train.lr`."""
+    """Return every key of the schema, such as `train.lr`, and every section."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
+        # Lists of sections, such as claims, have no keys that an override could name.
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += valid_keys(field.annotation, f"{prefix}{name}.")
     return keys
+
+
+def searchable_keys() -> list[str]:
+    """Return the keys of `model` and `train` that hold a value, not a section."""
+    keys = valid_keys()
+    sections = {key.rpartition(".")[0] for key in keys}
+    return [key for key in keys if key.startswith(("model.", "train.")) and key not in sections]
+
+
+def validate(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the checked Config, after checking its conditions too.
+
+    `where` names the source of the data and `overrides` the overrides in it, for messages. Raises ConfigError with all
+    problems, one per line.
+    """
+    config = _parse(data, where, overrides)
+    # Now, not when its first trial starts, hours later.
+    for name in config.conditions:
+        config.for_condition(name)
+    _check_search_space(config, where, overrides)
+    return config
+
+
+def _parse(data: Mapping[str, Any], where: str, overrides: Sequence[str]) -> Config:
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problems(error, where, overrides))) from None
+
+
+def _check_search_space(config: Config, where: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError if `tune.search_space` names a key that cannot be searched or a value its key cannot take."""
+    problems = []
+    for key, search in config.tune.search_space.items():
+        full = f"tune.search_space.{key}"
+        source = f"({_source(full, where, overrides)})"
+        if key in RENAMED_KEYS:
+            problems.append(f"{full} {source}: renamed to {RENAMED_KEYS[key]}")
+        elif key in NOT_SEARCHED:
+            problems.append(f"{full}: is {NOT_SEARCHED[key]} {source}")
+        elif key not in searchable_keys():
+            problems.append(f"{full}: no key of model or train {source}{_suggestion(key, searchable_keys())}")
+        elif rule := next((rule for value in search.examples if (rule := _misfit(key, value))), None):
+            problems.append(f"{full}: {rule} {source}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _misfit(key: str, value: object) -> str | None:
+    """Return why a key cannot have a value, whatever the other keys are; None if it can."""
+    try:
+        Config.model_validate(nested(key, value))
+    except ValidationError as error:
+        for item in error.errors():
+            # Checks across keys raise `value_error`; another value of the other key may satisfy them.
+            if item["type"] != "value_error":
+                return f"{item['msg'][0].lower()}{item['msg'][1:]}, not {short(value)}"
+    return None
+
+
+# --- messages -----------------------------------------------------------------------------------------------------
+
+
+def short(value: object) -> str:
+    """Return a value as a message shows it, at most 80 characters long."""
+    # reprlib shortens inside, so that a huge or nested value is never formatted as a whole.
+    text = reprlib.repr(value) if isinstance(value, dict | list) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _problems(error: ValidationError, where: str, overrides: Sequence[str]) -> list[str]:
+    """Return one line per problem that pydantic found."""
+    lines = []
+    for item in error.errors():
+        unknown = item["type"] == "extra_forbidden"
+        key = _dotted_key(item["loc"], unknown)
+        source = _source(key, where, overrides)
+        if key in RENAMED_KEYS:
+            lines.append(f"{key} ({source}): renamed to {RENAMED_KEYS[key]}")
+            continue
+        if unknown:
+            lines.append(f"{key}: unknown key in {source}{_suggestion(key, valid_keys())}")
+            continue
+        rule = item["msg"].removeprefix("Value error, ")
+        if item["type"] in ("model_type", "dict_type"):
+            rule = "must be a section with keys"
+        rule = f"{rule[0].lower()}{rule[1:]}"
+        if key:
+            rule = f"{key}: {rule}"
+            # Our own checks quote the value themselves, if it helps.
+            if item["type"] != "value_error":
+                rule += f", not {short(item['input'])}"
+        lines.append(f"{rule} ({source})")
+    return lines
+
+
+def _dotted_key(location: Sequence[int | str], unknown: bool) -> str:
+    parts = [str(part) for part in location]
+    # Pydantic adds the tags of union members, which no user wrote; they are not plain words.
+    plain = [part for part in parts if re.fullmatch(r"[A-Za-z0-9_.-]+", part)]
+    if unknown and parts[-1] not in plain:
+        plain.append(short(parts[-1]))
+    return ".".join(plain)
+
+
+def _source(key: str, where: str, overrides: Sequence[str]) -> str:
+    """Return the last override of a key, of its section or of a key below it; the file if there is none."""
+    # Later overrides win, so the last one is to blame.
+    for override in reversed(overrides):
+        set_key = override.partition("=")[0]
+        if f"{key}.".startswith(f"{set_key}.") or f"{set_key}.".startswith(f"{key}."):
+            return f"override {override}"
+    return where
+
+
+def _suggestion(key: str, keys: Sequence[str]) -> str:
+    """Return `; did you mean train.epochs?`, or else the valid keys of the section.
+
+    Prefers the same last word in another section, then the most similar key, then the most similar last word.
+    """
+    section, _, last = key.rpartition(".")
+    by_last = {name.rpartition(".")[2]: name for name in keys}
+    siblings = [name.rpartition(".")[2] for name in keys if name.rpartition(".")[0] == section]
+    likely = [name for name in keys if name.endswith(f".{last}")]
+    likely = likely or difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    likely = likely or [by_last[word] for word in difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)]
+    likely = likely or [word for word in siblings if last in word]
+    if likely:
+        return f"; did you mean {likely[0]}?"
+    return f"; valid keys: {', '.join(siblings)}" if siblings else ""

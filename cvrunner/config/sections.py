@@ -1,27 +1,53 @@
 """The sections of the configuration: every key with its default, its limits and, below it, its meaning and unit.
 
-Defaults live here and nowhere else.
+Defaults are defined here and nowhere else.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
+DEMO_UTTERANCES: Final = 480
+SMALLEST_DEMO: Final = 40
+"""Default and minimum size of the demo corpus, for every command and function that writes it."""
+
+
+def _tuple_of_list(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_unique(value: object) -> object:
+    if isinstance(value, tuple) and (not value or len(set(value)) != len(value)):
+        raise ValueError("must name one or more, each once")
+    return value
+
+
+# YAML has lists; a frozen model needs tuples.
+LIST = BeforeValidator(_tuple_of_list)
+UNIQUE = AfterValidator(_check_unique)
 Dimension = Literal["valence", "arousal", "dominance"]
+CccQuantity = Literal["ccc_valence", "ccc_arousal", "ccc_dominance", "ccc_avg"]
 Condition = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=40)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Retries = Annotated[int, Field(ge=0)]
-LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-"""YAML has lists, and what is frozen has tuples."""
-CccQuantity = Literal["ccc_valence", "ccc_arousal", "ccc_dominance", "ccc_avg"]
+NonNegative = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, every key known, numbers not parsed out of strings."""
+    """A part of the configuration: immutable, without unknown keys, and strict: a quoted number is no number."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -31,29 +57,27 @@ class Section(BaseModel):
 class DemoCorpus(Section):
     seed: int = 0
     """Seed of the synthetic corpus."""
-    utterances: Annotated[int, Field(ge=40, le=5000)] = 480
-    """How many utterances to synthesise, about."""
+    utterances: Annotated[int, Field(ge=SMALLEST_DEMO, le=5000)] = DEMO_UTTERANCES
+    """Number of utterances to synthesise."""
 
 
 class CorpusConfig(Section):
     format: Literal["iemocap", "manifest", "demo"] = "demo"
     """`iemocap`: the published tree; `manifest`: a CSV or JSONL file; `demo`: a synthetic IEMOCAP, made if absent."""
     root: str = "demo-corpus"
-    """The corpus folder, or the manifest file. Relative: to the working directory."""
+    """The corpus folder or the manifest file. A relative path starts at the working directory."""
     labels: Literal["header", "observers", "all_raters"] = "header"
-    """IEMOCAP label variant; they are not comparable with each other."""
-    dimensions: Annotated[tuple[Dimension, ...], LISTED] = ("valence", "arousal")
+    """Label variant of IEMOCAP. Results with different variants are not comparable."""
+    dimensions: Annotated[tuple[Dimension, ...], LIST, UNIQUE] = ("valence", "arousal")
     """The dimensions to predict."""
-    scale: Annotated[tuple[float, float], LISTED] = (1.0, 5.0)
-    """Lowest and highest value of the rating scale; labels are scaled to 0..1 by it for training."""
+    scale: Annotated[tuple[float, float], LIST] = (1.0, 5.0)
+    """Lowest and highest value of the rating scale. Training maps this range to 0..1."""
     resample: bool = False
-    """Accept audio of any rate and any number of channels, convert to 16 kHz mono (soxr)."""
+    """Accept audio with any sample rate and number of channels, and convert it to 16 kHz mono (soxr)."""
     demo: DemoCorpus = DemoCorpus()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions):
-            raise ValueError("dimensions must name one dimension or more, each once")
         if self.scale[0] >= self.scale[1]:
             raise ValueError(f"scale must go from low to high, not {list(self.scale)}")
         return self
@@ -61,78 +85,72 @@ class CorpusConfig(Section):
 
 class FoldsConfig(Section):
     scheme: Literal["leave_one_session_out", "manifest_split"] = "leave_one_session_out"
-    """`leave_one_session_out`: test a session, validate on the next; `manifest_split`: the manifest's own, one fold."""
+    """`leave_one_session_out`: each fold tests one session and validates on the next one; `manifest_split`: one fold,
+    as the manifest's `split` column says."""
 
 
 class MambaConfig(Section):
     layers: Count = 2
-    """Mamba2 blocks over the frames of an utterance."""
+    """Number of Mamba2 blocks over the frames of an utterance."""
     state_size: Count = 32
-    """Values that each channel of a block remembers."""
+    """State size of each channel."""
     expand: Count = 2
-    """Inner width = expand x width."""
+    """Inner width of a block = expand x width."""
     head_dim: Count = 32
-    """Channels that share one decay; divides expand x width."""
+    """Number of channels that share one decay. Must divide expand x width."""
     conv_kernel: Count = 4
-    """Steps that the convolution before the scan sees."""
+    """Kernel size of the convolution before the scan, in frames."""
     chunk_size: Count = 32
-    """Steps of the scan done at once; speed only. 32 is the fastest on a CPU."""
+    """Number of frames per step of the scan. Affects speed only; 32 is the fastest on a CPU."""
     bidirectional: bool = False
-    """A second set of blocks reads the frames backwards."""
+    """Add a second set of blocks that reads the frames backwards."""
 
 
 class EmaConfig(Section):
     """The exponential moving average over the turns of a dialogue (`protocol: dialogue`)."""
 
     decay: Annotated[float, Field(ge=0.6, le=0.9)] = 0.8
-    """`a` in `c_t = a c_(t-1) + (1 - a) u_t`, at the start."""
+    """Initial value of `a` in `c_t = a c_(t-1) + (1 - a) u_t`."""
     learnable: bool = True
     """Learn `a`, one value per dimension, within 0.6..0.9."""
 
 
 class ModelConfig(Section):
     encoder: str = "demo"
-    """`demo` (comes with cvrunner), a local `from_pretrained` folder, or a hub name."""
+    """`demo` (comes with cvrunner), a local `from_pretrained` folder, or a name on the Hugging Face hub."""
     revision: str | None = None
-    """Revision of a hub encoder (branch, tag or commit)."""
-    layers: Annotated[Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...], LISTED] = "all"
-    """Hidden states to mix: 0 is the input of the first transformer layer."""
+    """Revision of a hub encoder (branch, tag or commit). `null`: the default branch."""
+    layers: Annotated[Literal["all"] | tuple[NonNegative, ...], LIST, UNIQUE] = "all"
+    """Hidden states to mix; 0 is the input of the first transformer layer."""
     freeze_speech_encoder: bool = True
-    """Frozen: no gradient, no dropout, features from the cache."""
+    """Freeze the encoder: no gradient, no dropout, features from the cache."""
     unfreeze_top_layers: Count | None = None
-    """Of an unfrozen encoder, so many transformer layers from the top train, and what is below them stays frozen and
-    runs once, for the cache; null: all of it but the convolutional front-end trains."""
+    """Number of transformer layers to train, counted from the top, if the encoder is not frozen. The layers below them
+    run once, for the cache. `null`: all layers train; the convolutional front-end never does."""
     frame_rate_hz: float = 12.5
-    """50, 25 or 12.5: encoder frames (50 a second) are averaged to this rate before the layer mix."""
+    """Frame rate in Hz: 50, 25 or 12.5. Encoder frames (50 Hz) are averaged to this rate before the layer mix."""
     width: Count = 128
     """Width of the head."""
     dropout: Fraction = 0.1
-    """Dropout of the head."""
+    """Dropout probability in the head."""
     encoder_dropout: Fraction | None = None
-    """Dropout of an unfrozen encoder; null: the checkpoint's own values."""
+    """Dropout probability in an encoder that is not frozen. `null`: the values of the checkpoint."""
     spec_augment: bool = False
-    """Mask spans of frames of an unfrozen encoder while training (SpecAugment)."""
+    """Mask spans of frames while an encoder that is not frozen trains (SpecAugment)."""
     pooling: Literal["mean", "attentive_statistics"] = "attentive_statistics"
-    """How the frames of an utterance become one vector; attentive statistics: weighted mean and deviation."""
+    """How the frames of an utterance become one vector; `attentive_statistics`: weighted mean and deviation."""
     protocol: Literal["utterance", "dialogue"] = "utterance"
-    """`utterance`: each by itself, as in the literature; `dialogue`: with the turns before it."""
+    """`utterance`: predict each utterance by itself, as in the literature; `dialogue`: with the turns before it."""
     output: Literal["linear", "sigmoid"] = "linear"
-    """`sigmoid` keeps predictions within the scale."""
+    """`sigmoid` keeps predictions within the rating scale."""
     mamba: MambaConfig = MambaConfig()
     ema: EmaConfig = EmaConfig()
 
     @field_validator("frame_rate_hz")
     @classmethod
-    def _known_rate(cls, value: float) -> float:
+    def _check_rate(cls, value: float) -> float:
         if value not in (50.0, 25.0, 12.5):
             raise ValueError(f"must be 50, 25 or 12.5, not {value:g}")
-        return value
-
-    @field_validator("layers")
-    @classmethod
-    def _layers_once(cls, value: object) -> object:
-        if isinstance(value, tuple) and (not value or len(set(value)) != len(value)):
-            raise ValueError("layers must name one layer or more, each once")
         return value
 
     @model_validator(mode="after")
@@ -146,154 +164,154 @@ class ModelConfig(Section):
 
 class TrainConfig(Section):
     batch_size: Count = 8
-    """Utterances encoded at once: memory only, when accumulation is exact."""
+    """Number of utterances encoded at once. With exact accumulation it affects memory only."""
     accumulation_steps: Count = 1
     """Batches per update; batch_size x accumulation_steps = effective batch."""
     accumulation: Literal["exact", "averaged"] = "exact"
-    """`exact`: the CCC of the effective batch; `averaged`: mean CCC of the batches, as the old script."""
+    """`exact`: the CCC of the effective batch; `averaged`: the mean CCC of its batches, as in the original script."""
     length_bucket_batches: Count = 1
-    """Effective batches are cut from length-sorted pools of so many: less padding, but a CCC of utterances of like
-    length teaches less. 1: drawn at random; only the micro-batches inside are of like length."""
+    """Number of effective batches per length-sorted bucket. More means less padding, but a CCC over utterances of
+    similar length teaches less. 1: effective batches are drawn at random, and only their micro-batches are sorted."""
     max_batch_s: Positive | None = None
-    """Most seconds of audio encoded at once: long utterances then make smaller batches. Memory only, as batch_size;
-    null: no limit."""
+    """Maximum audio encoded at once, in seconds, so that long utterances form smaller batches. Affects memory only.
+    `null`: no limit."""
     gradient_checkpointing: bool = False
-    """Compute an unfrozen encoder's layers again in the backward pass: less memory, about a third more time."""
+    """Recompute the layers of an encoder that is not frozen in the backward pass: less memory, about a third more
+    time."""
     epochs: Count = 20
     """Passes over the training utterances."""
     lr: Positive = 1e-4
-    """Learning rate of everything but the encoder."""
+    """Peak learning rate of everything but the encoder."""
     encoder_lr: Positive = 1e-5
-    """Learning rate of an unfrozen encoder."""
+    """Peak learning rate of an encoder that is not frozen."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """AdamW; never on norms, biases, layer weights and state-space parameters."""
+    """Weight decay of AdamW. Norms, biases, layer weights and state-space parameters have none."""
     grad_clip: Positive = 1.0
-    """Largest gradient norm over all trained parameters."""
+    """Maximum gradient norm over all trained parameters."""
     warmup_ratio: Fraction = 0.1
-    """Share of the updates with a rising learning rate; then cosine to 0."""
-    freeze_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs that train the head alone before an unfrozen encoder joins."""
+    """Share of the updates in which the learning rate rises; after them it falls to 0 as a cosine."""
+    freeze_epochs: NonNegative = 0
+    """Number of epochs in which only the head trains, before an encoder that is not frozen starts to."""
     early_stopping_patience: Count | None = None
-    """Stop after so many epochs without a better validation CCC; null: never."""
+    """Stop after this number of epochs without a better validation CCC. `null`: never."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Evaluate with an exponential moving average of the weights, of this decay per update; null: off."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], LISTED] = (0,)
-    """Every condition and fold is trained once per seed."""
+    """Decay per update of the exponential moving average of the weights used for evaluation. `null`: no average."""
+    seeds: Annotated[tuple[NonNegative, ...], LIST, UNIQUE] = (0,)
+    """Seeds; every condition and fold is trained once per seed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the encoder; auto: bfloat16 on GPUs that have it, else float32. The head is float32."""
+    """Precision of the encoder. `auto`: bfloat16 on GPUs that support it, else float32. The head is always float32."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds must name one seed or more, each once")
         if self.freeze_epochs >= self.epochs:
             raise ValueError(f"freeze_epochs {self.freeze_epochs} must be below epochs {self.epochs}")
         return self
 
     @property
     def effective_batch(self) -> int:
-        """Utterances per update."""
+        """Number of utterances per update."""
         return self.batch_size * self.accumulation_steps
 
 
 class RetriesConfig(Section):
-    """How often a trial is tried again after a failure of a kind, counted since it last finished an epoch. The loss of
-    a node has no limit; what would only repeat itself is never tried again (docs/reliability.md)."""
+    """Number of retries of a trial per kind of failure, counted since it last finished an epoch. Losing a node has no
+    limit; a failure that would only repeat itself is never retried (docs/reliability.md)."""
 
-    worker_died: Retries = 3
-    """Its process died."""
-    host_memory: Retries = 3
-    """Ended by Ray's memory monitor; from then on fewer trials run at a time."""
-    gpu_memory: Retries = 1
-    """GPU memory ran out outside of an update. Within one, the micro-batch is halved instead."""
-    gpu: Retries = 2
-    """The GPU reported an error; tried again on another one where there is one."""
-    io: Retries = 3
-    """A disk or network error that lasted longer than the waiting for it."""
-    non_finite: Retries = 1
-    """Loss or gradient was not a number; back to the last checkpoint."""
-    bug: Retries = 1
-    """Any other exception; the same one twice is never tried again."""
+    worker_died: NonNegative = 3
+    """The trial's process died."""
+    host_memory: NonNegative = 3
+    """Ray's memory monitor ended the trial; from then on fewer trials run at a time."""
+    gpu_memory: NonNegative = 1
+    """GPU memory ran out outside an update. Within an update the micro-batch is halved instead."""
+    gpu: NonNegative = 2
+    """The GPU reported an error. The retry uses another GPU if there is one."""
+    io: NonNegative = 3
+    """A disk or network error outlasted the built-in waiting."""
+    non_finite: NonNegative = 1
+    """The loss or a gradient was NaN or infinite. The retry starts from the last checkpoint."""
+    bug: NonNegative = 1
+    """Any other exception. If the same one occurs twice, it is not retried again."""
 
 
 class ClusterConfig(Section):
     gpus_per_trial: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """GPUs a trial holds; below 1, small trials share one."""
+    """GPUs per trial. Below 1, several trials share a GPU."""
     cpus_per_trial: Count = 1
-    """Cores, and so threads, of a trial. On a CPU part of what makes results bit-identical."""
+    """CPU cores, and so threads, per trial. On a CPU the number of threads affects the last bits of the results."""
     max_concurrent: Count | None = None
-    """Most trials at a time; null: as many as fit."""
+    """Maximum number of trials at a time. `null`: as many as fit."""
     retries: RetriesConfig = RetriesConfig()
     preempt: bool = True
-    """Trials may give way to one another at the ends of epochs, where the run then ends earlier; what is trained stays
-    the same. Off in any case with node_dir."""
+    """Pause a trial at the end of an epoch, so that a longer one can start, if the run then ends earlier. Results stay
+    the same. Ignored with node_dir."""
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 300.0
-    """Longest training time between two checkpoints within an epoch; there is one after every epoch in any case."""
+    """Maximum training time between two checkpoints within an epoch, in seconds. Every epoch ends with one anyway."""
     cache_dir: str = "~/.cache/cvrunner"
-    """Where features are kept, on each node."""
+    """Folder of the feature cache, on each node."""
     node_dir: str | None = None
-    """For nodes that share no disk: where a trial keeps its files on its node until they are brought to `results.root`
-    at its end. null: in `results.root` itself."""
+    """For nodes that share no disk: the folder in which a trial keeps its files until it ends and they are copied to
+    `results.root`. `null`: trials write to `results.root` directly."""
 
 
 class TrackingConfig(Section):
     enabled: bool = True
-    """Write to MLflow; `sync` can do it later from the files."""
+    """Write to MLflow during the run. `sync` can also do it later, from the files."""
     uri: str | None = None
-    """MLflow tracking URI; null: sqlite in `mlflow.db` in the results folder."""
+    """MLflow tracking URI. `null`: SQLite in `mlflow.db` in the results folder."""
     experiment: str = "cvrunner"
-    """Experiment name; the protocol is added to it."""
+    """Name of the MLflow experiment; the protocol is appended to it."""
 
 
 class ResultsConfig(Section):
     root: str = "results"
-    """Folder of all runs. Relative: to the working directory; in a Ray job, to $CVRUNNER_HOME (default ~/cvrunner)."""
+    """Folder of all runs. A relative path starts at the working directory, or in a Ray job at $CVRUNNER_HOME (default
+    ~/cvrunner)."""
 
 
 class Claim(Section):
-    """A figure that somebody stated, to be held against what is measured; never printed as a result."""
+    """A published or stated figure, to be compared with the measurements; it is never printed as a result."""
 
     name: str
-    """What the report calls it."""
+    """Name of the claim in the report."""
     condition: str
-    """The condition that it is about; without one of this name it is not checked."""
+    """Condition that the claim is about. If there is none of this name, the claim is not checked."""
     quantity: Literal["ccc_valence", "ccc_arousal", "ccc_avg", "memory_gb", "minutes_per_epoch"]
-    """What was claimed of it."""
+    """Claimed quantity."""
     low: float
-    """The figure, or the lower end of the range."""
+    """The claimed figure, or the lower end of a range."""
     high: float | None = None
-    """Upper end where the claim is a range."""
+    """Upper end of a range. `null`: a single figure."""
 
 
 class ReferenceConfig(Section):
     source: str = ""
-    """Where the claims come from."""
-    claims: Annotated[tuple[Claim, ...], LISTED] = ()
+    """Source of the claims."""
+    claims: Annotated[tuple[Claim, ...], LIST] = ()
 
 
 class VerifyConfig(Section):
     """The quick check before a long run: one fold of one condition."""
 
     fold: Count = 1
-    """The fold that is trained."""
+    """Fold to train."""
     condition: Condition | None = None
-    """The condition that is trained; null: `unfrozen` where there is one, else the last."""
+    """Condition to train. `null`: `unfrozen` if there is one, else the last."""
     target: dict[CccQuantity, Annotated[float, Field(ge=-1, le=1)]] = {}
-    """The least test CCC by quantity, such as `ccc_valence: 0.62`; empty: no target, all that is trained is good."""
+    """Minimum test CCC per quantity, such as `ccc_valence: 0.62`. Empty: no target, so a finished fold passes."""
 
     @property
     def least_ccc(self) -> dict[str, float]:
-        """The target by dimension or `avg`."""
+        """Minimum test CCC by dimension or `avg`."""
         return {quantity.removeprefix("ccc_"): least for quantity, least in self.target.items()}
 
 
 class SearchRange(Section):
-    """Fractions between two ends, drawn evenly; for whole numbers there are `choices`."""
+    """A range of real numbers from which values are drawn uniformly. Whole numbers need `choices`."""
 
     low: float
     high: float
     scale: Literal["linear", "log"] = "linear"
-    """`log`: drawn evenly in the logarithm, as suits learning rates."""
+    """`log`: uniform in the logarithm, which suits learning rates."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -305,14 +323,14 @@ class SearchRange(Section):
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Values that tell whether a key can take all of them: one that is not whole, and the ends."""
+        """Values to check a key with: both ends, and one that is not a whole number."""
         return self.low + (self.high - self.low) / 3.1, self.low, self.high
 
 
 class SearchChoices(Section):
-    """Some values, each as likely as the others."""
+    """A list of equally likely values."""
 
-    choices: Annotated[tuple[Any, ...], LISTED]
+    choices: Annotated[tuple[Any, ...], LIST]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -322,17 +340,19 @@ class SearchChoices(Section):
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """All of them."""
+        """Values to check a key with: all choices."""
         return self.choices
 
 
+# The parentheses keep these tags out of the key that a message shows.
 RANGE, CHOICES = "(range)", "(choices)"
-"""Tags of the union: with brackets, so that no message shows them as keys."""
 
 
 def _kind_of_search(value: object) -> str:
-    chosen = "choices" in value if isinstance(value, dict) else isinstance(value, SearchChoices)
-    return CHOICES if chosen else RANGE
+    # Validation passes the mapping from the file; serialisation passes the section.
+    if isinstance(value, SearchChoices) or (isinstance(value, dict) and "choices" in value):
+        return CHOICES
+    return RANGE
 
 
 Search = Annotated[
@@ -341,35 +361,34 @@ Search = Annotated[
 
 
 class TuneConfig(Section):
-    """A search for better settings of one condition, by the validation parts of the folds (docs/tuning.md)."""
+    """A search for better settings of one condition, judged by the validation parts of the folds (docs/tuning.md)."""
 
     num_samples: Count = 12
-    """Number of settings; the first is the configuration as it is, the others are drawn."""
+    """Number of settings. The first is the configuration as it is; the others are drawn."""
     condition: Condition | None = None
-    """The condition whose settings are searched; null: `unfrozen` where there is one, else the last."""
-    folds: Annotated[tuple[Count, ...] | None, LISTED] = None
-    """The folds that a setting is trained on; null: all."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of the drawing; training uses the first of `train.seeds`."""
+    """Condition whose settings are searched. `null`: `unfrozen` if there is one, else the last."""
+    folds: Annotated[tuple[Count, ...] | None, LIST, UNIQUE] = None
+    """Folds to train each setting on. `null`: all folds."""
+    seed: NonNegative = 0
+    """Seed for drawing the settings. Training uses the first of `train.seeds`."""
     epochs: Count | None = None
-    """Of each setting; null: `train.epochs`."""
+    """Number of epochs per setting. `null`: `train.epochs`."""
     grace_period: Count = 3
-    """No setting is stopped before so many epochs."""
+    """Number of epochs before any setting can be stopped."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """At epochs grace, grace x factor and so on only the best 1/factor of the settings that came so far go on."""
+    """At epochs grace_period, grace_period x reduction_factor and so on, only the best 1/reduction_factor of the
+    settings so far continue."""
     search_space: dict[str, Search] = {
         "train.encoder_lr": SearchRange(low=5e-6, high=5e-5, scale="log"),
         "train.lr": SearchRange(low=3e-5, high=1e-3, scale="log"),
         "train.grad_clip": SearchChoices(choices=(0.3, 1.0)),
         "model.unfreeze_top_layers": SearchChoices(choices=(None, 2, 4)),
     }
-    """Which keys of `model` and `train` are searched and how: `{low, high, scale: linear or log}` or `{choices: []}`.
-    Naming it replaces all of it."""
+    """Keys of `model` and `train` to search, each with `{low, high, scale: linear or log}` or `{choices: []}`. Setting
+    it replaces the whole default."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.folds is not None and (not self.folds or len(set(self.folds)) != len(self.folds)):
-            raise ValueError("folds must name one fold or more, each once")
         if not self.search_space:
             raise ValueError("search_space must name one key or more")
         return self

@@ -1,8 +1,8 @@
-"""Which utterances make up each update, from (seed, epoch) alone: no loader state, so a resumed epoch is the same.
+"""The utterances of each update, from (seed, epoch) alone: no loader state, so a resumed epoch is the same.
 
-An update is an effective batch; it is encoded in micro-batches of at most `batch_size` utterances of like length and at
-most `max_batch_s` seconds of audio.
-Conditions with the same effective batch, seed and epoch get the same updates in the same order.
+An update is an effective batch. It is encoded in micro-batches of at most `batch_size` utterances of similar length and
+at most `max_batch_s` seconds of audio. Conditions with the same effective batch, seed and epoch get the same updates in
+the same order.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -21,11 +22,11 @@ class Update:
     """One effective batch."""
 
     utterances: tuple[Utterance, ...]
-    """In the order of prediction: for dialogues, turn after turn and dialogue after dialogue."""
+    """In the order of the predictions; dialogues one after the other, each in the order of its turns."""
     turns: tuple[int, ...]
-    """How many of them belong to each dialogue, in order; for single utterances, 1 each."""
+    """Number of utterances per dialogue, in order; 1 each if utterances are predicted by themselves."""
     micro_batches: tuple[tuple[int, ...], ...]
-    """Positions in `utterances` that are encoded together."""
+    """Positions in `utterances` of those that are encoded together."""
 
 
 def training_updates(
@@ -39,39 +40,41 @@ def training_updates(
     seed: int,
     epoch: int,
 ) -> list[Update]:
-    """The updates of one epoch; every utterance is in exactly one.
+    """Return the updates of one epoch; every utterance is in exactly one.
 
-    By utterance: shuffled, sorted by length within buckets of `length_bucket_batches` effective batches (1: not), cut,
-    and shuffled again. By dialogue: whole dialogues, shuffled, as many as reach the effective batch.
+    Utterances are shuffled, sorted by length within buckets of `length_bucket_batches` effective batches (not for 1),
+    divided into effective batches, and these shuffled again. `by_dialogue`: whole dialogues are shuffled and joined
+    until they reach the effective batch.
     """
     random = np.random.default_rng([seed, epoch])
     if by_dialogue:
         groups = _pack_dialogues(dialogues(utterances), effective_batch, random)
         return [_update(group, batch_size, max_batch_s, by_dialogue=True) for group in groups]
     order = random.permutation(len(utterances))
-    pool = effective_batch * length_bucket_batches
-    cut: list[list[Utterance]] = []
-    for start in range(0, len(order), pool):
-        members = [utterances[i] for i in order[start : start + pool]]
+    bucket = effective_batch * length_bucket_batches
+    groups = []
+    for start in range(0, len(order), bucket):
+        members = [utterances[i] for i in order[start : start + bucket]]
         if length_bucket_batches > 1:
             members.sort(key=lambda u: (u.samples, u.id))
-        cut += [members[i : i + effective_batch] for i in range(0, len(members), effective_batch)]
-    cut = _without_single(cut)
-    return [_update(cut[i], batch_size, max_batch_s, by_dialogue=False) for i in random.permutation(len(cut))]
+        groups += [members[i : i + effective_batch] for i in range(0, len(members), effective_batch)]
+    groups = _without_single(groups)
+    # Otherwise the updates of a bucket would run from its shortest utterances to its longest.
+    return [_update(groups[i], batch_size, max_batch_s, by_dialogue=False) for i in random.permutation(len(groups))]
 
 
 def evaluation_update(
     utterances: Sequence[Utterance], batch_size: int, by_dialogue: bool, max_batch_s: float | None = None
 ) -> Update:
-    """All utterances as one update, encoded in micro-batches sorted by length, the longest first: the others fit into
-    the memory that they leave."""
+    """Return all utterances as one update, in micro-batches sorted by length, the longest first."""
     ordered = [u for dialogue in dialogues(utterances) for u in dialogue]
     update = _update(ordered, batch_size, max_batch_s, by_dialogue)
+    # Longest first: all later micro-batches fit into memory that the allocator already holds.
     return replace(update, micro_batches=update.micro_batches[::-1])
 
 
 def dialogues(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
-    """The utterances by dialogue (sorted by name), each in the order of its turns."""
+    """Return the utterances of each dialogue in the order of its turns, dialogues sorted by name."""
     grouped: dict[str, list[Utterance]] = {}
     for u in sorted(utterances, key=lambda u: (u.dialogue, u.turn, u.id)):
         grouped.setdefault(u.dialogue, []).append(u)
@@ -88,11 +91,13 @@ def _pack_dialogues(
         if len(current) >= effective:
             packed.append(current)
             current = []
-    return _without_single([*packed, current] if current else packed)
+    if current:
+        packed.append(current)
+    return _without_single(packed)
 
 
 def _without_single(groups: list[list[Utterance]]) -> list[list[Utterance]]:
-    """A last group of one joins the group before it: the CCC of one utterance says nothing."""
+    """Join a last group of one utterance to the group before it: the CCC of one utterance is undefined."""
     if len(groups) > 1 and len(groups[-1]) == 1:
         return [*groups[:-2], groups[-2] + groups[-1]]
     return groups
@@ -100,27 +105,20 @@ def _without_single(groups: list[list[Utterance]]) -> list[list[Utterance]]:
 
 def _update(members: Sequence[Utterance], batch_size: int, max_batch_s: float | None, by_dialogue: bool) -> Update:
     micro = micro_batches(members, batch_size, max_batch_s or math.inf)
-    turns = [len(d) for d in dialogues_in_order(members)] if by_dialogue else [1] * len(members)
+    turns = [1] * len(members)
+    if by_dialogue:
+        # Members come dialogue after dialogue, so equal neighbours are one dialogue.
+        turns = [len(list(run)) for _, run in groupby(members, key=lambda u: u.dialogue)]
     return Update(tuple(members), tuple(turns), tuple(micro))
 
 
 def micro_batches(members: Sequence[Utterance], batch_size: int, max_batch_s: float) -> list[tuple[int, ...]]:
-    """Positions by length, cut where the next utterance would make too many, or too many seconds."""
+    """Return positions sorted by length, in groups within `batch_size` utterances and `max_batch_s` seconds."""
     batches: list[list[int]] = []
+    # Similar lengths together: padding costs time. Utterances of equal length keep their order.
     for i in sorted(range(len(members)), key=lambda i: (members[i].samples, i)):
         full = not batches or len(batches[-1]) == batch_size
         if full or sum(members[j].duration_s for j in (*batches[-1], i)) > max_batch_s:
             batches.append([])
         batches[-1].append(i)
     return [tuple(batch) for batch in batches]
-
-
-def dialogues_in_order(members: Sequence[Utterance]) -> list[list[Utterance]]:
-    """Runs of utterances of the same dialogue, as they come."""
-    runs: list[list[Utterance]] = []
-    for u in members:
-        if runs and runs[-1][-1].dialogue == u.dialogue:
-            runs[-1].append(u)
-        else:
-            runs.append([u])
-    return runs

@@ -1,8 +1,8 @@
-"""The rules every corpus must keep, whatever its format, and reading its audio once.
+"""The rules for every corpus, whatever its format, and the one pass that reads its audio.
 
-A loader turns label lines into `Entry`s; `utterances_of` checks them, reads the audio and makes `Utterance`s.
-What is wrong is collected in `Findings`, so that one pass shows all of it: problems stop the program before
-any training, warnings are counted and reported.
+A loader turns label lines into `Entry`s; `utterances_of` checks them, reads the audio and returns `Utterance`s.
+`Findings` collects everything that is wrong, so that one pass shows all of it: problems stop the program before any
+training, warnings are counted and reported.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from cvrunner.data.utterance import (
+    DIMENSIONS,
     SAMPLE_RATE_HZ,
     AudioError,
     Utterance,
+    UtteranceInfo,
     audio_digest,
     check_length,
     natural_order,
@@ -28,41 +30,31 @@ from cvrunner.data.utterance import (
 from cvrunner.errors import CorpusError
 
 LONG_S = 40.0
-Rater = tuple[float, float, float | None]
+"""Longer utterances are a warning."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One utterance as its label line has it, before its audio was read."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry(UtteranceInfo):
+    """One utterance as its label line describes it, before its audio is read."""
 
     where: str
     """File and line, for messages."""
-    id: str
-    path: Path
-    speaker: str
-    gender: str | None
-    session: str
-    dialogue: str
     time: float
     """Sorts the turns of a dialogue: a start time or a turn number."""
-    scenario: str | None
-    improvised: bool | None
     labels: Mapping[str, float | None]
-    raters: dict[str, Rater] = field(default_factory=dict)
-    part: str | None = None
 
     @property
-    def named(self) -> str:
-        """Place and utterance, as a problem begins."""
+    def name(self) -> str:
+        """Place and id, with which a problem begins."""
         return f"{self.where}: {self.id}"
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What differs between corpora and configurations."""
+    """The rules that differ between corpora and configurations."""
 
     dimensions: Sequence[str]
-    """Labels that must be there and in the scale; valence and arousal must be there always."""
+    """Labels that must exist and be within the scale. Valence and arousal must always exist."""
     scale: tuple[float, float]
     resample: bool
     outside_scale: Literal["problem", "warning"]
@@ -72,11 +64,11 @@ class Rules:
 
 @dataclass
 class Findings:
-    """What one pass over a corpus found."""
+    """Problems and warnings of one pass over a corpus."""
 
     problems: list[str] = field(default_factory=list)
     counted: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """Places by what was found there."""
+    """Places of each kind of warning."""
 
     def problem(self, where: str, rule: str) -> None:
         self.problems.append(f"{where}: {rule}")
@@ -86,7 +78,7 @@ class Findings:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line for each kind: what, how many, and the first."""
+        """One line per kind of warning, with the number and the first place."""
         return tuple(f"{what}: {len(places)} (first: {places[0]})" for what, places in self.counted.items())
 
     def stop_if_any(self, where: str) -> None:
@@ -96,14 +88,13 @@ class Findings:
 
 
 def utterances_of(entries: Sequence[Entry], rules: Rules, findings: Findings) -> tuple[Utterance, ...]:
-    """Checked utterances by session, dialogue and turn; an entry that breaks a rule adds a problem.
+    """Return the utterances sorted by session, dialogue and turn; an entry that breaks a rule adds a problem.
 
-    The audio is read by a few threads, one waveform each at a time.
+    A few threads read the audio, with one waveform at a time in the memory of each.
     """
     if not entries and not findings.problems:
         findings.problems.append("no utterances")
-    _check_ids(entries, findings)
-    _check_genders(entries, findings)
+    _check_ids_and_genders(entries, findings)
     if rules.one_session_each:
         _check_one_session(entries, "speaker", findings)
         _check_one_session(entries, "dialogue", findings)
@@ -116,28 +107,25 @@ def utterances_of(entries: Sequence[Entry], rules: Rules, findings: Findings) ->
 
 
 def labels_outside(utterances: Iterable[Utterance], dimension: str, scale: tuple[float, float]) -> int:
-    """How many labels of a dimension lie outside the rating scale; they are kept and never clipped."""
+    """Return how many labels of a dimension are outside the rating scale; they are kept, never clipped."""
     values = (u.label(dimension) for u in utterances)
     return sum(value is not None and not scale[0] <= value <= scale[1] for value in values)
 
 
-def _check_ids(entries: Sequence[Entry], findings: Findings) -> None:
+def _check_ids_and_genders(entries: Sequence[Entry], findings: Findings) -> None:
     first: dict[str, str] = {}
     for entry in entries:
         if entry.id in first:
-            findings.problem(entry.named, f"this utterance stands already at {first[entry.id]}")
+            findings.problem(entry.name, f"duplicate utterance; the first is at {first[entry.id]}")
         first.setdefault(entry.id, entry.where)
-
-
-def _check_genders(entries: Sequence[Entry], findings: Findings) -> None:
-    first: dict[str, Entry] = {}
+    known: dict[str, Entry] = {}
     for entry in entries:
         if entry.gender is None:
             continue
-        before = first.setdefault(entry.speaker, entry)
+        before = known.setdefault(entry.speaker, entry)
         if before.gender != entry.gender:
             rule = f"speaker {entry.speaker} is {entry.gender} here and {before.gender} at {before.where}"
-            findings.problem(entry.named, rule)
+            findings.problem(entry.name, rule)
 
 
 def _check_one_session(entries: Sequence[Entry], what: Literal["speaker", "dialogue"], findings: Findings) -> None:
@@ -147,9 +135,9 @@ def _check_one_session(entries: Sequence[Entry], what: Literal["speaker", "dialo
     for name, by_session in first.items():
         if len(by_session) > 1:
             places = ", ".join(f"{session} ({entry.where})" for session, entry in by_session.items())
-            entry = list(by_session.values())[1]
+            second = list(by_session.values())[1]
             findings.problem(
-                entry.named,
+                second.name,
                 f"{what} {name} is in more than one session: {places}; sessions must share no {what}",
             )
 
@@ -159,24 +147,25 @@ def _check_labels(entry: Entry, rules: Rules, findings: Findings) -> None:
     for dimension in dict.fromkeys(("valence", "arousal", *rules.dimensions)):
         value = entry.labels.get(dimension)
         if value is None:
-            findings.problem(entry.named, f"{dimension} is missing")
+            findings.problem(entry.name, f"{dimension} is missing")
         elif not math.isfinite(value):
-            findings.problem(entry.named, f"{dimension} is {value}, must be a finite number")
+            findings.problem(entry.name, f"{dimension} is {value}, must be a finite number")
         elif dimension in rules.dimensions and not low <= value <= high:
             if rules.outside_scale == "problem":
-                findings.problem(entry.named, f"{dimension} is {value:g}, outside corpus.scale {low:g}..{high:g}")
+                findings.problem(entry.name, f"{dimension} is {value:g}, outside corpus.scale {low:g}..{high:g}")
             else:
                 what = f"{dimension} labels outside corpus.scale {low:g}..{high:g}, kept as they are"
-                findings.count(what, f"{entry.named} {value:g}")
+                findings.count(what, f"{entry.name} {value:g}")
 
 
 def _turns(entries: Sequence[Entry]) -> list[int]:
-    """The rank of every entry in its dialogue, from 0."""
+    """Return the rank of every entry in its dialogue, from 0."""
     by_dialogue: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, entry in enumerate(entries):
         by_dialogue[entry.session, entry.dialogue].append(index)
     turns = [0] * len(entries)
     for indices in by_dialogue.values():
+        # The id breaks ties, so that the order never depends on the order of files on the disk.
         indices.sort(key=lambda index: (entries[index].time, entries[index].id))
         for turn, index in enumerate(indices):
             turns[index] = turn
@@ -184,24 +173,24 @@ def _turns(entries: Sequence[Entry]) -> list[int]:
 
 
 def _read_all(entries: Sequence[Entry], resample: bool, findings: Findings) -> dict[int, tuple[int, str]]:
-    """Samples and digest by index of the entry, of those whose audio keeps the rules."""
+    """Return the number of samples and the digest by index of the entry, where the audio keeps the rules."""
+    # Decoding runs outside the GIL, and on a network file system most of the time is waiting.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         outcomes = list(pool.map(lambda entry: _read(entry.path, resample), entries))
     audio: dict[int, tuple[int, str]] = {}
     for index, (entry, outcome) in enumerate(zip(entries, outcomes, strict=True)):
         if isinstance(outcome, AudioError):
-            findings.problem(entry.named, f"{entry.path}: {outcome}")
+            findings.problem(entry.name, f"{entry.path}: {outcome}")
             continue
         audio[index] = outcome
         if outcome[0] > LONG_S * SAMPLE_RATE_HZ:
-            findings.count(
-                f"utterances longer than {LONG_S:g} s", f"{entry.named}, {outcome[0] / SAMPLE_RATE_HZ:.1f} s"
-            )
+            seconds = outcome[0] / SAMPLE_RATE_HZ
+            findings.count(f"utterances longer than {LONG_S:g} s", f"{entry.name}, {seconds:.1f} s")
     return audio
 
 
 def _read(path: Path, resample: bool) -> tuple[int, str] | AudioError:
-    """Length and digest; the waveform itself is let go at once."""
+    """Return length and digest of a file; the waveform is freed at once."""
     try:
         samples = read_audio(path, resample)
         check_length(samples)
@@ -211,23 +200,16 @@ def _read(path: Path, resample: bool) -> tuple[int, str] | AudioError:
 
 
 def _utterance(entry: Entry, turn: int, samples: int, digest: str) -> Utterance:
-    # A missing label is a problem by now, and the corpus will not be used.
-    valence, arousal, dominance = (entry.labels.get(d) for d in ("valence", "arousal", "dominance"))
+    # A missing label is already a problem, so the corpus will be refused; NaN only completes the type.
+    valence, arousal, dominance = (entry.labels.get(dimension) for dimension in DIMENSIONS)
+    if dominance is not None and not math.isfinite(dominance):
+        dominance = None
     return Utterance(
-        id=entry.id,
-        path=entry.path,
-        speaker=entry.speaker,
-        gender=entry.gender,
-        session=entry.session,
-        dialogue=entry.dialogue,
+        **{info.name: getattr(entry, info.name) for info in fields(UtteranceInfo)},
         turn=turn,
-        scenario=entry.scenario,
-        improvised=entry.improvised,
         valence=math.nan if valence is None else valence,
         arousal=math.nan if arousal is None else arousal,
-        dominance=None if dominance is None or not math.isfinite(dominance) else dominance,
+        dominance=dominance,
         samples=samples,
         audio_digest=digest,
-        raters=entry.raters,
-        part=entry.part,
     )

@@ -1,4 +1,4 @@
-"""The corpus a configuration asks for, whatever its format."""
+"""The corpus that a configuration names, whatever its format."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cvrunner.config.schema import Config
 from cvrunner.config.sections import CorpusConfig
+from cvrunner.data.demo import SESSIONS, write_demo_corpus
 from cvrunner.data.iemocap import load_iemocap, session_folders
 from cvrunner.data.manifest import load_manifest
 from cvrunner.data.utterance import Corpus
@@ -15,39 +16,32 @@ from cvrunner.errors import CorpusError
 
 
 def load_corpus(config: CorpusConfig, root: Path) -> Corpus:
-    """The checked corpus at `root`, which is where `config.root` leads the caller.
+    """Return the checked corpus at `root`, to which the caller resolves `config.root`.
 
-    With `format: demo` the synthetic corpus is written first, if it is not there. Raises CorpusError, and
-    ConfigError where the synthetic corpus cannot be made.
+    With `format: demo` the synthetic corpus is written first if it does not exist. Raises CorpusError, and ConfigError
+    if the synthetic corpus cannot be made.
     """
     if config.format == "demo":
-        # Late: the other formats need no speech synthesis.
-        from cvrunner.data.demo import write_demo_corpus
-
         write_demo_corpus(root, seed=config.demo.seed, utterances=config.demo.utterances)
     if not os.path.exists(root):
-        rule = f"does not exist; set corpus.root, now {config.root!r}, to {_wanted(config)}"
-        raise CorpusError(str(root), [rule])
+        needed = "the folder that holds Session1, Session2, ..."
+        if config.format == "manifest":
+            needed = "the manifest, a CSV or JSONL file"
+        raise CorpusError(str(root), [f"does not exist; set corpus.root, now {config.root!r}, to {needed}"])
     if config.format == "manifest":
         return load_manifest(root, config.scale, config.dimensions, config.resample)
     corpus = load_iemocap(root, config.labels, config.scale, config.dimensions, config.resample)
-    return replace(corpus, synthetic=True) if config.format == "demo" else corpus
+    if config.format == "demo":
+        corpus = replace(corpus, synthetic=True)
+    return corpus
 
 
 def fold_count(config: Config, root: Path) -> int | None:
-    """How many folds there are going to be, where that can be known without reading or making the corpus."""
+    """Return the number of folds, or None if it takes reading the corpus to know."""
     if config.folds.scheme == "manifest_split":
         return 1
     if config.corpus.format == "demo":
-        from cvrunner.data.demo import SESSIONS
-
         return SESSIONS
     if config.corpus.format == "iemocap" and root.is_dir():
         return len(session_folders(root))
     return None
-
-
-def _wanted(config: CorpusConfig) -> str:
-    if config.format == "manifest":
-        return "the manifest, a CSV or JSONL file"
-    return "the folder that holds Session1, Session2, ..."

@@ -1,4 +1,4 @@
-"""Folds: which utterances train, choose the epoch, and test; and that these parts share nothing."""
+"""Folds: the utterances that train, choose the epoch and test, and the proof that these parts share nothing."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from itertools import combinations
 from typing import Any, Literal
 
 from cvrunner.config.schema import digest
-from cvrunner.data.utterance import Corpus, Utterance, natural_order
+from cvrunner.data.utterance import PARTS, Corpus, Utterance, natural_order
 from cvrunner.errors import CorpusError, LeakError
+from cvrunner.text import plural
 
 Scheme = Literal["leave_one_session_out", "manifest_split"]
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One division of the corpus, numbered from 1. Utterances are in the order of the corpus."""
+    """One split of the corpus, numbered from 1. Utterances keep the order of the corpus."""
 
     number: int
     train: tuple[Utterance, ...]
@@ -31,7 +31,7 @@ class Fold:
 
     @property
     def utterances(self) -> tuple[Utterance, ...]:
-        """Those of all three parts."""
+        """Utterances of all three parts."""
         return (*self.train, *self.validation, *self.test)
 
     @property
@@ -48,11 +48,11 @@ class Fold:
 
 
 def make_folds(corpus: Corpus, scheme: Scheme) -> tuple[Fold, ...]:
-    """The folds of a corpus.
+    """Return the folds of a corpus.
 
-    `leave_one_session_out`: fold k tests the k-th session, validates on the next one (after the last comes
-    the first) and trains on the others. `manifest_split`: one fold, the corpus's own. Raises CorpusError when
-    the corpus cannot be divided so.
+    `leave_one_session_out`: fold k tests the k-th session, validates on the next one (the last is followed by the
+    first) and trains on the others. `manifest_split`: one fold, as the corpus defines it. Raises CorpusError if the
+    corpus does not allow the scheme.
     """
     if scheme == "manifest_split":
         return (_own_split(corpus),)
@@ -61,20 +61,31 @@ def make_folds(corpus: Corpus, scheme: Scheme) -> tuple[Fold, ...]:
         raise CorpusError(
             corpus.name,
             [
-                f"has {len(sessions)} session{'s' if len(sessions) != 1 else ''} ({', '.join(sessions)}); "
+                f"has {plural(len(sessions), 'session')} ({', '.join(sessions)}); "
                 "leave_one_session_out needs three or more, to train, to validate and to test"
             ],
         )
-    return tuple(_session_fold(corpus, sessions, index) for index in range(len(sessions)))
+    folds = []
+    for index, test in enumerate(sessions):
+        validation = sessions[(index + 1) % len(sessions)]
+        folds.append(
+            Fold(
+                number=index + 1,
+                train=tuple(u for u in corpus.utterances if u.session not in (test, validation)),
+                validation=tuple(u for u in corpus.utterances if u.session == validation),
+                test=tuple(u for u in corpus.utterances if u.session == test),
+            )
+        )
+    return tuple(folds)
 
 
 def split_digest(folds: Iterable[Fold]) -> str:
-    """SHA-256 over which utterance is in which part of which fold; their order does not matter."""
+    """Return the SHA-256 of which utterance is in which part of which fold; their order does not matter."""
     return digest(sorted([f.number, part, u.id] for f in folds for part, some in f.parts.items() for u in some))
 
 
 def split_table(folds: Sequence[Fold]) -> dict[str, Any]:
-    """What split.json holds: the digest and, by fold and part, sessions and sorted utterance ids."""
+    """Return the content of split.json: the digest and, by fold and part, sessions and sorted utterance ids."""
     return {
         "digest": split_digest(folds),
         "folds": [
@@ -89,18 +100,15 @@ def split_table(folds: Sequence[Fold]) -> dict[str, Any]:
 
 
 def find_leaks(folds: Iterable[Fold]) -> list[str]:
-    """One line for every speaker, dialogue, utterance and identical audio that two parts of a fold share."""
+    """Return one line per speaker, dialogue, utterance or recording that two parts of a fold share."""
     return [leak for fold in folds for one, other in combinations(PARTS, 2) for leak in _shared(fold, one, other)]
 
 
 def check_labels(corpus: Corpus, folds: Iterable[Fold], dimensions: Sequence[str]) -> None:
-    """Raise CorpusError where all labels of a part are equal: nothing is learnt from them, and their CCC means nothing.
-
-    A part of one utterance is the smallest of these.
-    """
+    """Raise CorpusError if all labels of a part are equal, such as in a part of one utterance: no CCC is defined."""
     problems = [
         f"fold {fold.number}: {part} ({', '.join(_sessions(some))}): every {dimension} is {values.pop():g} "
-        f"({len(some)} utterance{'s' if len(some) > 1 else ''}); labels must differ, or there is no CCC"
+        f"({plural(len(some), 'utterance')}); labels must differ, or there is no CCC"
         for fold in folds
         for part, some in fold.parts.items()
         for dimension in dimensions
@@ -111,26 +119,16 @@ def check_labels(corpus: Corpus, folds: Iterable[Fold], dimensions: Sequence[str
 
 
 def check_leaks(folds: Iterable[Fold]) -> None:
-    """Raise LeakError with every leak, if there is one."""
+    """Raise LeakError with all leaks, if there are any."""
     if leaks := find_leaks(folds):
         raise LeakError("train, validation and test must share nothing", leaks)
-
-
-def _session_fold(corpus: Corpus, sessions: Sequence[str], index: int) -> Fold:
-    test, validation = sessions[index], sessions[(index + 1) % len(sessions)]
-    return Fold(
-        number=index + 1,
-        train=tuple(u for u in corpus.utterances if u.session not in (test, validation)),
-        validation=tuple(u for u in corpus.utterances if u.session == validation),
-        test=tuple(u for u in corpus.utterances if u.session == test),
-    )
 
 
 def _own_split(corpus: Corpus) -> Fold:
     train, validation, test = (tuple(u for u in corpus.utterances if u.part == part) for part in PARTS)
     absent = [part for part, some in zip(PARTS, (train, validation, test), strict=True) if not some]
     if absent:
-        rule = f"folds.scheme manifest_split needs a split column with {', '.join(PARTS)}; none says"
+        rule = f"folds.scheme manifest_split needs a split column with {', '.join(PARTS)}; no utterance has"
         raise CorpusError(corpus.name, [f"{rule} {' or '.join(absent)}"])
     return Fold(1, train, validation, test)
 
@@ -142,10 +140,10 @@ def _sessions(utterances: Iterable[Utterance]) -> tuple[str, ...]:
 def _shared(fold: Fold, one: str, other: str) -> list[str]:
     first, second = fold.parts[one], fold.parts[other]
     leaks = []
-    for what in ("speaker", "dialogue", "id"):
+    for what, word in (("speaker", "speaker"), ("dialogue", "dialogue"), ("id", "utterance")):
         shared = {getattr(u, what) for u in first} & {getattr(u, what) for u in second}
-        word = "utterance" if what == "id" else what
         leaks += [f"fold {fold.number}: {word} {name} is in {one} and in {other}" for name in sorted(shared)]
+    # The same recording under two names would leak too; the same name was reported above.
     by_audio: dict[str, list[str]] = defaultdict(list)
     for u in first:
         by_audio[u.audio_digest].append(u.id)

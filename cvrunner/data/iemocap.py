@@ -1,12 +1,12 @@
 """IEMOCAP as published: `dialog/EmoEvaluation/<dialogue>.txt` and `sentences/wav/` in each `Session<n>`.
 
-A label file holds, for every turn, a header line and the lines of its raters:
+A label file has, for every turn, a header line and one line per rater:
 
     [6.2901 - 8.2357]<TAB>Ses01F_impro01_F000<TAB>neu<TAB>[2.5000, 2.5000, 2.5000]   V, A, D
     A-E3:<TAB>val 3; act 2; dom  2;<TAB>()     E: observer; F, M: the actors about themselves
 
-The speaker is told by the last field of the turn's name (`F000`: the woman of the session); the letter behind
-the session number is the side that wore motion capture, and is the other speaker in half of the turns.
+The last field of a turn's name identifies the speaker (`F000`: the woman of the session). The letter after the session
+number is the side that wore motion capture, which is the other speaker in half of the turns.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cvrunner.data.checks import Entry, Findings, Rater, Rules, utterances_of
+from cvrunner.data.checks import Entry, Findings, Rules, utterances_of
 from cvrunner.data.utterance import DIMENSIONS, Corpus, natural_order
 from cvrunner.errors import CorpusError
 
 LabelVariant = Literal["header", "observers", "all_raters"]
 Rating = tuple[float | None, float | None, float | None]
+"""Valence, arousal and dominance as written; None if missing."""
 SYNTHETIC_MARK = "SYNTHETIC.json"
+"""File in the root of a corpus that the demo wrote."""
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _HEADER = re.compile(rf"\[\s*{_NUMBER}\s*-\s*{_NUMBER}\s*\]\s+(\S+)\s+\S+\s+\[([^\]]*)\]")
@@ -49,12 +51,12 @@ def load_iemocap(
     dimensions: Sequence[str],
     resample: bool,
 ) -> Corpus:
-    """The corpus in `root`, the folder that holds `Session1` and its siblings.
+    """Return the corpus in `root`, the folder that holds `Session1` and its siblings.
 
-    Labels: `header` as printed beside the turn, `observers` the mean of the raters `E*`, `all_raters` of
-    `E*`, `F*` and `M*`; each dimension over those who gave it. Labels outside `scale` are kept and counted as
-    a warning, and so are audio files without a label line. Raises CorpusError with every other problem, each
-    with file and line.
+    Labels: `header` is the mean printed next to the turn, `observers` the mean of the raters `E*`, `all_raters` that of
+    `E*`, `F*` and `M*`; each dimension over the raters who gave it. Labels outside `scale` are kept and counted as a
+    warning, and so are audio files without a label line. Raises CorpusError with every other problem, each with file
+    and line.
     """
     findings = Findings()
     entries: list[Entry] = []
@@ -68,12 +70,12 @@ def load_iemocap(
 
 
 def side(dialogue: str) -> str | None:
-    """The letter of who wore motion capture (`Ses01F_impro01`: F); None for names of other corpora."""
+    """Return the letter of the side that wore motion capture (`Ses01F_impro01`: F); None for other corpora."""
     return dialogue[5] if _DIALOGUE.fullmatch(dialogue) else None
 
 
 def session_folders(root: Path) -> list[Path]:
-    """`Session1` and its siblings, by number. Raises CorpusError where there are none."""
+    """Return `Session1` and its siblings in the order of their numbers. Raises CorpusError if there are none."""
     folders = [path for path in root.glob("Session*") if re.fullmatch(r"Session\d+", path.name) and path.is_dir()]
     if not folders:
         inside = sorted(path.parent.name for path in root.glob("*/Session1"))
@@ -101,7 +103,8 @@ def _read_session(root: Path, folder: Path, labels: LabelVariant, findings: Find
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
-    """Sorted, without hidden files: `._*` are what macOS leaves behind, in copies of this corpus too."""
+    """Return the paths sorted, without hidden files."""
+    # macOS leaves `._*` files behind, in published copies of this corpus too.
     return sorted(path for path in paths if not path.name.startswith(".") and not path.parent.name.startswith("."))
 
 
@@ -112,20 +115,21 @@ def _read_turns(path: Path, name: str, findings: Findings) -> list[_Turn]:
         where = f"{name} line {number}"
         if line.startswith("["):
             current = _parse_header(line, where, findings)
-            turns += [current] if current else []
+            if current:
+                turns.append(current)
         elif line.startswith("A-") and current:
             _parse_rating(line, where, current, findings)
     return turns
 
 
 def _read_text(path: Path, name: str, findings: Findings) -> str:
-    """The text of a label file; where it cannot be read, nothing and a problem."""
+    """Return the text of a label file; if it cannot be read, nothing, and add a problem."""
     # Reading a pipe would wait for ever.
     if not os.path.isfile(path):
         findings.problem(name, "must be a label file, but is a folder, a pipe, a device or a broken link")
         return ""
     try:
-        # Raters' comments may be in any encoding; what is read here is ASCII.
+        # Comments of raters may have any encoding; what is parsed here is ASCII.
         return path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         findings.problem(name, f"cannot be read: {error.strerror}")
@@ -138,6 +142,7 @@ def _parse_header(line: str, where: str, findings: Findings) -> _Turn | None:
         if not match:
             raise ValueError
         values = [float(value) if value.strip() else None for value in match[4].split(",")]
+        # Some headers of the corpus have no dominance.
         valence, arousal, dominance = values if len(values) == 3 else (*values, None)
     except ValueError:
         rule = "a turn must look like `[start - end] name emotion [valence, arousal, dominance]`"
@@ -160,7 +165,7 @@ def _parse_rating(line: str, where: str, turn: _Turn, findings: Findings) -> Non
 
 
 def _entry(folder: Path, dialogue: str, turn: _Turn, labels: LabelVariant) -> Entry:
-    """Raises ValueError when the names of session folder, label file and turn do not fit together."""
+    """Return the entry of a turn. Raises ValueError if the names of session folder, label file and turn disagree."""
     of_dialogue = _DIALOGUE.fullmatch(dialogue)
     if not of_dialogue:
         raise ValueError(f"the dialogue {dialogue} must be named like Ses01F_impro01 or Ses01F_script01_1")
@@ -183,7 +188,12 @@ def _entry(folder: Path, dialogue: str, turn: _Turn, labels: LabelVariant) -> En
         scenario=of_dialogue[2],
         improvised=of_dialogue[3] == "impro",
         labels=_labels(turn, labels),
-        raters=_complete(turn.raters),
+        # Only raters who gave both valence and arousal; dominance may be missing.
+        raters={
+            rater: (valence, arousal, dominance)
+            for rater, (valence, arousal, dominance) in turn.raters.items()
+            if valence is not None and arousal is not None
+        },
     )
 
 
@@ -191,18 +201,8 @@ def _labels(turn: _Turn, variant: LabelVariant) -> dict[str, float | None]:
     if variant == "header":
         return dict(zip(DIMENSIONS, turn.header, strict=True))
     ratings = [rating for rater, rating in turn.raters.items() if variant == "all_raters" or rater.startswith("E")]
-    return {dimension: _mean(rating[index] for rating in ratings) for index, dimension in enumerate(DIMENSIONS)}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    given = [value for value in values if value is not None]
-    return sum(given) / len(given) if given else None
-
-
-def _complete(ratings: dict[str, Rating]) -> dict[str, Rater]:
-    """The raters who gave valence and arousal; dominance may lack."""
-    return {
-        rater: (valence, arousal, dominance)
-        for rater, (valence, arousal, dominance) in ratings.items()
-        if valence is not None and arousal is not None
-    }
+    means: dict[str, float | None] = {}
+    for index, dimension in enumerate(DIMENSIONS):
+        given = [value for rating in ratings if (value := rating[index]) is not None]
+        means[dimension] = sum(given) / len(given) if given else None
+    return means

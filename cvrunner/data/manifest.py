@@ -1,8 +1,8 @@
-"""A corpus as one table: CSV (`,` or `;`) or JSON lines, in UTF-8, one row for each utterance.
+"""A corpus as one table: CSV (`,` or `;`) or JSON lines, in UTF-8, one row per utterance.
 
 Required columns: path, utterance, speaker, session, dialogue, turn, valence, arousal. Optional: dominance,
 gender (F, M, female, male), scenario, split (train, validation, test). `turn` is any number that sorts the
-dialogue.
+turns of a dialogue.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import difflib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -18,16 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cvrunner.data.checks import Entry, Findings, Rules, utterances_of
-from cvrunner.data.utterance import DIMENSIONS, Corpus
+from cvrunner.data.utterance import DIMENSIONS, PARTS, Corpus
 from cvrunner.errors import CorpusError
 
 REQUIRED = ("path", "utterance", "speaker", "session", "dialogue", "turn", "valence", "arousal")
 OPTIONAL = ("dominance", "gender", "scenario", "split")
-PARTS = ("train", "validation", "test")
 NAMES = ("utterance", "speaker", "session", "dialogue", "scenario")
 LONGEST_NAME = 200
 SHOWN = 60
-"""Characters of a wrong cell that a message shows."""
+"""Maximum number of characters of a wrong cell in a message."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _GENDERS = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
@@ -36,15 +36,15 @@ _GENDERS = {"f": "F", "female": "F", "m": "M", "male": "M"}
 class _Row:
     where: str
     cells: dict[str, str]
-    """By column; empty: not given."""
+    """Text by column; empty if not given."""
 
 
 def load_manifest(path: Path, scale: tuple[float, float], dimensions: Sequence[str], resample: bool) -> Corpus:
-    """The corpus a manifest lists; relative audio paths start at the manifest's folder and stay in it.
+    """Return the corpus that a manifest lists; relative audio paths start at the manifest's folder and stay inside it.
 
-    With a `split` column a speaker may have several sessions (`check_leaks` keeps the parts apart); without,
-    one. Raises CorpusError with every problem, each with its row; columns it does not know are a counted
-    warning unless they look like a misspelt one.
+    With a `split` column a speaker may have several sessions (`check_leaks` keeps the parts apart), otherwise only
+    one. Raises CorpusError with every problem, each with its row. An unknown column is a warning, or a problem if it
+    looks like a misspelling of a known one.
     """
     findings = Findings()
     rows = _read_rows(path, findings)
@@ -67,18 +67,18 @@ def _read_rows(path: Path, findings: Findings) -> list[_Row]:
     if path.suffix.lower() in (".jsonl", ".ndjson") or text.lstrip().startswith("{"):
         rows = _read_json_lines(text, path.name, findings)
     elif text.lstrip().startswith("["):
-        raise CorpusError(str(path), ["is a JSON list; must have one JSON object a line (JSONL), or be CSV"])
+        raise CorpusError(str(path), ["is a JSON list; must have one JSON object per line (JSONL), or be CSV"])
     else:
         rows = _read_csv(text, path.name, findings)
     if not rows and not findings.problems:
-        raise CorpusError(str(path), ["has no rows; each utterance is one, below a line with the names of columns"])
+        raise CorpusError(str(path), ["has no rows; each utterance is one, below a line with the column names"])
     return rows
 
 
 def _read_text(path: Path) -> str:
     # Reading a pipe would wait for ever.
     if not os.path.isfile(path):
-        rule = "corpus.root cannot be read as a manifest: it is no file but a folder, a pipe or a device"
+        rule = "corpus.root cannot be read as a manifest: it is not a file but a folder, a pipe or a device"
         raise CorpusError(str(path), [rule])
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -100,15 +100,15 @@ def _read_csv(text: str, name: str, findings: Findings) -> list[_Row]:
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     rows: list[_Row] = []
     try:
-        columns = [_column(cell) for cell in next(reader, [])]
+        columns = [cell.strip().lower() for cell in next(reader, [])]
         for column in sorted({column for column in columns if columns.count(column) > 1}):
-            findings.problem(f"{name} line 1", f"column {column!r} stands twice")
+            findings.problem(f"{name} line 1", f"duplicate column {column!r}")
         for cells in reader:
             where = f"{name} line {reader.line_num}"
             if len(cells) == len(columns):
                 rows.append(_Row(where, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
             elif cells:
-                findings.problem(where, f"has {len(cells)} cells, must have {len(columns)} as the first line")
+                findings.problem(where, f"has {len(cells)} cells, must have {len(columns)} like the first line")
     except csv.Error as error:
         findings.problem(f"{name} line {reader.line_num}", f"is not CSV: {error}")
     return rows
@@ -116,7 +116,7 @@ def _read_csv(text: str, name: str, findings: Findings) -> list[_Row]:
 
 def _read_json_lines(text: str, name: str, findings: Findings) -> list[_Row]:
     rows: list[_Row] = []
-    # Not splitlines: JSON strings may hold U+2028, which is no line end here.
+    # Not splitlines: it would also split at U+2028, which JSON strings may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -125,16 +125,12 @@ def _read_json_lines(text: str, name: str, findings: Findings) -> list[_Row]:
             data = json.loads(line)
             if not isinstance(data, dict):
                 raise ValueError("must be an object")
-            rows.append(_Row(where, {_column(key): _cell(key, value) for key, value in data.items()}))
+            rows.append(_Row(where, {key.strip().lower(): _cell(key, value) for key, value in data.items()}))
         except json.JSONDecodeError as error:
             findings.problem(where, f"is not a JSON row: {error.msg} at character {error.colno}")
         except (ValueError, RecursionError) as error:
             findings.problem(where, f"is not a JSON row: {error}")
     return rows
-
-
-def _column(name: str) -> str:
-    return name.strip().lower()
 
 
 def _cell(key: str, value: object) -> str:
@@ -156,42 +152,45 @@ def _check_columns(columns: Iterable[str], name: str, findings: Findings) -> Non
         else:
             findings.count("columns that cvrunner does not know, ignored", repr(column))
     if given and set(REQUIRED) <= set(absent):
-        between = "in CSV the first line has them, with commas or semicolons between"
-        findings.problem(name, f"has none of the columns {', '.join(REQUIRED)} ({between}), but {_listed(given)}")
+        # Most likely the first line is data, or cells are separated by tabs.
+        rule = f"has none of the columns {', '.join(REQUIRED)}"
+        where = "in CSV the first line names them, separated by commas or semicolons"
+        found = ", ".join(repr(column[:SHOWN]) for column in given[: len(REQUIRED)])
+        findings.problem(name, f"{rule} ({where}), but {found}")
         return
     for column in absent:
         if column in REQUIRED and given:
             findings.problem(name, f"column {column!r} is missing; required are {', '.join(REQUIRED)}")
 
 
-def _listed(columns: Sequence[str]) -> str:
-    return ", ".join(repr(column[:SHOWN]) for column in columns[: len(REQUIRED)])
-
-
 # --- one row --------------------------------------------------------------------------------------
 
 
 def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entry | None:
-    """The entry of a row; None when a cell is wrong, after telling of every wrong one."""
+    """Return the entry of a row; if a cell is wrong, None, and add a problem for every wrong cell."""
     cells = row.cells
     wrong = [f"{column} is empty" for column in REQUIRED[:6] if not cells.get(column)]
     wrong += [rule for column in (*NAMES, "path") if (rule := _name_rule(column, cells.get(column, "")))]
-    audio = _audio_path(folder, cells.get("path", ""), wrong)
+    audio = cells.get("path", "")
+    if not os.path.isabs(audio) and os.path.normpath(audio).split(os.sep)[0] == os.pardir:
+        wrong.append(f"path {audio!r} leaves the manifest's folder; use a path inside it, or an absolute one")
     turn = _number("turn", cells, wrong)
     labels = {dimension: _number(dimension, cells, wrong) for dimension in DIMENSIONS}
     gender = _choice("gender", cells, _GENDERS, "F, M, female or male", wrong)
     part = _choice("split", cells, {name: name for name in PARTS}, ", ".join(PARTS), wrong)
     if has_split and not cells.get("split"):
         wrong.append(f"split is empty, must be one of {', '.join(PARTS)}")
+    name = cells.get("utterance", "")
+    if not name or _name_rule("utterance", name):
+        name = "?"
     for rule in wrong:
-        name = cells.get("utterance", "")
-        findings.problem(f"{row.where}: {'?' if not name or _name_rule('utterance', name) else name}", rule)
+        findings.problem(f"{row.where}: {name}", rule)
     if wrong or turn is None:
         return None
     return Entry(
         where=row.where,
         id=cells["utterance"],
-        path=audio,
+        path=folder / audio,  # an absolute path replaces the folder
         speaker=cells["speaker"],
         gender=gender,
         session=cells["session"],
@@ -205,18 +204,12 @@ def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entr
 
 
 def _name_rule(column: str, text: str) -> str | None:
-    """What is wrong with a name; None where nothing is."""
+    """Return what is wrong with a name; None if it is fine."""
     if _CONTROL.search(text):
         return f"{column} {text[:SHOWN]!r} holds a line end or another control character"
     if column in NAMES and len(text) > LONGEST_NAME:
         return f"{column} {text[:SHOWN]!r}... has {len(text)} characters, must have at most {LONGEST_NAME}"
     return None
-
-
-def _audio_path(folder: Path, text: str, wrong: list[str]) -> Path:
-    if not os.path.isabs(text) and os.path.normpath(text).split(os.sep)[0] == os.pardir:
-        wrong.append(f"path {text!r} leaves the manifest's folder; use a path inside it, or an absolute one")
-    return folder / text
 
 
 def _number(column: str, cells: dict[str, str], wrong: list[str]) -> float | None:
@@ -226,9 +219,11 @@ def _number(column: str, cells: dict[str, str], wrong: list[str]) -> float | Non
     try:
         value = float(text)
     except ValueError:
-        wrong.append(f"{column} {text[:SHOWN]!r} is not a number" + (" (write 2.5, not 2,5)" if "," in text else ""))
+        hint = " (write 2.5, not 2,5)" if "," in text else ""
+        wrong.append(f"{column} {text[:SHOWN]!r} is not a number{hint}")
         return None
-    if column == "turn" and value - value != 0:
+    # Labels may be NaN here: the checks for all corpora refuse them.
+    if column == "turn" and not math.isfinite(value):
         wrong.append(f"turn {text!r} is not a finite number")
     return value
 
@@ -245,5 +240,5 @@ def _check_turns(entries: Sequence[Entry], findings: Findings) -> None:
     for entry in entries:
         before = first.setdefault((entry.session, entry.dialogue, entry.time), entry)
         if before is not entry:
-            rule = f"turn {entry.time:g} of dialogue {entry.dialogue} stands already at {before.where}"
-            findings.problem(entry.named, rule)
+            rule = f"duplicate turn {entry.time:g} of dialogue {entry.dialogue}; the first is at {before.where}"
+            findings.problem(entry.name, rule)

@@ -1,11 +1,11 @@
 """Speech from text by espeak-ng, through ctypes: only for demo material, never for a result about people.
 
-The library comes with the `espeakng-loader` wheel (extra `demo`) and is loaded at first use. English text in the
-same voice gives the same samples, in any process and whatever was spoken before. With espeak's own voices it does
-not: flutter and roughness run on from one sentence to the next and breath is unseeded noise. So a voice here is a
-language plus a `Timbre` that we write as a voice variant, without any of these, into a private copy of the data
-folder. In languages with a trilled r a little of the sentence before remains; there the same sequence of
-sentences gives the same samples.
+The library comes with the `espeakng-loader` wheel (extra `demo`) and is loaded at first use. English text in the same
+voice gives the same samples, in any process and after any other sentence. espeak's own voices do not: their flutter
+and roughness carry over from one sentence to the next, and their breath is unseeded noise. So a voice here is a
+language plus a `Timbre`, written as a voice variant without any of these into a private copy of the data folder. In
+languages with a trilled r a little of the previous sentence remains; there, the same sequence of sentences gives the
+same samples.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import atexit
 import ctypes
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,89 +21,121 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import soxr
 
 from cvrunner.data.utterance import SAMPLE_RATE_HZ
 from cvrunner.errors import ConfigError
 
+# Constants of espeak-ng's speak_lib.h.
 _SYNCHRONOUS = 2
 _DO_NOT_EXIT = 0x8000
 _UTF8 = 1
 _RATE, _VOLUME, _PITCH, _PITCH_RANGE = 1, 2, 3, 4
 _QUIET = 2e-3
+"""Amplitude of silence."""
 _MARGIN_S = 0.05
-_NO_MEMORY = ("flutter 0", "roughness 0")
+"""Silence kept at both ends."""
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 @dataclass(frozen=True, slots=True)
 class Timbre:
-    """The sound of a speaker, apart from how something is said."""
+    """The sound of a speaker, apart from the way a sentence is spoken."""
 
     low_hz: int
     """Lowest pitch at the default setting."""
     high_hz: int
     """Highest pitch at the default setting."""
     formants_percent: tuple[int, int, int] = (100, 100, 100)
-    """Frequency of the first three formants; above 100: a shorter vocal tract."""
+    """Frequencies of the first three formants, relative to espeak's. Above 100: a shorter vocal tract."""
 
     @property
     def name(self) -> str:
-        """Of espeak's voice variant and its file; not a digit first, that means a built-in variant."""
+        """Name of espeak's voice variant and of its file."""
+        # A leading digit would mean a built-in variant.
         return "-".join(map(str, ("voice", self.low_hz, self.high_hz, *self.formants_percent)))
 
     def variant(self) -> str:
-        """The text of espeak's voice variant file."""
+        """Return the content of espeak's voice variant file."""
         formants = [f"formant {n} {percent} 100 100" for n, percent in enumerate(self.formants_percent, start=1)]
-        head = ["language variant", f"name {self.name}", f"pitch {self.low_hz} {self.high_hz}", *_NO_MEMORY]
+        head = ["language variant", f"name {self.name}", f"pitch {self.low_hz} {self.high_hz}"]
+        # Both would carry over from one sentence to the next.
+        head += ["flutter 0", "roughness 0"]
         return "\n".join([*head, *formants]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """Who speaks, and how."""
+    """A speaker and a way of speaking."""
 
     language: str
-    """espeak's name of it, like `en-us`."""
+    """Language as espeak names it, such as `en-us`."""
     timbre: Timbre
     rate_wpm: int = 175
     """Words per minute, 80..450."""
     pitch: int = 50
-    """0..99 on espeak's scale; 50 is the timbre's own."""
+    """Pitch on espeak's scale, 0..99; 50 is the pitch of the timbre."""
     pitch_range: int = 50
-    """0 (monotone)..99."""
+    """Pitch range on espeak's scale, 0 (monotone)..99."""
     volume: int = 100
-    """Amplitude in percent, 0..200; above 100 loud vowels are compressed."""
+    """Amplitude in percent, 0..200. Above 100, loud vowels are compressed."""
 
 
 class Synthesizer:
-    """espeak-ng in this process, one global state: get it from `synthesizer()`, use it from one thread."""
+    """espeak-ng in this process. It has one global state: get it from `synthesizer()`, use it from one thread."""
 
     def __init__(self) -> None:
-        loader = _loader()
+        try:
+            # Optional: the wheel is GPL, and only the demo needs it.
+            import espeakng_loader
+        except ImportError:
+            raise ConfigError(
+                "speech synthesis: the synthetic corpus needs the package espeakng-loader, which is not installed: "
+                "pip install 'cvrunner[demo]'"
+            ) from None
         data = Path(tempfile.mkdtemp(prefix="cvrunner-voices-"))
         atexit.register(shutil.rmtree, data, ignore_errors=True)
-        self._variants = _private_data(Path(loader.get_data_path()), data)
-        self._library = ctypes.CDLL(loader.get_library_path())
-        self._rate_hz = _start(self._library, data)
+        # espeak's own data by links, next to a writable folder for voice variants.
+        for entry in Path(espeakng_loader.get_data_path()).iterdir():
+            if entry.name != "voices":
+                (data / entry.name).symlink_to(entry)
+        self._variants = data / "voices" / "!v"
+        self._variants.mkdir(parents=True)
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        self._rate_hz = int(self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _DO_NOT_EXIT))
+        if self._rate_hz <= 0:
+            raise ConfigError(
+                f"speech synthesis: espeak-ng does not start (code {self._rate_hz}): "
+                "pip install --force-reinstall espeakng-loader"
+            )
         self._pieces: list[npt.NDArray[np.int16]] = []
-        # An attribute: ctypes frees a callback that nobody holds, and the library would call into nothing.
-        self._callback = _callback(self._pieces)
+        # Kept as an attribute: ctypes frees an unreferenced callback, and the library would call freed memory.
+        self._callback = _Callback(self._collect)
         self._library.espeak_SetSynthCallback(self._callback)
 
     def speak(self, text: str, voice: Voice) -> npt.NDArray[np.float32]:
-        """The audio of `text`, `[T]` in -1..1 at 16 kHz, with at most 50 ms of silence at both ends.
+        """Return the audio of `text`, `[T]` in -1..1 at 16 kHz, with at most 50 ms of silence at both ends.
 
         Raises ConfigError for an unknown language and for text without sound.
         """
-        import soxr
-
         self._choose(voice)
         self._pieces.clear()
         encoded = text.encode()
         code = self._library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded) + 1), 0, 1, 0, _UTF8, None, None)
+        # Synchronous: all pieces have arrived when espeak_Synth returns.
         if code or not self._pieces:
             raise ConfigError(f"speech synthesis: espeak-ng gives no audio (code {code}) for {text!r} in {voice}")
         spoken = np.concatenate(self._pieces).astype(np.float32) / 32768
         return _trimmed(soxr.resample(spoken, self._rate_hz, SAMPLE_RATE_HZ))
+
+    def _collect(self, samples: Any, count: int, _events: int | None) -> int:
+        """Append the samples that espeak-ng hands over; called from C."""
+        if samples and count > 0:
+            # A copy: the library reuses its buffer.
+            self._pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+        return 0
 
     def _choose(self, voice: Voice) -> None:
         variant = self._variants / voice.timbre.name
@@ -124,54 +155,8 @@ class Synthesizer:
 
 @cache
 def synthesizer() -> Synthesizer:
-    """The one synthesizer of this process. Raises ConfigError if the extra `demo` is not installed."""
+    """Return the synthesizer of this process. Raises ConfigError if the extra `demo` is not installed."""
     return Synthesizer()
-
-
-def _loader() -> Any:
-    try:
-        import espeakng_loader
-    except ImportError:
-        raise ConfigError(
-            "speech synthesis: the synthetic corpus needs the package espeakng-loader, which is not installed: "
-            "pip install 'cvrunner[demo]'"
-        ) from None
-    return espeakng_loader
-
-
-def _private_data(source: Path, target: Path) -> Path:
-    """Link espeak's data into `target`, with a folder of our own for voice variants, which is returned."""
-    for entry in source.iterdir():
-        if entry.name != "voices":
-            (target / entry.name).symlink_to(entry)
-    variants = target / "voices" / "!v"
-    variants.mkdir(parents=True)
-    return variants
-
-
-def _start(library: ctypes.CDLL, data: Path) -> int:
-    """Initialise espeak-ng; returns its sample rate in Hz."""
-    rate_hz = int(library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _DO_NOT_EXIT))
-    if rate_hz <= 0:
-        raise ConfigError(
-            f"speech synthesis: espeak-ng does not start (code {rate_hz}): "
-            "pip install --force-reinstall espeakng-loader"
-        )
-    return rate_hz
-
-
-_Collect = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-
-
-def _callback(pieces: list[npt.NDArray[np.int16]]) -> Callable[..., int]:
-    """A C function that appends a copy of the samples it is given to `pieces`."""
-
-    def collect(samples: Any, count: int, _events: int | None) -> int:
-        if samples and count > 0:
-            pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
-        return 0
-
-    return _Collect(collect)
 
 
 def _trimmed(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -254,7 +254,7 @@ def check_disk(stores: Sequence[Store], checkpoints: int, features: int) -> Find
 def checkpoint_space(facts: Facts) -> int:
     """Return the most that checkpoints take at a time; those of a frozen encoder are negligible."""
     config, weights = facts.config, facts.encoder.weights_bytes
-    if all(config.for_condition(condition).model.freeze_speech_encoder for condition in config.conditions):
+    if not any(config.for_condition(condition).adaptation.trains_encoder for condition in config.conditions):
         return 0
     running = max(1, trials_at_a_time(facts))
     return most_checkpoint_bytes([((1 + MOMENTS) * weights, weights)] * running, running)
@@ -266,8 +266,9 @@ def feature_space(facts: Facts) -> int:
     audio_s = corpus.demo.utterances * DEMO_UTTERANCE_S if corpus.format == "demo" else CORPUS_S
     hidden = set()
     for condition in facts.config.conditions:
-        model = facts.config.for_condition(condition).model
-        if model.freeze_speech_encoder:
+        resolved = facts.config.for_condition(condition)
+        model = resolved.model
+        if resolved.adaptation.cached == "hidden":
             states = encoder.hidden_states if model.layers == "all" else len(model.layers)
             hidden.add((model.layers, states, model.frame_rate_hz))
     shapes = [(states, encoder.width, rate_hz) for _, states, rate_hz in hidden]

@@ -1,1 +1,1 @@
-"""Trained models at work: loaded again, alone or as the ensemble of a run's folds, on any audio."""
+"""Use of trained models: one model, or the ensemble of a run's folds, on any audio files."""

@@ -1,4 +1,4 @@
-"""`predict` and `export`: what they compose. What is parsed is in `cli.py`."""
+"""The commands `predict` and `export`. `cli.py` parses their arguments."""
 
 from __future__ import annotations
 
@@ -9,15 +9,27 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import soundfile
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
 from cvrunner.errors import UsageError
-from cvrunner.run.steps import find_run_directory
+from cvrunner.files import write_atomically
+from cvrunner.inference.ensemble import (
+    Members,
+    chosen_windows,
+    file_table,
+    find_members,
+    json_text,
+    load_groups,
+    predict_files,
+)
+from cvrunner.records.run_directory import RunDirectory
+from cvrunner.run.prepare import find_run_directory
+from cvrunner.text import line_printer, plural
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console
-
-    from cvrunner.inference.members import Members
-    from cvrunner.records.run_directory import RunDirectory
 
 
 def predict(
@@ -32,92 +44,85 @@ def predict(
     device: str | None,
     encoder: str | None,
 ) -> int:
-    """Ratings of audio files by the models of a run; exit code 1 where a file could not be read."""
-    from cvrunner.inference.members import find_members
-    from cvrunner.inference.windows import chosen_windows
-
+    """Rate audio files with the models of a run; exit code 1 if a file could not be read."""
     window_s, hop_s = chosen_windows(window_s, hop_s)
     paths = audio_files(files)
     directory = find_run_directory(run)
     members = find_members(directory, condition)
     _announce(directory, members)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported
-    from cvrunner.inference import tables
-    from cvrunner.inference.ensemble import load_groups, predict_files
-
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers reads it when it is imported
     groups = load_groups(members.folders, chosen_device(device), encoder)
-    passes = 1 if members.folders[0].read().frozen else len(members.folders)
-    with _progress(passes * len(paths)) as heard:
-        found = predict_files(paths, groups, window_s, hop_s, heard)
-    table = tables.window_table if by_window else tables.file_table
-    text = tables.as_json(found, members.condition, by_window) if as_json else table(found).to_csv(index=False)
+    passes = len(members.folders) if members.folders[0].read().adaptation.trains_encoder else 1
+    with _progress(passes * len(paths)) as on_file:
+        found = predict_files(paths, groups, window_s, hop_s, on_file)
+    if as_json:
+        text = json_text(found, members.condition, by_window)
+    else:
+        text = file_table(found, by_window).to_csv(index=False)
     _write(text.rstrip("\n") + "\n", output)
     if not by_window and any(len(file.spans_s) > 1 for file in found.files):
-        _tell(f"longer than {window_s:g} s: the mean over windows ({hop_s:g} s apart); --windows shows each")
+        _print_note(f"longer than {window_s:g} s: the mean over windows ({hop_s:g} s apart); --windows shows each")
     for path, problem in found.problems.items():
-        _tell(f"error: {path}: {problem}")
-    return 1 if found.problems else 0
+        _print_note(f"error: {path}: {problem}")
+    return int(bool(found.problems))
 
 
 def export(run: Path, folder: Path, condition: str | None, encoder: str | None, log: bool, console: Console) -> int:
-    """The models of one condition as an MLflow model that needs neither the run nor a hub."""
+    """Write the models of one condition as an MLflow model that needs neither the run nor a hub."""
     if folder.exists():
-        raise UsageError(f"{folder}: is there already; give a folder that is not")
+        raise UsageError(f"{folder}: exists already; give a folder that does not exist")
+    # It imports mlflow, which takes seconds; `predict` and the API do not need it.
     from cvrunner.inference.export import export_model, log_model
-    from cvrunner.inference.members import find_members
 
     directory = find_run_directory(run)
     members = find_members(directory, condition)
     _announce(directory, members)
     export_model(directory, members.condition, members.folders, folder, encoder)
+    print_line = line_printer(console)
     lines = [f"MLflow model in {folder.absolute()}"]
     if log:
         lines.append(f"in MLflow as {log_model(directory, members.condition, folder)}")
-    console.print(*lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
+    print_line("\n".join(lines))
     return 0
 
 
 def audio_files(given: Sequence[Path]) -> list[Path]:
-    """The files, and of folders all audio files in them, sorted. Raises UsageError for a folder without any."""
+    """Return the files, and all audio files in the folders, sorted. Raises UsageError for a folder without any."""
+    # A raw file does not contain its sample rate.
+    endings = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}
     found: list[Path] = []
     for path in given:
-        inside = _inside(path) if path.is_dir() else [path]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        files = (p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
+        inside = sorted(p for p in files if p.is_file())
         if not inside:
             raise UsageError(f"{path}: no audio files in this folder")
         found += inside
     return found
 
 
-def _inside(folder: Path) -> list[Path]:
-    import soundfile
-
-    # A raw file does not say its rate.
-    endings = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}
-    files = (p for p in folder.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
-    return sorted(p for p in files if p.is_file())
-
-
 def chosen_device(name: str | None) -> torch.device:
-    """A device by its name; without one, the first GPU or else the CPU. Raises UsageError where it is not there."""
+    """Return a device by its name, by default the first GPU or else the CPU. Raises UsageError if it is missing."""
+    # torch takes seconds to import; arguments and files are checked before.
     import torch
 
     from cvrunner.training.device import default_device
 
     if name is None:
         return default_device()
-    gpus = torch.cuda.device_count()
-    there = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
-    if name not in there:
-        raise UsageError(f"--device {name}: this machine has {', '.join(there)}")
+    available = ["cpu"]
+    if gpus := torch.cuda.device_count():
+        available += ["cuda", *(f"cuda:{index}" for index in range(gpus))]
+    if name not in available:
+        raise UsageError(f"device {name}: this machine has {', '.join(available)}")
     return torch.device(name)
 
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error, where somebody watches it."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
+    """Show a bar on standard error if it is a terminal; yields a function that advances it."""
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -126,35 +131,32 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
 
 
 def _announce(directory: RunDirectory, members: Members) -> None:
-    """Which models speak, and which are missing."""
-    count = len(members.folders)
-    run = directory.read_run()
-    turns = "; protocol dialogue: the files are the turns of one dialogue, in order" if _by_dialogue(members) else ""
-    _tell(f"{run.run}: {count} model{'s' if count != 1 else ''} of {members.condition} ({members.reason}){turns}")
+    """Print which models are used, and which are missing."""
+    run, first = directory.read_run(), members.folders[0].read()
+    line = f"{run.run}: {plural(len(members.folders), 'model')} of {members.condition} ({members.reason})"
+    if first.model.protocol == "dialogue":
+        line += "; protocol dialogue: the files are the turns of one dialogue, in order"
+    _print_note(line)
     if run.synthetic:
-        _tell("trained on synthetic speech: the numbers say nothing about people's speech")
+        _print_note("trained on synthetic speech: the numbers say nothing about people's speech")
     if members.missing:
-        _tell(f"warning: without the models of {', '.join(members.missing)}, which are missing in the run")
-
-
-def _by_dialogue(members: Members) -> bool:
-    return members.folders[0].read().model.protocol == "dialogue"
+        _print_note(f"warning: without the models of {', '.join(members.missing)}, which are missing in the run")
 
 
 def _write(text: str, output: Path | None) -> None:
-    """To a file, or to standard output and nothing else with it."""
+    """Write to a file, or to standard output, where nothing else is written."""
     if output is not None:
-        from cvrunner.files import write_atomically
-
         write_atomically(output, text)
-        _tell(f"written to {output}")
+        _print_note(f"written to {output}")
         return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:  # of `| head`
+        # Python would report the same error once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _tell(line: str) -> None:
+def _print_note(line: str) -> None:
+    """Print to standard error, since standard output holds the table."""
     print(line, file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from cvrunner.config.sections import TrainConfig
 from cvrunner.data.features import Features
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, check_length, mono_16khz
 from cvrunner.encoders.files import find_encoder
-from cvrunner.encoders.speech_encoder import SpeechEncoder, build_encoder
+from cvrunner.encoders.wavlm import SpeechEncoder, build_encoder
 from cvrunner.errors import EncoderError, ResultsError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.records.model_folder import ModelDescription, ModelFolder
@@ -31,7 +31,7 @@ from cvrunner.training.inputs import Waveform, conv_features, hidden_states, pac
 
 @dataclass(frozen=True)
 class EmotionModel:
-    """Ratings of speech, as the model of one trial gives them."""
+    """The model of one trial, ready to rate speech."""
 
     description: ModelDescription
     network: MambaEMAModel
@@ -43,49 +43,50 @@ class EmotionModel:
         return tuple(self.description.dimensions)
 
     def predict(self, waveform: npt.ArrayLike, sample_rate_hz: int = SAMPLE_RATE_HZ) -> dict[str, float]:
-        """The rating of one utterance by dimension, on the rating scale: `[T]` or `[T, channels]` in -1..1, any rate.
+        """Rate one utterance, `[T]` or `[T, channels]` in -1..1 at any rate; by dimension, on the rating scale.
 
-        A model of `protocol: dialogue` takes it for the first turn of a dialogue. Raises AudioError.
+        A model with `protocol: dialogue` rates it as the first turn of a dialogue. Raises AudioError.
         """
         return self.predict_dialogue([waveform], sample_rate_hz)[0]
 
     def predict_dialogue(
         self, waveforms: Sequence[npt.ArrayLike], sample_rate_hz: int = SAMPLE_RATE_HZ
     ) -> list[dict[str, float]]:
-        """The ratings of a dialogue's turns, in order. By `protocol: utterance` each turn is rated by itself."""
-        z = [self.encode(self.features(_prepared(waveform, sample_rate_hz))) for waveform in waveforms]
-        values = self.rate(torch.cat(z), [len(z)])
+        """Rate the turns of a dialogue, in order. With `protocol: utterance` each turn is rated by itself."""
+        values = self.rate([self.encode(self.features(_prepared(turn, sample_rate_hz))) for turn in waveforms])
         return [dict(zip(self.dimensions, row, strict=True)) for row in values.tolist()]
 
     def features(self, waveform: Waveform) -> Features:
-        """What training reads from its cache, of `[T]` at 16 kHz; models with one frozen encoder share it."""
+        """Return what training reads from its cache, from `[T]` at 16 kHz; models with one frozen encoder share it."""
         encoder = self.network.encoder
         conv = conv_features(encoder, waveform, self.device)
-        return hidden_states(encoder, [conv], self.device)[0] if encoder.freeze else conv
+        if not encoder.adaptation.trains_encoder:
+            return hidden_states(encoder, [conv], self.device)[0]
+        return conv
 
     @torch.no_grad()
     def encode(self, features: Features) -> Tensor:
-        """An utterance's vector `[1, Z]`."""
+        """Return an utterance's vector `[1, Z]`."""
         batch = pack([features]).to(self.device, torch.float32)
         return self.network.encode(batch, torch.tensor([len(features)]))
 
     @torch.no_grad()
-    def rate(self, z: Tensor, turns: list[int]) -> npt.NDArray[np.float64]:
-        """Ratings `[B, K]` of vectors `[B, Z]`, dialogue after dialogue with so many `turns` each."""
-        return ratings(self.network.predict(z, turns), self.description.scale)
+    def rate(self, turns: Sequence[Tensor]) -> npt.NDArray[np.float64]:
+        """Return ratings `[B, K]` of vectors `[1, Z]`, the turns of one dialogue in order."""
+        return ratings(self.network.predict(torch.cat(list(turns)), [len(turns)]), self.description.scale)
 
 
 def load_model(folder: Path, device: torch.device, encoder: str | None = None) -> EmotionModel:
-    """The model in a folder. `encoder`: where its encoder is now, if not where it was.
+    """Load the model in a folder. `encoder`: its path now, if the encoder was moved.
 
-    Raises ResultsError for a folder that holds no whole model, and EncoderError where the encoder is not the one that
-    it was trained on.
+    Raises ResultsError for a folder without a complete model, and EncoderError if the encoder is not the one that the
+    model was trained on.
     """
     return load_models([folder], device, encoder)[0]
 
 
 def load_models(folders: Sequence[Path], device: torch.device, encoder: str | None = None) -> list[EmotionModel]:
-    """Models of one condition with a frozen encoder, which they share; or one model. Raises as `load_model`."""
+    """Load models of one condition that share a frozen encoder, or one model. Raises as `load_model`."""
     descriptions = [ModelFolder(folder).read() for folder in folders]
     shared = _encoder(descriptions[0], device, encoder)
     return [
@@ -95,28 +96,35 @@ def load_models(folders: Sequence[Path], device: torch.device, encoder: str | No
 
 
 def _encoder(description: ModelDescription, device: torch.device, elsewhere: str | None) -> SpeechEncoder:
-    name = elsewhere or description.model.encoder
+    """Build the encoder from its files, which must be those of training."""
+    name, revision = description.model.encoder, description.encoder_revision
+    if elsewhere:
+        name, revision = elsewhere, None
     try:
-        files = find_encoder(name, None if elsewhere else description.encoder_revision)
+        files = find_encoder(name, revision)
     except EncoderError as error:
-        raise EncoderError(f"{error}; where it lies elsewhere now, name the folder (--encoder, encoder=)") from None
+        raise EncoderError(f"{error}; if it was moved, give its path as `encoder`") from None
     if files.digest != description.encoder_digest:
         raise EncoderError(
             f"model.encoder {name}: its files have digest {files.digest[:12]}, the model was trained on "
-            f"{description.encoder_digest[:12]}; use the encoder's files as they were then (--encoder, encoder=)"
+            f"{description.encoder_digest[:12]}; give the path of the files of that time as `encoder`"
         )
-    return build_encoder(files, description.model, choose_precision(description.precision, device))
+    return build_encoder(
+        files, description.model, description.adaptation, choose_precision(description.precision, device)
+    )
 
 
 def _rebuilt(
     folder: ModelFolder, description: ModelDescription, encoder: SpeechEncoder, device: torch.device
 ) -> EmotionModel:
+    """Build the network around the encoder and load the trained weights."""
     network = MambaEMAModel(encoder, description.model, len(description.dimensions))
     try:
         weights = load_file(folder.weights)
     except (OSError, SafetensorError) as error:
         raise ResultsError(f"{folder.weights}: cannot be read, copy it again: {error}") from None
     _check_weights(folder.weights, network, description, weights)
+    # Not strict, since the folder holds only what was trained; the rest comes from the encoder's own files.
     network.load_state_dict(weights, strict=False)
     return EmotionModel(description, network.to(device).eval(), device)
 
@@ -126,7 +134,7 @@ def _check_weights(
 ) -> None:
     """Raise ResultsError unless the weights are exactly those that training this model changes."""
     encoder = network.encoder
-    table = rules(TrainConfig(), description.frozen, encoder.below, encoder.stable)
+    table = rules(encoder, TrainConfig())
     expected = {name: p.shape for name, p in network.named_parameters() if match(name, table).start < NEVER}
     found = {name: p.shape for name, p in weights.items()}
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
@@ -134,7 +142,10 @@ def _check_weights(
 
 
 def _prepared(waveform: npt.ArrayLike, sample_rate_hz: int) -> Waveform:
+    """Return samples `[T]` at 16 kHz. Raises AudioError."""
     samples = np.asarray(waveform, dtype=np.float32)
-    mono = mono_16khz(samples if samples.ndim == 2 else samples.reshape(-1, 1), sample_rate_hz)
+    if samples.ndim != 2:
+        samples = samples.reshape(-1, 1)
+    mono = mono_16khz(samples, sample_rate_hz)
     check_length(mono)
     return mono

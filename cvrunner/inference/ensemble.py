@@ -1,33 +1,156 @@
-"""Predictions of several models for audio files: their mean, and how far they are apart.
+"""The ensemble of a run's models: its members, how long files are cut into windows, its ratings, and tables of them.
 
-`M` models, `W` windows of a file, `K` dimensions.
+`M` models, `W` windows of a file, `K` dimensions. A file is cut into windows of 15 s: nearly all turns that the models
+were trained on are shorter (99 % in IEMOCAP), and an encoder's memory grows with the square of the length. A window
+starts every 10 s, so whatever lasts 5 s or less, as the mean turn does, is whole in at least one window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, AudioError, check_length, read_audio
-from cvrunner.errors import NonFiniteError
-from cvrunner.inference.emotion_model import EmotionModel, load_models
-from cvrunner.inference.windows import HOP_S, WINDOW_S, windows
+from cvrunner.errors import NonFiniteError, ResultsError, UsageError
 from cvrunner.records.model_folder import ModelFolder
-from cvrunner.training.inputs import Waveform
+from cvrunner.records.results import RunRecord, TrialResult
+from cvrunner.records.run_directory import RunDirectory
+from cvrunner.text import format_score
+from cvrunner.verdict.ccc import mean_if_all
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from cvrunner.inference.emotion_model import EmotionModel
+
+WINDOW_S, HOP_S = 15.0, 10.0
+SHORTEST_WINDOW_S, SHORTEST_HOP_S = 0.5, 0.1
 LONGEST_FILE_S = 7200.0
 """A file is in memory as a whole: two hours of 48 kHz stereo take 2.8 GB."""
+DIGITS = 4
+"""Decimals of a rating in a table."""
 Floats = npt.NDArray[np.float64]
+
+
+# --- members ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Members:
+    """The models of one condition, by fold and seed."""
+
+    condition: str
+    reason: str
+    """Why this condition."""
+    folders: tuple[ModelFolder, ...]
+    missing: tuple[str, ...]
+    """Trials of the condition that have no model."""
+
+
+def find_members(directory: RunDirectory, condition: str | None = None) -> Members:
+    """Find the models of a condition, by default the one with the best mean validation CCC-Avg; loads none of them.
+
+    Raises UsageError for an unknown condition or if none can be chosen, and ResultsError if there is no model.
+    """
+    run = directory.read_run()
+    results = directory.results(run)
+    if condition is None:
+        condition, reason = best_condition(run, results)
+    elif condition not in run.conditions:
+        raise UsageError(f"condition {condition}: the run has {', '.join(run.conditions)}")
+    else:
+        reason = "as requested"
+    names = [name for name, state in run.trials.items() if state.condition == condition]
+    folders = {name: ModelFolder(directory.path / name / "model") for name in names}
+    found = [name for name in names if name in results and folders[name].config.is_file()]
+    if not found:
+        raise ResultsError(
+            f"{directory.path}: condition {condition} has no trained models (model/ in its trials' folders); if they "
+            "were deleted, delete the trials' folders too, and the command that made the run trains them again"
+        )
+    missing = tuple(name for name in names if name not in found)
+    return Members(condition, reason, tuple(folders[name] for name in found), missing)
+
+
+def best_condition(run: RunRecord, results: Mapping[str, TrialResult]) -> tuple[str, str]:
+    """Return the condition with the best mean validation CCC-Avg and a reason to print; the test set is not used.
+
+    Raises UsageError if no condition has all of its trials: means over different folds cannot be compared.
+    """
+    known: dict[str, float] = {}
+    incomplete = []
+    for condition in run.conditions:
+        names = [name for name, state in run.trials.items() if state.condition == condition]
+        mean = None
+        if all(name in results for name in names):
+            mean = mean_if_all([results[name].validation_ccc["avg"] for name in names])
+        if mean is None:
+            incomplete.append(f"{condition} incomplete")
+        else:
+            known[condition] = mean
+    if not known:
+        raise UsageError(
+            f"{run.run}: no condition has the results of all folds and seeds, so there is no best one; choose the "
+            f"condition ({', '.join(run.conditions)})"
+        )
+    best = max(known, key=lambda condition: known[condition])
+    others = [f"{condition} {format_score(mean)}" for condition, mean in known.items() if condition != best]
+    reason = f"mean validation CCC-Avg {format_score(known[best])}"
+    if others or incomplete:
+        reason += f"; {', '.join(others + incomplete)}"
+    return best, reason
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def windows(samples: int, window_s: float = WINDOW_S, hop_s: float = HOP_S) -> list[tuple[int, int]]:
+    """Return first sample and end of each window of a recording of `samples` samples at 16 kHz.
+
+    A recording that fits into a window stays whole. The last window is moved back to end where the recording does, so
+    all windows have the same length. Raises UsageError for lengths that leave gaps or are too short.
+    """
+    _check_windows(window_s, hop_s)
+    window, hop = round(window_s * SAMPLE_RATE_HZ), round(hop_s * SAMPLE_RATE_HZ)
+    if samples <= window:
+        return [(0, samples)]
+    starts = [*range(0, samples - window, hop), samples - window]
+    return [(start, start + window) for start in starts]
+
+
+def chosen_windows(window_s: float | None, hop_s: float | None) -> tuple[float, float]:
+    """Return window and hop in seconds, with defaults for None. Raises UsageError as `windows`."""
+    if window_s is None:
+        window_s = WINDOW_S
+    if hop_s is None:
+        hop_s = window_s * HOP_S / WINDOW_S
+    _check_windows(window_s, hop_s)
+    return window_s, hop_s
+
+
+def _check_windows(window_s: float, hop_s: float) -> None:
+    # Written so that NaN is refused too.
+    if not window_s >= SHORTEST_WINDOW_S:
+        raise UsageError(f"window_s {window_s:g}: must be {SHORTEST_WINDOW_S:g} or more")
+    if not SHORTEST_HOP_S <= hop_s <= window_s:
+        raise UsageError(
+            f"hop_s {hop_s:g}: must be from {SHORTEST_HOP_S:g} s to the window's {window_s:g} s, else there are gaps"
+        )
+
+
+# --- ratings ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """What the models say about one file."""
+    """The ratings of one file by all models."""
 
     path: Path
     duration_s: float
@@ -38,29 +161,36 @@ class FilePrediction:
     """`[M, W, K]` on the rating scale."""
 
     def whole(self) -> Floats:
-        """`[M, K]`: the mean over the windows, which are of one length."""
+        """Return `[M, K]`: the mean over the windows, which have the same length."""
         mean: Floats = self.values.mean(axis=1)
         return mean
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of all files that could be read, in their order."""
+    """The ratings of all files that could be read, in the given order."""
 
     dimensions: tuple[str, ...]
     files: list[FilePrediction]
     problems: dict[Path, str]
-    """By file that could not be read: why."""
+    """Why a file could not be read."""
 
 
 def load_groups(
     folders: Sequence[ModelFolder], device: torch.device, encoder: str | None = None
 ) -> Iterator[list[EmotionModel]]:
-    """Models that share an encoder pass: all with a frozen encoder together, else each by itself, loaded when its turn
-    comes, so that one encoder is in memory at a time, and two while one follows the other. Raises as `load_model`."""
-    frozen = folders[0].read().frozen
-    for group in [folders] if frozen else [[folder] for folder in folders]:
-        yield load_models([folder.path for folder in group], device, encoder)
+    """Load the models in groups that share one encoder. Raises as `load_model`."""
+    # torch takes seconds to import; arguments and files are checked before.
+    from cvrunner.inference.emotion_model import load_models
+
+    # Models with a frozen encoder share one pass through it. A fine-tuned encoder is loaded when its turn comes, so
+    # that one encoder is in memory at a time, and two while one replaces the other.
+    paths = [folder.path for folder in folders]
+    if not folders[0].read().adaptation.trains_encoder:
+        yield load_models(paths, device, encoder)
+    else:
+        for path in paths:
+            yield load_models([path], device, encoder)
 
 
 def predict_files(
@@ -68,9 +198,9 @@ def predict_files(
     groups: Iterable[Sequence[EmotionModel]],
     window_s: float = WINDOW_S,
     hop_s: float = HOP_S,
-    heard: Callable[[], object] = lambda: None,
+    on_file: Callable[[], object] = lambda: None,
 ) -> Predictions:
-    """Every model's ratings of every window of every file; `heard` is called after each file of each group.
+    """Rate every window of every file with every model; `on_file` is called after each file of each group.
 
     With `protocol: dialogue` the files are the turns of one dialogue, in order, and so are the windows of a long one.
     """
@@ -81,7 +211,7 @@ def predict_files(
     dimensions: tuple[str, ...] = ()
     for group in groups:
         vectors: list[list[torch.Tensor]] = [[] for _ in group]
-        for path, waveform in _audio(paths, problems, heard):
+        for path, waveform in _audio(paths, problems, on_file):
             spans[path] = windows(len(waveform), window_s, hop_s)
             for start, end in spans[path]:
                 features = group[0].features(waveform[start:end])
@@ -89,14 +219,14 @@ def predict_files(
                     z.append(model.encode(features))
         dimensions = group[0].dimensions
         members += [model.description.name for model in group]
-        values += [model.rate(torch.cat(z), [len(z)]) for model, z in zip(group, vectors, strict=True) if z]
+        values += [model.rate(z) for model, z in zip(group, vectors, strict=True) if z]
     return Predictions(dimensions, _by_file(paths, spans, members, values), problems)
 
 
 def _audio(
-    paths: Iterable[Path], problems: dict[Path, str], heard: Callable[[], object]
-) -> Iterator[tuple[Path, Waveform]]:
-    """The files that can be read, one in memory at a time; of the others, `problems` gets why."""
+    paths: Iterable[Path], problems: dict[Path, str], on_file: Callable[[], object]
+) -> Iterator[tuple[Path, npt.NDArray[np.float32]]]:
+    """Yield the files that can be read, one in memory at a time; add the reason for each other one to `problems`."""
     for path in paths:
         if path in problems:
             continue
@@ -107,12 +237,13 @@ def _audio(
             problems[path] = str(error)
             continue
         yield path, waveform
-        heard()
+        on_file()
 
 
 def _by_file(
     paths: Iterable[Path], spans: dict[Path, list[tuple[int, int]]], members: list[str], values: list[Floats]
 ) -> list[FilePrediction]:
+    """Cut the ratings `[M, all windows, K]` into one prediction per file."""
     if not spans:
         return []
     stacked, files, begin = np.stack(values), [], 0
@@ -125,3 +256,71 @@ def _by_file(
         files.append(FilePrediction(path, seconds[-1][1], seconds, members, of_file))
         begin += count
     return files
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def file_table(predictions: Predictions, by_window: bool = False) -> pd.DataFrame:
+    """Return a row per file: path, duration_s, then `<dimension>` and `<dimension>_sd`, windows, models.
+
+    `by_window`: a row per window of each file: path, start_s, end_s, the ratings, models. The sd is over the models,
+    divided by n - 1; missing if there is one model.
+    """
+    # It takes half a second to import; arguments and files are checked before.
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for file in predictions.files:
+        path, models = {"path": str(file.path)}, {"models": len(file.members)}
+        if by_window:
+            for i, (start, end) in enumerate(file.spans_s):
+                span = {"start_s": round(start, 3), "end_s": round(end, 3)}
+                rows.append(path | span | _ratings(predictions.dimensions, file.values[:, i]) | models)
+        else:
+            duration, count = {"duration_s": round(file.duration_s, 3)}, {"windows": len(file.spans_s)}
+            rows.append(path | duration | _ratings(predictions.dimensions, file.whole()) | count | models)
+    return pd.DataFrame(rows)
+
+
+def json_text(predictions: Predictions, condition: str, by_window: bool) -> str:
+    """Return all files with the rating of each single model; `by_window`: of each window too."""
+    dimensions, files = predictions.dimensions, []
+    for file in predictions.files:
+        found: dict[str, Any] = {"path": str(file.path), "duration_s": round(file.duration_s, 3)}
+        found |= _all_digits(dimensions, file.whole(), file.members)
+        if by_window:
+            found["windows"] = [
+                {"start_s": round(start, 3), "end_s": round(end, 3)}
+                | _all_digits(dimensions, file.values[:, i], file.members)
+                for i, (start, end) in enumerate(file.spans_s)
+            ]
+        files.append(found)
+    problems = {str(path): problem for path, problem in predictions.problems.items()}
+    return json.dumps({"condition": condition, "files": files, "problems": problems}, indent=1)
+
+
+def _all_digits(dimensions: tuple[str, ...], values: Floats, members: list[str]) -> dict[str, Any]:
+    """Return mean, sd and each model's rating of `[M, K]`, by dimension."""
+    return {
+        dimension: {
+            "mean": float(values[:, k].mean()),
+            "sd": _sd(values[:, k]),
+            "models": dict(zip(members, values[:, k].tolist(), strict=True)),
+        }
+        for k, dimension in enumerate(dimensions)
+    }
+
+
+def _ratings(dimensions: tuple[str, ...], values: Floats) -> dict[str, float | None]:
+    """Return mean and sd of `[M, K]` by column, rounded."""
+    row: dict[str, float | None] = {}
+    for k, dimension in enumerate(dimensions):
+        sd = _sd(values[:, k])
+        row[dimension] = round(float(values[:, k].mean()), DIGITS)
+        row[f"{dimension}_sd"] = None if sd is None else round(sd, DIGITS)
+    return row
+
+
+def _sd(values: Floats) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -7,15 +7,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cvrunner.config.reading import load_config
 from cvrunner.encoders.files import EncoderFiles, find_encoder
 from cvrunner.errors import CvrunnerError, EncoderError, ResultsError
 from cvrunner.files import write_folder_atomically
 from cvrunner.records.model_folder import ModelFolder
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.tracking import names as names
+from cvrunner.tracking import names
 from cvrunner.tracking.mirror import first_line
-from cvrunner.tracking.mlflow_store import Store, save_pyfunc
+from cvrunner.tracking.mlflow_store import MlflowStore, save_pyfunc
 from cvrunner.tracking.tracker import tracking_uri
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
@@ -25,14 +24,17 @@ ENCODER_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors"
 def export_model(
     directory: RunDirectory, condition: str, members: Sequence[ModelFolder], folder: Path, encoder: str | None
 ) -> None:
-    """Write the MLflow model of these members to `folder`, which is not there yet: their folders, and the encoder's.
+    """Write the MLflow model of these members, with their encoder, to `folder`, which must not exist.
 
-    Raises EncoderError where the encoder is gone or another than they were trained on.
+    Raises EncoderError if the encoder is missing or is not the one that they were trained on.
     """
     run, description = directory.read_run(), members[0].read()
-    files = find_encoder(encoder or description.model.encoder, None if encoder else description.encoder_revision)
+    if encoder:
+        files = find_encoder(encoder, None)
+    else:
+        files = find_encoder(description.model.encoder, description.encoder_revision)
     if files.digest != description.encoder_digest:
-        raise EncoderError(f"model.encoder {files.name}: not the files that the models were trained on (--encoder)")
+        raise EncoderError(f"model.encoder {files.name}: not the files that the models were trained on (`encoder`)")
     about = {"run": run.run, "condition": condition, "synthetic": str(run.synthetic).lower()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".cvrunner-export-", dir=folder.parent) as temporary:
@@ -42,14 +44,14 @@ def export_model(
 
 
 def log_model(directory: RunDirectory, condition: str, folder: Path) -> str:
-    """Put an exported model beside the condition's run in MLflow; returns its address there.
+    """Log an exported model to the condition's run in MLflow and return its address there.
 
-    Raises ResultsError where the run is not in MLflow yet, or MLflow cannot be written.
+    Raises ResultsError if the run is not in MLflow yet, or MLflow cannot be written.
     """
-    run, config = directory.read_run(), load_config(directory.config)
+    run, config = directory.read_run(), directory.read_config()
     uri = tracking_uri(config, directory.path.parent)
     try:
-        store = Store(uri)
+        store = MlflowStore(uri)
         experiment = store.experiment(f"{config.tracking.experiment}-{run.protocol}")
         parent = store.find(experiment, names.run_tags(run, "parent", f"{run.key}/{condition}"))
         if parent is None:
@@ -61,25 +63,22 @@ def log_model(directory: RunDirectory, condition: str, folder: Path) -> str:
         raise ResultsError(f"MLflow ({uri}) cannot be written: {first_line(error)}") from error
 
 
-def _name(member: ModelFolder) -> str:
-    """A folder's name in the model, which sorts as the members do."""
-    description = member.read()
-    return f"fold-{description.fold:02d}-seed-{description.seed:04d}"
-
-
 def _gather(members: Sequence[ModelFolder], encoder: EncoderFiles, folder: Path) -> None:
-    """What MLflow is to copy, laid out as `pyfunc_model.py` finds it; nothing else of the folders."""
+    """Gather the files that MLflow copies, in the layout that `pyfunc_model.py` reads, and nothing else."""
     for pattern in ENCODER_FILES:
         for path in encoder.folder.glob(pattern):
             _place(path, folder / "encoder" / path.name)
     for member in members:
+        description = member.read()
+        # Sorted by name, the folders are in the order of the members.
+        name = f"fold-{description.fold:02d}-seed-{description.seed:04d}"
         for path in member.files:
-            _place(path, folder / "models" / _name(member) / path.name)
+            _place(path, folder / "models" / name / path.name)
 
 
 def _place(path: Path, place: Path) -> None:
-    """On one disk another name for the file, not its gigabytes again. MLflow follows no symbolic links."""
     place.parent.mkdir(parents=True, exist_ok=True)
+    # A hard link does not copy gigabytes; MLflow does not follow symbolic links. It works within one disk only.
     try:
         place.hardlink_to(path.resolve())
     except OSError:

@@ -1,6 +1,6 @@
-"""The MLflow model that `cvrunner export` writes: MLflow runs this file where the model is loaded (models from code).
+"""The MLflow model that `cvrunner export` writes: MLflow runs this file to load the model (models from code).
 
-Input: a column `path`, audio files on the machine where it runs. Output: for each row `<dimension>` and
+Input: a column `path`, audio files on the machine where it runs. Output: per row `<dimension>` and
 `<dimension>_sd` on the rating scale. With `protocol: dialogue` the rows are the turns of one dialogue, in order.
 """
 
@@ -14,14 +14,13 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from cvrunner.errors import UsageError
-from cvrunner.inference.ensemble import load_groups, predict_files
-from cvrunner.inference.tables import file_table
+from cvrunner.inference.ensemble import file_table, load_groups, predict_files
 from cvrunner.records.model_folder import ModelFolder
 from cvrunner.training.device import default_device
 
 
 class EmotionEnsemble(PythonModel):
-    """All models of one condition, held in memory, with the encoder's files beside them."""
+    """All models of one condition, held in memory; the encoder's files are exported with them."""
 
     def load_context(self, context: Any) -> None:
         ensemble = Path(context.artifacts["ensemble"])

@@ -1,4 +1,4 @@
-"""The commands for a Ray cluster: submit a job, see how it goes, stop it. What is parsed is in `cli.py`."""
+"""The commands for jobs on a Ray cluster: submit, status, logs, stop. `cli.py` parses their arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from time import time
@@ -17,6 +16,7 @@ from cvrunner.errors import ClusterError, UsageError
 from cvrunner.jobs import jobs
 from cvrunner.jobs.jobs import Job
 from cvrunner.orchestration.ray_cluster import STOP_WAIT
+from cvrunner.text import DASH, Table, line_printer, tables_as_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,31 +24,9 @@ if TYPE_CHECKING:
     from cvrunner.jobs.ray_jobs import RayJobs
 
 DETACHED = 130
-"""Exit code of Ctrl-C, as in a shell: how the job ends is not known."""
+"""Exit code of Ctrl-C, as in a shell; the job's own is not known."""
 NO_PROGRAM = 127
-"""What a shell ends with where it does not find the program."""
-
-
-@dataclass(frozen=True)
-class Submission:
-    """What is to run on the cluster, and with what."""
-
-    command: list[str]
-    folder: Path
-    """Uploaded; the job's working directory."""
-    settings: dict[str, Any]
-    """Ray's runtime environment."""
-    python: str
-
-    @classmethod
-    def prepare(
-        cls, arguments: Sequence[str], folder: Path, file: Path | None, python: str, environment: Mapping[str, str]
-    ) -> Submission:
-        """Raises UsageError."""
-        if not folder.is_dir():
-            raise UsageError(f"--working-dir {folder}: there is no such folder")
-        settings = jobs.runtime_environment(file or paths.default_runtime_env(), environment)
-        return cls(jobs.full_command(arguments), folder.absolute(), settings, python)
+"""Exit code of a shell that does not find the program."""
 
 
 def submit(
@@ -60,58 +38,61 @@ def submit(
     python: str,
     console: Console,
 ) -> int:
-    """Run a command of cvrunner as a job and follow it to its end; its exit code, 0 with `wait` off.
+    """Run a cvrunner command as a job and follow it to its end; returns its exit code, without `wait` 0.
 
-    The same command with the same configuration that runs already is followed, not started again.
+    If the same command with the same configuration is running already, it is followed and not started again.
     """
-    wanted = Submission.prepare(arguments, folder, runtime_env, python, os.environ)
+    if not folder.is_dir():
+        raise UsageError(f"working directory {folder}: there is no such folder")
+    settings = jobs.runtime_environment(runtime_env or paths.default_runtime_env(), os.environ)
+    command, folder = jobs.full_command(arguments), folder.absolute()
     cluster = _cluster(address)
-    job, running = _submitted(cluster, wanted)
-    _say(console, f"{job.id}: {'runs already' if running else 'submitted'} on {cluster.address}")
+    job_id, job = jobs.free_id(jobs.usual_id(command, folder), cluster.all())
+    how = "runs already"
+    if job is None:
+        job, how = cluster.submit(job_id, python, command, folder, settings), "submitted"
+    line_printer(console)(f"{job.id}: {how} on {cluster.address}")
     if wait:
         return _follow(cluster, job, console)
-    _say(console, *_ways_on(job))
+    line_printer(console)(_next_commands(job))
     return 0
 
 
-def _submitted(cluster: RayJobs, wanted: Submission) -> tuple[Job, bool]:
-    """The job, and whether it was there before."""
-    job_id, running = jobs.free_id(jobs.usual_id(wanted.command, wanted.folder), cluster.all())
-    if running is not None:
-        return running, True
-    return cluster.submit(job_id, wanted.python, wanted.command, wanted.folder, wanted.settings), False
-
-
 def status(job_id: str | None, address: str | None, as_json: bool, console: Console) -> int:
-    """cvrunner's jobs on the cluster, the newest first, or one of them."""
+    """Print cvrunner's jobs on the cluster, newest first, or one of them."""
     cluster = _cluster(address)
-    found = cluster.all()
-    chosen = [cluster.find(job_id)] if job_id else [job for job in found.values() if job.is_cvrunner][::-1]
+    newest_first = reversed(cluster.all().values())
+    chosen = [cluster.find(job_id)] if job_id else [job for job in newest_first if job.is_cvrunner]
     folders = {job.id: _results(cluster, job) for job in chosen}
     if as_json:
-        _say(console, json.dumps([_record(job, folders[job.id]) for job in chosen], indent=2))
+        text = json.dumps([_record(job, folders[job.id]) for job in chosen], indent=2)
+    elif chosen:
+        text = _table(chosen, folders, console.width)
     else:
-        nothing = f"no jobs of cvrunner's on {cluster.address}"
-        _say(console, _table(chosen, folders, console.width) if chosen else nothing)
+        text = f"no jobs of cvrunner's on {cluster.address}"
+    line_printer(console)(text)
     return 0
 
 
 def stop(job_id: str, address: str | None, console: Console) -> int:
     """Ask a job to save and end, and wait until it has."""
+    print_line = line_printer(console)
     cluster = _cluster(address)
     job = cluster.find(job_id)
     if not job.ended:
         cluster.ask_to_stop(job_id)
-        _say(console, f"{job_id}: asked to stop; it has {job.stop_wait_s:g} s to save ({STOP_WAIT})")
-        with _detaching(console, f"{job_id}: goes on stopping"):
+        print_line(f"{job_id}: asked to stop; it has {job.stop_wait_s:g} s to save ({STOP_WAIT})")
+        with _detaching(console, f"{job_id}: is still stopping"):
             job = cluster.wait_until_stopped(job)
-    folder = _results(cluster, job)
-    _say(console, f"{job_id}: {job.outcome}" + (f"; what there is lies in {folder}" if folder else ""))
+    line = f"{job_id}: {job.outcome}"
+    if folder := _results(cluster, job):
+        line += f"; its results are in {folder}"
+    print_line(line)
     return 0
 
 
 def logs(job_id: str, address: str | None, follow: bool, console: Console) -> int:
-    """What a job has printed; with `follow`, to its end, and its exit code."""
+    """Print what a job has printed; with `follow`, to its end, and return its exit code."""
     cluster = _cluster(address)
     job = cluster.find(job_id)
     if follow:
@@ -120,54 +101,53 @@ def logs(job_id: str, address: str | None, follow: bool, console: Console) -> in
     return 0
 
 
-# --- the parts of a command -------------------------------------------------------------------------------------------
+# --- parts ------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _detaching(console: Console, *last: str) -> Iterator[None]:
-    """Ctrl-C ends us, not the job."""
+def _detaching(console: Console, last: str) -> Iterator[None]:
+    """On Ctrl-C, print `last` and exit; the job keeps running."""
     try:
         yield
     except KeyboardInterrupt:
         console.print()
-        _say(console, *last)
+        line_printer(console)(last)
         raise SystemExit(DETACHED) from None
 
 
 def _cluster(address: str | None) -> RayJobs:
     found = jobs.cluster_address(address, os.environ)
+    # It imports requests, and then Ray, which takes half a second; a wrong address is refused before.
     from cvrunner.jobs.ray_jobs import RayJobs
 
     return RayJobs(found)
 
 
 def _follow(cluster: RayJobs, job: Job, console: Console) -> int:
-    """Show the log to its end and say how it ended; the job's exit code."""
-    with _detaching(console, f"{job.id}: goes on without this terminal", *_ways_on(job)):
+    """Print the log to its end and how the job ended; returns the job's exit code."""
+    print_line = line_printer(console)
+    with _detaching(console, f"{job.id}: continues without this terminal\n{_next_commands(job)}"):
         if not job.ended:
-            _say(console, "Ctrl-C leaves it running; its log:")
+            print_line("Ctrl-C leaves it running; its log:")
         for text in cluster.follow(job.id):
             _write(console, text)
         job = cluster.find(job.id)
-    _say(console, f"{job.id}: {job.outcome}, after {_duration(job)}", *_reasons(job))
+    print_line(f"{job.id}: {job.outcome}, after {_duration(job)}")
+    if job.exit_code and job.process_code == NO_PROGRAM:
+        remedy = "--python PATH, or start Ray in cvrunner's environment"
+        print_line(f"the cluster's shell did not find the program: {remedy}")
+    elif job.status == "FAILED" and job.process_code is None:
+        # The program never started, so the log does not contain the reason.
+        print_line(job.message.strip())
     return job.exit_code
 
 
-def _reasons(job: Job) -> list[str]:
-    """What the log does not say about a job that failed."""
-    if job.exit_code and job.process_code == NO_PROGRAM:
-        return ["the cluster's shell did not find the program: --python PATH, or start Ray in cvrunner's environment"]
-    if job.status == "FAILED" and job.process_code is None:
-        return [job.message.strip()]
-    return []
-
-
-def _ways_on(job: Job) -> tuple[str, str]:
-    return f"  cvrunner logs {job.id} --follow", f"  cvrunner stop {job.id}"
+def _next_commands(job: Job) -> str:
+    return f"  cvrunner logs {job.id} --follow\n  cvrunner stop {job.id}"
 
 
 def _results(cluster: RayJobs, job: Job) -> str | None:
-    """The folder of its results, on the cluster, where its log is there and names one."""
+    """Return the job's results folder on the cluster, if its log still exists and names one."""
     with contextlib.suppress(ClusterError):
         return jobs.results_in(cluster.log(job.id))
     return None
@@ -187,18 +167,16 @@ def _record(job: Job, folder: str | None) -> dict[str, Any]:
 
 
 def _table(chosen: Sequence[Job], folders: Mapping[str, str | None], width: int) -> str:
-    from cvrunner.report.render import tables_as_text
-    from cvrunner.report.tables import NONE, Table
-
     rows = [
-        [job.id, job.outcome, _clock(job.started_s) or NONE, _duration(job), job.command, folders[job.id] or NONE]
+        [job.id, job.outcome, _clock(job.started_s) or DASH, _duration(job), job.command, folders[job.id] or DASH]
         for job in chosen
     ]
     table = Table("Jobs", ["job", "status", "started", "duration", "command", "results"], rows)
-    return tables_as_text([table], "", width).rstrip("\n")
+    return tables_as_text([table], width).rstrip("\n")
 
 
 def _clock(seconds: float | None) -> str | None:
+    """Return a Unix time as local date and time."""
     return datetime.fromtimestamp(seconds).isoformat(" ", "seconds") if seconds else None
 
 
@@ -206,11 +184,7 @@ def _duration(job: Job) -> str:
     return str(timedelta(seconds=round((job.ended_s or time()) - (job.started_s or time()))))
 
 
-def _say(console: Console, *lines: str) -> None:
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
 def _write(console: Console, text: str) -> None:
-    """The log as it is."""
+    """Print a log as it is, without rich's formatting."""
     console.file.write(text)
     console.file.flush()

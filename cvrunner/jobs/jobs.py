@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster: what is known of one, its id, its exit code, what goes with it. Asks no cluster."""
+"""Jobs on a Ray cluster: their state, ids, exit codes, and what is uploaded with them. Contacts no cluster."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S
 JobStatus = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 DEFAULT_COMMAND = "all-folds"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-TAKEN_ALONG = ("CVRUNNER_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE")
-"""The variables of the submitter's environment that a job gets. None may hold a secret: Ray shows them to everyone."""
+PASSED_ON = ("CVRUNNER_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE")
+"""Variables of the submitter's environment passed to a job. None may hold a secret: Ray shows them to everyone."""
 TERMINATED = {-15, 128 + 15}
-"""SIGTERM, as Python and as a shell put it."""
+"""Exit codes of SIGTERM, as Python and as a shell report it."""
 OUTCOMES = {0: "complete", TARGET_MISSED: "target missed, exit code 3", Stopped.exit_code: "stopped"}
 LARGEST_OWN_CODE = 125
-"""Above it, a shell says that the program was not found or was killed."""
+"""Higher codes are the shell's: the program was not found, or was killed by a signal."""
 RESULTS = re.compile(r"^(?:run \S+ in|results ) (/.+)$", flags=re.MULTILINE)
-"""The lines of `all-folds` that name the run's folder."""
+"""Lines of `all-folds` that name the run's folder."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that was submitted to a cluster, as Ray knows it."""
+    """A job submitted to a cluster, as Ray reports it."""
 
     id: str
     status: JobStatus
     entrypoint: str
     marked: bool = False
-    """Submitted by cvrunner."""
+    """Submitted with `cvrunner submit`."""
     started_s: float | None = None
     """Unix time."""
     ended_s: float | None = None
     process_code: int | None = None
-    """Exit code of its program; None: still running, stopped, or never begun."""
+    """Exit code of its program; None: still running, stopped, or never started."""
     message: str = ""
     stop_wait_s: float = RAY_STOP_WAIT_S
-    """What `stop` leaves it to save in."""
+    """Time to save after `stop`."""
 
     @property
     def ended(self) -> bool:
@@ -56,26 +56,28 @@ class Job:
 
     @property
     def is_cvrunner(self) -> bool:
-        """Also where somebody submitted it with `ray job submit`."""
+        """Whether it runs cvrunner, also if it was submitted with `ray job submit`."""
         return self.marked or " -m cvrunner" in self.entrypoint
 
     @property
     def command(self) -> str:
-        """What cvrunner was told to do."""
+        """The arguments of cvrunner."""
         return self.entrypoint.partition(" -m cvrunner ")[2] or self.entrypoint
 
     @property
     def exit_code(self) -> int:
-        """0 complete, 2 refused, 3 target missed, 143 stopped, else the program's own code or 1. Of an ended job."""
+        """Exit code of an ended job: 0 complete, 2 refused, 3 target missed, 143 stopped, else the program's or 1."""
         if self.status == "SUCCEEDED":
             return 0
         if self.status == "STOPPED" or self.process_code in TERMINATED:
             return Stopped.exit_code
-        return self.process_code if self.process_code and 0 < self.process_code <= LARGEST_OWN_CODE else 1
+        if self.process_code is not None and 0 < self.process_code <= LARGEST_OWN_CODE:
+            return self.process_code
+        return 1
 
     @property
     def outcome(self) -> str:
-        """One word, and the exit code where the word does not say it."""
+        """One word, and the exit code if the word does not imply it."""
         if not self.ended:
             return self.status.lower()
         return OUTCOMES.get(self.exit_code, f"failed, exit code {self.exit_code}")
@@ -85,48 +87,50 @@ class Job:
 
 
 def full_command(arguments: Sequence[str]) -> list[str]:
-    """The arguments of cvrunner, with the main command where none is named."""
-    return list(arguments) if arguments and not arguments[0].startswith("-") else [DEFAULT_COMMAND, *arguments]
+    """Return the arguments of cvrunner, with the main command if none is named."""
+    if arguments and not arguments[0].startswith("-"):
+        return list(arguments)
+    return [DEFAULT_COMMAND, *arguments]
 
 
 def entrypoint(python: str, command: Sequence[str]) -> str:
-    """What the cluster runs, as a line for its shell."""
+    """Return the line that the cluster's shell runs."""
     return shlex.join([python, "-m", "cvrunner", *command])
 
 
 def runtime_environment(file: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """The file's settings, with the variables that are taken along. Raises UsageError."""
+    """Read Ray's runtime environment and add the variables that are passed on. Raises UsageError."""
     try:
         settings = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--runtime-env {file}: {' '.join(str(error).split())}") from None
+        raise UsageError(f"runtime environment {file}: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("env_vars", {}), dict):
-        raise UsageError(f"--runtime-env {file}: must hold keys with values, env_vars among them names with values")
-    taken = {name: environment[name] for name in TAKEN_ALONG if name in environment}
-    secret = [name for name, value in taken.items() if "@" in urlsplit(value).netloc]
-    if secret:
-        raise UsageError(f"{secret[0]} holds a user name or password, and Ray shows a job's variables to everyone")
-    return settings | {"env_vars": {**settings.get("env_vars", {}), **taken}}
+        raise UsageError(f"runtime environment {file}: must hold keys with values, and env_vars names with values")
+    passed_on = {name: environment[name] for name in PASSED_ON if name in environment}
+    for name, value in passed_on.items():
+        if "@" in urlsplit(value).netloc:
+            raise UsageError(f"{name} holds a user name or password, and Ray shows a job's variables to everyone")
+    return settings | {"env_vars": {**settings.get("env_vars", {}), **passed_on}}
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
 def usual_id(command: Sequence[str], folder: Path) -> str:
-    """The id of a command with its configuration, as `jobs/submit.sh` makes it too.
+    """Return the job id of a command with its configuration; `jobs/submit.sh` computes the same one.
 
-    A hash of the arguments, of the files that they name and of `configs/*.yaml`, which those may be based on.
+    It is a hash of the arguments, of the files that they name and of `configs/*.yaml`, which may be their bases.
     """
     found = hashlib.sha256("".join(f"{word}\n" for word in command).encode())
     named = [folder / word for word in command]
     for file in (*named, *sorted(folder.glob("configs/*.yaml"))):
-        if os.path.isfile(file):  # not Path.is_file, which raises where a name is too long
+        if os.path.isfile(file):  # Path.is_file raises for a name that is too long
             found.update(file.read_bytes())
     return f"cvrunner-{command[0]}-{found.hexdigest()[:10]}"
 
 
 def free_id(usual: str, jobs: Mapping[str, Job]) -> tuple[str, Job | None]:
-    """The id to submit under, or the id and the job that already runs: `usual`, then `usual-2` and so on."""
+    """Return the id to submit under (`usual`, then `usual-2` and so on), and the job if one already runs under it."""
     name, count = usual, 1
     while name in jobs:
         if not jobs[name].ended:
@@ -137,15 +141,16 @@ def free_id(usual: str, jobs: Mapping[str, Job]) -> tuple[str, Job | None]:
 
 
 def unknown_job(job_id: str, jobs: Mapping[str, Job], address: str) -> ClusterError:
-    """What to say about an id that the cluster does not have."""
+    """Return the error for an id that the cluster does not have, with the nearest ones."""
     names = [name for name, job in jobs.items() if job.is_cvrunner]
+    if not names:
+        return ClusterError(f"{job_id}: no such job on {address}; there are none of cvrunner's at all")
     near = difflib.get_close_matches(job_id, names, n=3, cutoff=0.3) or names[-3:]
-    there = f"; did you mean {' or '.join(near)}?" if near else "; there are none of cvrunner's at all"
-    return ClusterError(f"{job_id}: no such job on {address}{there}")
+    return ClusterError(f"{job_id}: no such job on {address}; did you mean {' or '.join(near)}?")
 
 
 def results_in(log: str) -> str | None:
-    """The folder of results that a job's log names last."""
+    """Return the last results folder that a job's log names."""
     found = RESULTS.findall(log)
     return found[-1] if found else None
 
@@ -154,14 +159,18 @@ def results_in(log: str) -> str | None:
 
 
 def cluster_address(given: str | None, environment: Mapping[str, str]) -> str:
-    """Where the cluster answers HTTP: as given, RAY_ADDRESS where it is one, RAY_API_SERVER_ADDRESS, this machine.
+    """Return the address of the dashboard: `given`, RAY_ADDRESS if it is HTTP, RAY_API_SERVER_ADDRESS, this machine.
 
-    Raises ClusterError for what is given and is no address of that kind.
+    Raises ClusterError if it is not an HTTP address.
     """
-    ray_address = environment.get("RAY_ADDRESS", "")
-    inherited = ray_address if ray_address.startswith(("http://", "https://")) else ""
+    inherited = environment.get("RAY_ADDRESS", "")
+    # RAY_ADDRESS may also be `auto` or a host and port of Ray's own protocol, which jobs cannot use.
+    if not inherited.startswith(("http://", "https://")):
+        inherited = ""
     address = given or inherited or environment.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
-    full = address if "://" in address else f"http://{address}"
+    full = address
+    if "://" not in address:
+        full = f"http://{address}"
     try:
         parts = urlsplit(full)
         usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)

@@ -1,4 +1,4 @@
-"""Submitting jobs to a Ray cluster and asking about them, over the port of its dashboard. Registers no driver."""
+"""Submit and query jobs on a Ray cluster over the port of its dashboard, without a driver."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from typing import Any
 
 import requests
 
+from cvrunner import __version__
 from cvrunner.errors import ClusterError
 from cvrunner.jobs.jobs import Job, entrypoint, unknown_job
 from cvrunner.orchestration.machine import find_token
 from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT
 
 ANSWER_S = 15.0
-"""How long the cluster may take to answer a question."""
+"""Time limit for a query."""
 UPLOAD_S = 90.0
-"""How long it may take to take what is sent to it."""
+"""Time limit for an upload."""
 PATIENCE_S = 60.0
-"""How long a job is followed that cannot be asked about: a tunnel breaks, a laptop sleeps."""
-LOOK_EVERY_S = 1.0
+"""How long a follower waits for a cluster that does not answer: a tunnel breaks, a laptop sleeps."""
+POLL_S = 1.0
 LOG_PER_S = 200_000
-"""Characters of log that a look may cost a second: a long log is looked at less often."""
+"""Characters of log to read per second: Ray sends the whole log each time, so a long one is read less often."""
 STOP_GRACE_S = 30.0
-"""What Ray may take to end a job after the time that it leaves it."""
+"""Time for Ray to end a job after its time to save is over."""
 
 
 class RayJobs:
-    """The jobs of the cluster at `address`. All of its methods raise ClusterError in one sentence."""
+    """The jobs of the cluster at `address`. Every method raises ClusterError, with a message of one sentence."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         _authenticate()
-        # Ray takes this before any address that it is given.
+        # Ray prefers this variable to the address given as an argument.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         with _in_one_sentence(address):
             self._client = _client(address)
 
     def all(self) -> dict[str, Job]:
-        """The jobs that were submitted, by id, the oldest first."""
+        """Return the submitted jobs by id, oldest first."""
         with _in_one_sentence(self.address):
             found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
         return {job.id: job for job in sorted(found, key=lambda job: job.started_s or 0.0)}
 
     def find(self, job_id: str) -> Job:
+        """Return a job by its id."""
         jobs = self.all()
         if job_id not in jobs:
             raise unknown_job(job_id, jobs, self.address)
         return jobs[job_id]
 
     def submit(self, job_id: str, python: str, command: Sequence[str], folder: Path, settings: dict[str, Any]) -> Job:
-        """Upload the folder and start the job; where somebody else was faster, that job."""
-        from cvrunner import __version__
-
+        """Upload the folder and start the job, or return the job if another process has started it meanwhile."""
         try:
             with _in_one_sentence(self.address):
                 self._client.submit_job(
@@ -72,18 +72,18 @@ class RayJobs:
         return self.find(job_id)
 
     def log(self, job_id: str) -> str:
-        """All that the job has printed so far."""
+        """Return everything that the job has printed so far."""
         with _in_one_sentence(self.address):
             text: str = self._client.get_job_logs(job_id)
         return text
 
     def follow(self, job_id: str) -> Iterator[str]:
-        """What the job prints, from its beginning to its end, as it comes."""
+        """Yield what the job prints, from its beginning to its end."""
         seen, answered = 0, time.monotonic()
         while True:
             try:
-                # First whether it has ended: the log that is read then is the whole one.
-                ended, text = self._look(job_id).ended, self.log(job_id)
+                # The status is read before the log: if the job has ended, the log is complete.
+                ended, text = self._info(job_id).ended, self.log(job_id)
             except ClusterError:
                 if time.monotonic() - answered > PATIENCE_S:
                     raise
@@ -93,29 +93,30 @@ class RayJobs:
                 seen = max(seen, len(text))
                 if ended:
                     return
-            time.sleep(max(LOOK_EVERY_S, seen / LOG_PER_S))
+            time.sleep(max(POLL_S, seen / LOG_PER_S))
 
     def ask_to_stop(self, job_id: str) -> None:
+        """Ask a job to stop; returns at once."""
         with _in_one_sentence(self.address):
             self._client.stop_job(job_id)
 
     def wait_until_stopped(self, job: Job) -> Job:
-        """The job once it has ended. Raises ClusterError where it has not in the time that it is left."""
+        """Wait for a job to end and return it. Raises ClusterError if it has not ended in its time."""
         end = time.monotonic() + job.stop_wait_s + STOP_GRACE_S
         while time.monotonic() < end:
-            now = self._look(job.id)
+            now = self._info(job.id)
             if now.ended:
                 return now
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_S)
         raise ClusterError(f"{job.id}: still {now.status} {job.stop_wait_s + STOP_GRACE_S:g} s after it was asked")
 
-    def _look(self, job_id: str) -> Job:
+    def _info(self, job_id: str) -> Job:
         with _in_one_sentence(self.address):
             return _job(self._client.get_job_info(job_id))
 
 
 def _authenticate() -> None:
-    """Have Ray send the token where there is one. Raises ClusterError where Ray would end the program instead."""
+    """Make Ray send the token, if there is one. Raises ClusterError where Ray would end the program instead."""
     token = find_token(os.environ, Path.home())
     if token.in_environment or token.file_mode is not None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -128,10 +129,11 @@ def _authenticate() -> None:
 
 
 def _client(address: str) -> Any:
-    """Ray's own, whose every request has a time limit."""
+    """Return Ray's client with a time limit for each request, which Ray itself does not set."""
+    # Ray reads RAY_AUTH_MODE when it is imported, so this must come after `_authenticate`.
     from ray.job_submission import JobSubmissionClient
 
-    # Its lines about what it uploads and leaves out; what matters comes as an exception.
+    # Ray logs what it uploads and leaves out; what matters is raised as an exception.
     for name in (
         "dashboard.modules.dashboard_sdk",
         "_private.runtime_env.packaging",
@@ -141,7 +143,7 @@ def _client(address: str) -> Any:
 
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **settings: Any) -> Any:
-            limit_s = ANSWER_S if method == "GET" else UPLOAD_S
+            limit_s = {"GET": ANSWER_S}.get(method, UPLOAD_S)
             return super()._do_request(method, endpoint, **{"timeout": limit_s, **settings})
 
     return Client(address)
@@ -149,23 +151,23 @@ def _client(address: str) -> Any:
 
 @contextlib.contextmanager
 def _in_one_sentence(address: str) -> Iterator[None]:
+    """Turn what Ray and requests raise into ClusterError."""
+    # After `_authenticate`, as in `_client`.
     from ray.exceptions import AuthenticationError
 
     try:
         yield
     except AuthenticationError:
-        how = "RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        how = "it is not the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
         if os.environ.get("RAY_AUTH_MODE") != "token":
-            how = f"export RAY_AUTH_MODE=token, with the token in {how}"
-        else:
-            how = f"it is not the token in {how}"
+            how = "export RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
         raise ClusterError(f"{address}: the cluster wants its token: {how}") from None
     except requests.exceptions.Timeout:
         raise ClusterError(f"{address}: something listens there but does not answer; is it Ray's dashboard?") from None
     except (ConnectionError, requests.exceptions.ConnectionError):
         raise ClusterError(
             f"{address}: no Ray cluster answers; start one with `ray start --head`, open the tunnel to it, or give "
-            "--address"
+            "another address"
         ) from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         last = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -173,7 +175,12 @@ def _in_one_sentence(address: str) -> Iterator[None]:
 
 
 def _job(details: Any) -> Job:
+    """Convert Ray's details of a job."""
     environment = (details.runtime_env or {}).get("env_vars") or {}
+    stop_wait_s = RAY_STOP_WAIT_S
+    # The submitter may have written anything into this variable.
+    with contextlib.suppress(ValueError):
+        stop_wait_s = float(environment.get(STOP_WAIT) or RAY_STOP_WAIT_S)
     return Job(
         id=details.submission_id,
         status=details.status.value,
@@ -183,16 +190,10 @@ def _job(details: Any) -> Job:
         ended_s=_seconds(details.end_time),
         process_code=details.driver_exit_code,
         message=details.message or "",
-        stop_wait_s=_number(environment.get(STOP_WAIT)),
+        stop_wait_s=stop_wait_s,
     )
 
 
 def _seconds(milliseconds: int | None) -> float | None:
+    """Return a time in seconds; Ray's None and 0 both mean that there is none."""
     return milliseconds / 1000 if milliseconds else None
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or RAY_STOP_WAIT_S)
-    except ValueError:
-        return RAY_STOP_WAIT_S

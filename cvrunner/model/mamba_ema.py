@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cvrunner.config.sections import EmaConfig, ModelConfig
 from cvrunner.encoders.packing import Packing
-from cvrunner.encoders.speech_encoder import Boundary, SpeechEncoder
+from cvrunner.encoders.wavlm import Boundary, SpeechEncoder
 from cvrunner.model.mamba import MambaStack
 
 EMA_RANGE = (0.6, 0.9)

@@ -24,7 +24,7 @@ from cvrunner.run.estimate import (
     as_json,
     forecast,
 )
-from cvrunner.run.steps import prepare
+from cvrunner.run.prepare import prepare
 from cvrunner.text import DASH, Table, format_bytes, format_duration, line_printer, plural, tables_as_text
 
 if TYPE_CHECKING:

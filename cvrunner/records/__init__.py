@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how it is written so that a kill cannot spoil it."""
+"""Files of a run: typed records, folder layout, journal, model folders, and names of earlier versions."""

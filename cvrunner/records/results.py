@@ -1,15 +1,18 @@
-"""What is written down about epochs, trials and runs: typed records that go to JSON and come back the same.
+"""Typed records of epochs, trials and runs, stored as JSON.
 
-A CCC is keyed by dimension name (`valence`, `arousal`, `dominance`) and `avg`; it is None where it is undefined.
+CCCs are keyed by dimension (`valence`, `arousal`, `dominance`) and `avg`; None if undefined.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import contextlib
+import json
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cvrunner.errors import ResultsError
+from cvrunner.records import legacy
 
 Ccc = dict[str, float | None]
 RunStatus = Literal["RUNNING", "COMPLETE", "INCOMPLETE", "STOPPED"]
@@ -18,19 +21,26 @@ TrialStatus = Literal["WAITING", "RUNNING", "DONE", "FAILED", "STOPPED"]
 
 
 def ccc_label(dimension: str) -> str:
-    """`CCC-V` for `valence`, `CCC-Avg` for `avg`."""
+    """Return `CCC-V` for `valence` and `CCC-Avg` for `avg`."""
     return "CCC-Avg" if dimension == "avg" else f"CCC-{dimension[0].upper()}"
 
 
 class Record(BaseModel):
-    """A frozen record; unknown fields of newer versions are passed over."""
+    """A frozen record; unknown fields of newer versions are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
+    renames: ClassVar[legacy.Renames] = {}
+    """Old names to replace on read."""
+
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Self:
-        """Parse a record. Raises ResultsError naming `where`."""
+        """Parse a record, also one that an earlier version wrote. Raises ResultsError naming `where`."""
         try:
+            if cls.renames:
+                # Text that is not JSON is left to pydantic, whose message names the position.
+                with contextlib.suppress(ValueError, RecursionError):
+                    text = json.dumps(legacy.with_current_names(json.loads(text), cls.renames))
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
@@ -38,7 +48,7 @@ class Record(BaseModel):
             raise ResultsError(f"{where}: not a {cls.__name__}: {place}: {first['msg']}") from None
 
     def to_json(self) -> str:
-        """Indented JSON with a newline at the end."""
+        """Return indented JSON with a newline at the end."""
         return self.model_dump_json(indent=2) + "\n"
 
 
@@ -53,7 +63,7 @@ class GroupRecord(Record):
 
 
 class EpochRecord(Record):
-    """One epoch of one trial: a journal line, an MLflow step, a line on the screen."""
+    """One epoch of one trial: a journal line, an MLflow step, a line in the terminal."""
 
     epoch: int
     """From 1."""
@@ -70,61 +80,61 @@ class EpochRecord(Record):
     utterances_per_s: float
     """While training."""
     padding_share: float
-    """While training: share of the frames that are padding in the attention of an encoder that trains, or in the head's
-    Mamba where it is frozen."""
+    """While training: share of padding among the frames in the attention of a trainable encoder, or, with a frozen
+    encoder, in the head's Mamba."""
     peak_memory_mib: float
-    """Of the GPU; on a CPU of the process."""
+    """GPU memory; on a CPU, memory of the process."""
     groups: dict[str, GroupRecord]
     layer_weights: dict[str, list[float]]
-    """By dimension: softmax weights over the mixed layers."""
+    """Softmax weights over the mixed layers, by dimension."""
     ema_decay: dict[str, float] = {}
-    """By dimension; with `protocol: dialogue`."""
+    """By dimension; only with `protocol: dialogue`."""
 
 
 class ParameterCount(Record):
     total: int
     trainable: int
-    """Trained at any time of the schedule."""
+    """Trained in some epoch of the schedule."""
     groups: dict[str, int]
 
 
 class TrialStarted(Record):
-    """A trial has its data and its model."""
+    """Event: a trial has its data and its model."""
 
     parameters: ParameterCount
     device: str
     precision: str
     updates_per_epoch: int
     resumed_epoch: int
-    """The epoch that training goes on in; 1 at the very start."""
+    """The epoch in which training continues; 1 for a new trial."""
     resumed_update: int
-    """Updates of that epoch already done."""
+    """Updates of that epoch that are already done."""
     checkpoint_s: float
-    """About how long saving takes, and so stopping."""
+    """Estimated time to save a checkpoint, and so to stop."""
     checkpoint_mib: float
     """Size of a checkpoint."""
     note: str | None = None
-    """What was wrong with a newer checkpoint, where there was one."""
+    """Why a newer checkpoint could not be used, if there was one."""
 
 
 class WorkerStarted(Record):
-    """An attempt has a process."""
+    """Event: an attempt has a process."""
 
     host: str
     node: str
-    """Ray's id of the node."""
+    """Ray's node id."""
     pid: int
 
 
 class Waiting(Record):
-    """A trial cannot go on yet."""
+    """Event: a trial cannot continue yet."""
 
     what: str
-    """What it waits for."""
+    """What it is waiting for."""
 
 
 class FeatureProgress(Record):
-    """The feature cache is being filled."""
+    """Event: the feature cache is being filled."""
 
     kind: str
     done: int
@@ -132,7 +142,7 @@ class FeatureProgress(Record):
 
 
 class TrainingFinished(Record):
-    """The last event of a trial that has no test part, as in a sweep: its epochs are all there will be."""
+    """Event: a trial without a test part, as in a sweep, has finished its last epoch."""
 
     key: str
     best_epoch: int
@@ -140,8 +150,9 @@ class TrainingFinished(Record):
 
 
 class TrialResult(Record):
-    """The outcome of one trial, written once, after its test set was scored."""
+    """The result of one trial, written once, after its test set was scored."""
 
+    renames = legacy.RESULT
     key: str
     condition: str
     fold: int
@@ -158,11 +169,11 @@ class TrialResult(Record):
     test_utterances: int
     parameters: ParameterCount
     weight_change: dict[str, float]
-    """By group, at the last epoch."""
+    """By parameter group, at the last epoch."""
     layer_weights: dict[str, list[float]]
     """By dimension, at the best epoch."""
     batch_size: int = 0
-    """Utterances encoded at once in the end: below the configured one after an out-of-memory error. 0: not recorded."""
+    """Utterances encoded at once at the end: less than configured after an out-of-memory error. 0: not recorded."""
     labels_outside_scale: int
     split_digest: str
     corpus_digest: str
@@ -172,39 +183,39 @@ class TrialResult(Record):
     precision: str
     peak_memory_mib: float
     train_s: float
-    """All epochs, over all attempts."""
+    """Training time over all attempts."""
     total_s: float
-    """This attempt, start to end."""
+    """Duration of the last attempt."""
     versions: dict[str, str]
     predictions_sha256: str = ""
-    """Of predictions.csv; empty: not recorded."""
+    """SHA-256 of predictions.csv; empty: not recorded."""
 
 
 class Score(Record):
-    """A CCC of one dimension, by the two statistics that are never mixed."""
+    """The CCC of one dimension, as two statistics that are never mixed."""
 
     mean: float | None
-    """`ccc_mean`: over the folds."""
+    """`ccc_mean`: mean over the folds."""
     pooled: float | None
     """`ccc_pooled`: of all out-of-fold predictions together."""
 
 
 class FloorRecord(Record):
-    """What predictions without audio, and human raters, reach on the same folds."""
+    """Scores of predictions without audio, and of human raters, on the same folds."""
 
     scores: dict[str, dict[str, Score]] = {}
     """By predictor (`scenario`, `scenario+gender+side`), then dimension or `avg`."""
     reason: str | None = None
-    """Why there are no scores, where there are none."""
+    """Why there are no scores, if there are none."""
     controlled: dict[str, dict[str, Score]] = {}
-    """By condition, then dimension or `avg`: its CCC with the scenario's training mean taken out of both sides."""
+    """By condition, then dimension or `avg`: CCC after subtracting the scenario's training mean from both sides."""
     ceiling: dict[str, Score] = {}
-    """By dimension: one rater held against the mean of the others."""
+    """One rater compared with the mean of the others, by dimension."""
     ceiling_reason: str | None = None
 
 
 class TrialState(Record):
-    """How far a trial is, in run.json."""
+    """State of a trial in run.json."""
 
     key: str
     condition: str
@@ -213,17 +224,17 @@ class TrialState(Record):
     status: TrialStatus = "WAITING"
     attempts: int = 0
     failures: dict[str, int] = {}
-    """Of all attempts, by kind (docs/reliability.md)."""
+    """Count over all attempts, by kind (docs/reliability.md)."""
     node: str | None = None
-    """Ray's id of the node it was last on."""
+    """Ray's id of the last node it ran on."""
     error: str | None = None
 
 
 class Provenance(Record):
-    """What a run, or a sweep, was made from, when and by what, and how it stands."""
+    """Origin and status of a run or a sweep."""
 
     run: str
-    """Its name."""
+    """Name."""
     key: str
     status: RunStatus
     started_at: str
@@ -244,16 +255,17 @@ class Provenance(Record):
 class RunRecord(Provenance):
     """run.json."""
 
+    renames = legacy.RUN
     conditions: list[str]
-    """The first is the baseline."""
+    """The first one is the baseline."""
     folds: list[int]
     seeds: list[int]
     trials: dict[str, TrialState]
     """By trial name, such as `frozen/fold-1/seed-0`."""
     floor: FloorRecord | None = None
-    """The no-audio floor on the run's folds, once it is known."""
+    """The no-audio floor on the run's folds, if computed."""
     links: dict[str, str] = {}
-    """By name: addresses of the run in MLflow."""
+    """Addresses of the run in MLflow, by name."""
 
 
 class Aggregate(Record):
@@ -270,13 +282,13 @@ class Aggregate(Record):
 
 
 class Interval(Record):
-    """A bootstrap interval of a difference: whole dialogues resampled within sessions."""
+    """A bootstrap interval of a difference; whole dialogues are resampled within sessions."""
 
     low: float
     high: float
     standard_error: float
     detectable: float
-    """The smallest true difference that this design finds with 80 % power at the two-sided 5 % level."""
+    """Smallest true difference found with 80 % power at the two-sided 5 % level."""
     level: float
     resamples: int
 
@@ -291,18 +303,18 @@ class CorrectedT(Record):
 
 
 class SignCount(Record):
-    """In how many folds the condition was above and below the baseline."""
+    """Number of folds in which the condition was above and below the baseline."""
 
     above: int
     below: int
     p: float
     """Two-sided, exact."""
     smallest_p: float
-    """What the test can reach at best with so many folds."""
+    """Smallest p value that is possible with this number of folds."""
 
 
 class Difference(Record):
-    """One dimension, a condition minus the baseline, paired by fold and seed."""
+    """A condition minus the baseline in one dimension, paired by fold and seed."""
 
     mean: float | None
     std: float | None
@@ -310,22 +322,22 @@ class Difference(Record):
     by_trial: dict[str, float | None]
     pooled: float | None
     interval: Interval | None = None
-    """Of `mean`."""
+    """Interval of `mean`."""
     pooled_interval: Interval | None = None
-    """Of `pooled`."""
+    """Interval of `pooled`."""
     interval_reason: str | None = None
-    """Why there is no interval, where there is none."""
+    """Why there is no interval, if there is none."""
     corrected_t: CorrectedT | None = None
     signs: SignCount | None = None
 
 
 class Summary(Record):
-    """summary.json: the comparison, from which table, report and MLflow are made."""
+    """summary.json: the comparison behind tables, report and MLflow."""
 
     run: str
     status: RunStatus
     missing: list[str]
-    """Trials without a result; while there are any, there are no aggregates."""
+    """Trials without a result; if there are any, there are no aggregates."""
     baseline: str
     scores: dict[str, dict[str, Aggregate]]
     """By condition, then dimension or `avg`."""

@@ -1,4 +1,4 @@
-"""The folder of a run: where each file lies, and reading and writing them.
+"""The folder of a run: the path of each file, and reading and writing them.
 
 <root>/<run>/
     config.yaml  split.json  run.json  summary.json  comparison.md  report.html  figures/
@@ -9,11 +9,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from cvrunner.errors import ResultsError
+import yaml
+
+from cvrunner.config.schema import Config, validate
+from cvrunner.errors import ConfigError, ResultsError
 from cvrunner.files import write_atomically
+from cvrunner.records import legacy
 from cvrunner.records.model_folder import ModelFolder
 from cvrunner.records.results import RunRecord, Summary, TrialResult
 
@@ -22,46 +30,29 @@ GENERATIONS = 2
 
 
 def trial_name(condition: str, fold: int, seed: int) -> str:
-    """`frozen/fold-1/seed-0`: the trial's name everywhere, and its folder in the run."""
+    """Return a trial's name, such as `frozen/fold-1/seed-0`, which is also its folder in the run."""
     return f"{condition}/fold-{fold}/seed-{seed}"
 
 
-@dataclass(frozen=True)
 class TrialDirectory:
     """The files of one trial."""
 
-    path: Path
-
-    @property
-    def journal(self) -> Path:
-        return self.path / "journal.jsonl"
-
-    @property
-    def predictions(self) -> Path:
-        """CSV: utterance, speaker, gender, session, dialogue, scenario, improvised (true, false or empty), condition,
-        fold, seed, then for each dimension `<dimension>_true` and `<dimension>_predicted` on the rating scale."""
-        return self.path / "predictions.csv"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.path / "checkpoint"
-
-    @property
-    def model(self) -> ModelFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal = path / "journal.jsonl"
+        self.predictions = path / "predictions.csv"
+        """Columns: utterance, speaker, gender, session, dialogue, scenario, improvised (true, false or empty),
+        condition, fold, seed, then per dimension `<dimension>_true` and `<dimension>_predicted` on the rating scale."""
+        self.model = ModelFolder(path / "model")
         """The trained model at the best epoch."""
-        return ModelFolder(self.path / "model")
-
-    @property
-    def result_file(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def kept(self) -> tuple[Path, ...]:
-        """What a finished trial leaves, the result last: while it is missing, nothing is finished."""
-        return self.journal, self.predictions, *self.model.files, self.result_file
+        self.checkpoint = path / "checkpoint"
+        self.result_file = path / "result.json"
+        # The result is written last: while it is missing, the trial is not finished.
+        self.kept = (self.journal, self.predictions, *self.model.files, self.result_file)
+        """What a finished trial leaves."""
 
     def result(self, key: str | None = None) -> TrialResult | None:
-        """The result, or None where there is none, or none of this trial key. Spoilt files count as none."""
+        """Return the result; None if there is none, it has another trial key, or its files are damaged."""
         try:
             result = TrialResult.from_json(self.result_file.read_bytes(), str(self.result_file))
             predictions = hashlib.sha256(self.predictions.read_bytes()).hexdigest()
@@ -72,52 +63,38 @@ class TrialDirectory:
         return result if key in (None, result.key) else None
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """The files of one run."""
 
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def split(self) -> Path:
-        return self.path / "split.json"
-
-    @property
-    def comparison(self) -> Path:
-        return self.path / "comparison.md"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def figures(self) -> Path:
-        return self.path / "figures"
-
-    @property
-    def run_file(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def summary_file(self) -> Path:
-        return self.path / "summary.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.config = path / "config.yaml"
+        self.split = path / "split.json"
+        self.run_file = path / "run.json"
+        self.summary_file = path / "summary.json"
+        self.comparison = path / "comparison.md"
+        self.report = path / "report.html"
+        self.figures = path / "figures"
 
     def trial(self, condition: str, fold: int, seed: int) -> TrialDirectory:
         return TrialDirectory(self.path / trial_name(condition, fold, seed))
 
     def read_run(self) -> RunRecord:
-        """run.json. Raises ResultsError where this is not a run's folder."""
+        """Read run.json. Raises ResultsError if this is not the folder of a run."""
         if not self.run_file.is_file():
             raise ResultsError(f"{self.path}: no run here (run.json is missing)")
         return RunRecord.from_json(self.run_file.read_bytes(), str(self.run_file))
+
+    def read_config(self) -> Config:
+        """Read config.yaml, also one that an earlier version wrote. Raises ConfigError."""
+        try:
+            data = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            raise ConfigError(f"{self.config}: cannot be read: {' '.join(str(error).split())}") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f"{self.config}: must hold sections with keys, not {type(data).__name__}")
+        return validate(legacy.with_current_names(data, legacy.CONFIG), str(self.config))
 
     def write_run(self, record: RunRecord) -> None:
         write_atomically(self.run_file, record.to_json())
@@ -126,9 +103,41 @@ class RunDirectory:
         write_atomically(self.summary_file, summary.to_json())
 
     def results(self, record: RunRecord) -> dict[str, TrialResult]:
-        """The results that are there, by trial name, in the run's order."""
-        found = {
-            name: self.trial(state.condition, state.fold, state.seed).result(state.key)
-            for name, state in record.trials.items()
-        }
+        """Read the results of all finished trials, by trial name, in the run's order."""
+        found = {name: TrialDirectory(self.path / name).result(state.key) for name, state in record.trials.items()}
         return {name: result for name, result in found.items() if result is not None}
+
+
+# --- the journal: one JSON object per line, only ever appended --------------------------------------------------------
+
+
+def append_event(path: Path, event: str, **fields: Any) -> None:
+    """Append a line with the event's name and the time in UTC; it is on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(), **fields}, allow_nan=False)
+    with path.open("ab") as file:
+        # A process killed while writing leaves half a line, which must not swallow this one.
+        if file.tell() and not _ends_with_newline(path):
+            file.write(b"\n")
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_events(path: Path, event: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the lines of one event, or of all, oldest first. Damaged lines are skipped; a missing file has no lines."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and (event is None or record.get("event") == event):
+            yield legacy.with_current_names(record, legacy.EVENT)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

@@ -1,1 +1,1 @@
-"""Everything that is made from a run: tables, figures, report.html."""
+"""What is made from a finished run: tables, figures, comparison.md, report.html."""

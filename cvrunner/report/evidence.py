@@ -1,15 +1,14 @@
-"""The tables that say how far to trust a comparison: claims, floor, parts of the data, settings, trials, facts."""
+"""The tables that show how far to trust a comparison: floor, run checks, claims, subsets, settings, trials, facts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 from cvrunner.config.schema import Config
 from cvrunner.records.results import FloorRecord, Score, TrialResult
-from cvrunner.report.checks import checks_table
 from cvrunner.report.report import Report
-from cvrunner.report.tables import NONE, Table, number, scores_table
+from cvrunner.text import DASH, Table, format_score
 
 QUANTITIES = {
     "ccc_valence": "CCC-V",
@@ -18,10 +17,17 @@ QUANTITIES = {
     "memory_gb": "GPU memory, GB",
     "minutes_per_epoch": "minutes per epoch",
 }
+LABELS = {
+    "header": "the rating printed next to each utterance, the mean of the observers",
+    "observers": "the mean of the individual observers' ratings",
+    "all_raters": "the mean of all ratings, including the speakers' ratings of themselves",
+}
+SHOWN_DIGITS = 12
+"""Of a digest; `facts` has all of them."""
 
 
 def evidence_tables(report: Report) -> list[Table]:
-    """All of them that have something to say."""
+    """Return all tables of this module that have rows."""
     tables = [
         floor_table(report),
         checks_table(report),
@@ -33,35 +39,235 @@ def evidence_tables(report: Report) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def claims_table(report: Report) -> Table:
-    """What others stated beside what was measured here."""
+# --- floor and ceiling ------------------------------------------------------------------------------------------------
+
+
+def floor_table(report: Report) -> Table:
+    """Return what is reached without audio and by a human rater, next to the conditions."""
+    label, floor, scores = report.label, report.run.floor, report.summary.scores
+    columns = ["predictor", *label.values(), *(f"{name} pooled" for name in label.values())]
+    if floor is None:
+        return Table("Floor and ceiling", columns, [])
+    named: dict[str, Mapping[str, Score]] = {f"no audio: {name}": of for name, of in floor.scores.items()}
+    if floor.reason:
+        named["no audio"] = {}
+    for condition, aggregates in scores.items():
+        named[condition] = {d: Score(mean=a.mean, pooled=a.pooled) for d, a in aggregates.items()}
+    named |= {f"{condition}, controlled for scenario": of for condition, of in floor.controlled.items()}
+    if floor.ceiling:
+        named["one human rater"] = floor.ceiling
+    unknown = Score(mean=None, pooled=None)
     rows = []
-    for claim in report.config.reference.claims:
-        stated = f"{claim.low:g}" + ("" if claim.high is None else f" to {claim.high:g}")
-        measured = _measured(report, claim.condition, claim.quantity)
-        upper = claim.low if claim.high is None else claim.high
-        reached = measured is not None and (
-            measured >= claim.low if claim.quantity.startswith("ccc") else measured <= upper
+    for name, by_dimension in named.items():
+        cells = [by_dimension.get(dimension, unknown) for dimension in label]
+        rows.append([name, *(format_score(s.mean) for s in cells), *(format_score(s.pooled) for s in cells)])
+    if floor.ceiling:
+        human = [floor.ceiling.get(dimension, unknown) for dimension in label]
+        for condition, aggregates in scores.items():
+            of = [aggregates[dimension] for dimension in label]
+            means = [_share(a.mean, h.mean) for a, h in zip(of, human, strict=True)]
+            pooled = [_share(a.pooled, h.pooled) for a, h in zip(of, human, strict=True)]
+            rows.append([f"{condition} / one human rater", *means, *pooled])
+    return Table("Floor and ceiling", columns, rows, _floor_note(floor))
+
+
+def _share(score: float | None, human: float | None) -> str:
+    """Return a ratio with two decimals; a dash if a human rater does not reach a positive CCC."""
+    if score is None or human is None or human <= 0:
+        return DASH
+    return f"{score / human:.2f}"
+
+
+def _floor_note(floor: FloorRecord) -> str:
+    notes = ["Mean over folds; pooled over all out-of-fold predictions."]
+    if floor.scores:
+        notes.append(
+            "No audio: predicts the training mean of the utterance's scenario (or of its scenario, gender and side) on "
+            "the same folds; a model that does not beat it has not shown that it uses the audio."
         )
-        outcome = "not testable here" if measured is None else "met" if reached else "missed"
-        shown = NONE if measured is None else f"{measured:.4f}"
-        rows.append([claim.name, claim.condition, QUANTITIES[claim.quantity], stated, shown, outcome])
-    source = report.config.reference.source
+    if floor.controlled:
+        notes.append(
+            "Controlled for scenario: the training mean of the scenario is subtracted from prediction and truth."
+        )
+    if floor.ceiling:
+        notes.append(
+            "One human rater: each observer compared with the mean of the others. A model is compared with the mean of "
+            "all observers, which is steadier, so this is a reference point and not an upper bound."
+        )
+    if floor.reason:
+        notes.append(f"No floor: {floor.reason}.")
+    if floor.ceiling_reason:
+        notes.append(f"No ceiling: {floor.ceiling_reason}.")
+    return " ".join(notes)
+
+
+# --- run checks -------------------------------------------------------------------------------------------------------
+
+
+def checks_table(report: Report) -> Table:
+    """Return what was checked while the run trained and what the checks found; empty before the first result."""
+    results = list(report.results.values())
+    if not results:
+        return Table("Run checks", [], [])
+    done = {result.condition for result in results}
+    conditions = [condition for condition in report.run.conditions if condition in done]
+    splits = {report.run.split_digest, *(r.split_digest for r in results)}
+    corpora = {report.run.corpus_digest, *(r.corpus_digest for r in results)}
+    variant = report.config.corpus.labels
+    rows = [[f"did {condition} train the right weights?", _trained(report, condition)] for condition in conditions]
+    rows += [
+        [f"does {condition} beat the floor?", _beats_floor(report, condition)] for condition in report.summary.scores
+    ]
+    rows += [
+        ["collapsed predictions", _collapsed(report)],
+        ["trained long enough?", _long_enough(results)],
+        ["attempts after the first", _retries(report)],
+        ["out of memory", _out_of_memory(report)],
+        ["labels", f"{variant}: {LABELS[variant]}"],
+        ["labels outside the scale", _outside_scale(report)],
+        [
+            "encoder weights",
+            _same("weights", {f"{r.encoder}, SHA-256 {r.encoder_digest[:SHOWN_DIGITS]}" for r in results}),
+        ],
+        ["split", _same("split", {f"digest {digest[:SHOWN_DIGITS]}" for digest in splits})],
+        ["corpus", _same("corpus", {f"digest {digest[:SHOWN_DIGITS]}" for digest in corpora})],
+    ]
     return Table(
-        "Claims of others beside what was measured",
-        ["claim", "condition", "quantity", "stated", "measured", "outcome"],
+        "Run checks",
+        ["check", "result"],
         rows,
-        f"{'Source: ' + source + '. ' if source else ''}A CCC claim is met from its lower end on, a cost claim up "
-        "to its upper end. On synthetic data no claim can be tested, and without a GPU no cost.",
+        "Weight change: ||w - w0|| / ||w0||, checked after every epoch; a trial fails if a frozen group changes or a "
+        "trained group does not. The numbers are not comparable with those of a run that has another split, corpus or "
+        "label variant.",
     )
 
 
+def _trained(report: Report, condition: str) -> str:
+    results = [r for r in report.results.values() if r.condition == condition]
+    encoder = [r.weight_change["encoder"] for r in results if "encoder" in r.weight_change]
+    head = [r.weight_change["head"] for r in results if "head" in r.weight_change]
+    # A trial that fails this check has no result, so all results have passed it.
+    trials = f"in {len(results)} of {len(results)} trials"
+    if encoder:
+        found = f"encoder weights changed by {_percent(encoder)} by the last epoch {trials}"
+    else:
+        found = f"encoder frozen and unchanged after every epoch {trials}"
+    return f"yes: {found}; head weights changed by {_percent(head)}"
+
+
+def _percent(shares: Iterable[float]) -> str:
+    """Return the range of shares, in percent."""
+    values = sorted(shares)
+    if not values:
+        return "an unrecorded amount"
+    low, high = f"{100 * values[0]:.2g}", f"{100 * values[-1]:.2g}"
+    if low == high:
+        return f"{low} %"
+    return f"{low} to {high} %"
+
+
+def _beats_floor(report: Report, condition: str) -> str:
+    """Compare the mean CCC of each dimension with the best predictor without audio."""
+    floors: list[dict[str, Score]] = []
+    if report.run.floor is not None:
+        floors = list(report.run.floor.scores.values())
+    found = []
+    for dimension, label in report.label.items():
+        score = report.summary.scores[condition][dimension].mean
+        known = [scores[dimension].mean for scores in floors if dimension in scores]
+        best = max((value for value in known if value is not None), default=None)
+        if score is not None and best is not None:
+            answer = "yes" if score > best else "NO"
+            found.append(f"{label} {answer} ({score:.4f}, no audio {best:.4f})")
+    return "; ".join(found) or "there is no floor to compare with"
+
+
+def _collapsed(report: Report) -> str:
+    found = [f"{name}: {', '.join(r.collapsed)}" for name, r in report.results.items() if r.collapsed]
+    if not found:
+        return "none: every trial's test predictions vary"
+    return f"CONSTANT predictions, which score a CCC of 0: {'; '.join(found)}"
+
+
+def _long_enough(results: list[TrialResult]) -> str:
+    last = sum(r.best_epoch == r.epochs_run for r in results)
+    if not last:
+        return "yes: in every trial, the best validation epoch came before the last epoch"
+    return (
+        f"perhaps not: in {last} of {len(results)} trials, the last epoch was the best on validation, so more epochs "
+        "might score higher"
+    )
+
+
+def _retries(report: Report) -> str:
+    found = []
+    for name, state in report.run.trials.items():
+        if state.attempts > 1:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in state.failures.items())
+            found.append(f"{name}: {state.attempts - 1}" + f" ({kinds})" * bool(kinds))
+    return ", ".join(found) or "none"
+
+
+def _out_of_memory(report: Report) -> str:
+    configured = {c: report.config.for_condition(c).train.batch_size for c in report.run.conditions}
+    # Results of earlier versions do not record it and have 0.
+    smaller = {n: r.batch_size for n, r in report.results.items() if 0 < r.batch_size < configured[r.condition]}
+    if not smaller:
+        return "never: every trial kept its batch_size"
+    listed = ", ".join(f"{name}: {size}" for name, size in smaller.items())
+    return f"batch_size was reduced, with the same effective batch size ({listed})"
+
+
+def _outside_scale(report: Report) -> str:
+    low, high = report.config.corpus.scale
+    outside = max(r.labels_outside_scale for r in report.results.values())
+    if not outside:
+        return f"none outside {low:g} to {high:g}"
+    return f"{outside} outside {low:g} to {high:g}; kept as they are"
+
+
+def _same(what: str, found: set[str]) -> str:
+    if len(found) == 1:
+        return f"{found.pop()}, the same in all trials"
+    return f"NOT THE SAME {what} in all trials: {'; '.join(sorted(found))}"
+
+
+# --- claims, subsets, settings, trials --------------------------------------------------------------------------------
+
+
+def claims_table(report: Report) -> Table:
+    """Return what others claim next to what was measured here."""
+    rows = []
+    for claim in report.config.reference.claims:
+        claimed, upper = f"{claim.low:g}", claim.low
+        if claim.high is not None:
+            claimed, upper = f"{claim.low:g} to {claim.high:g}", claim.high
+        measured, outcome = _measured(report, claim.condition, claim.quantity), "not testable here"
+        if measured is not None:
+            reached = measured <= upper
+            if claim.quantity.startswith("ccc"):
+                reached = measured >= claim.low
+            outcome = "met" if reached else "missed"
+        quantity = QUANTITIES[claim.quantity]
+        rows.append([claim.name, claim.condition, quantity, claimed, format_score(measured), outcome])
+    note = (
+        "A CCC claim is met if the measured value reaches its lower end, a cost claim if it does not exceed its upper "
+        "end. Claims cannot be tested on synthetic data, and cost claims only on a GPU."
+    )
+    if report.config.reference.source:
+        note = f"Source: {report.config.reference.source}. {note}"
+    columns = ["claim", "condition", "quantity", "claimed", "measured", "outcome"]
+    return Table("Claims of others and measured values", columns, rows, note)
+
+
 def _measured(report: Report, condition: str, quantity: str) -> float | None:
-    if report.run.synthetic or report.summary.missing or condition not in report.summary.scores:
+    if report.run.synthetic or condition not in report.summary.scores:
         return None
     if quantity.startswith("ccc_"):
-        aggregate = report.summary.scores[condition].get(quantity.removeprefix("ccc_"))
-        return aggregate.mean if aggregate else None
+        dimension = quantity.removeprefix("ccc_")
+        if dimension not in report.summary.scores[condition]:
+            return None
+        return report.summary.scores[condition][dimension].mean
     results = [r for r in report.results.values() if r.condition == condition]
     if any(not r.device.startswith("cuda") for r in results):
         return None
@@ -71,155 +277,87 @@ def _measured(report: Report, condition: str, quantity: str) -> float | None:
 
 
 def minutes_per_epoch(result: TrialResult) -> float:
-    """Training and validation, minutes."""
+    """Return the time of training and validation per epoch, in minutes."""
     return result.train_s / 60 / max(1, result.epochs_run)
 
 
-def floor_table(report: Report) -> Table:
-    """How far one gets without listening, and how far human raters get, beside the conditions."""
-    labels = report.label
-    columns = ["predictor", *labels.values(), *(f"{label} pooled" for label in labels.values())]
-    floor = report.floor
-    if floor is None:
-        return Table("Floor and ceiling", columns, [])
-    rows = [[f"no audio: {name}", *_score_cells(scores, labels)] for name, scores in floor.scores.items()]
-    rows += [["no audio", *_score_cells({}, labels)]] if floor.reason else []
-    rows += [] if report.summary.missing else [[_plain(cell) for cell in row] for row in scores_table(report).rows]
-    rows += [
-        [f"{name}, scenario taken out", *_score_cells(scores, labels)] for name, scores in floor.controlled.items()
-    ]
-    rows += [["one human rater", *_score_cells(floor.ceiling, labels)]] if floor.ceiling else []
-    rows += [] if report.summary.missing or not floor.ceiling else _ratio_rows(report, floor.ceiling)
-    reasons = [f"No floor: {floor.reason}." if floor.reason else ""]
-    reasons += [f"No ceiling: {floor.ceiling_reason}." if floor.ceiling_reason else ""]
-    return Table("Floor and ceiling", columns, rows, " ".join([*_floor_notes(floor), *filter(None, reasons)]))
-
-
-def _floor_notes(floor: FloorRecord) -> list[str]:
-    notes = ["Mean over folds; pooled over all out-of-fold predictions."]
-    if floor.scores:
-        notes.append(
-            "No audio: the training mean of the utterance's scenario (and of speaker's gender and side), on the same "
-            "folds; a model below it has not shown that it listens."
-        )
-    if floor.controlled:
-        notes.append("Scenario taken out: prediction and truth less the training mean of their scenario.")
-    if floor.ceiling:
-        notes.append(
-            "One human rater: each observer against the mean of the others. A model is held against the mean of all, "
-            "which is steadier, so this is a mark and not a bound."
-        )
-    return notes
-
-
-def _ratio_rows(report: Report, ceiling: dict[str, Score]) -> list[list[str]]:
-    """Each condition's CCC as a share of a human rater's."""
-    rows = []
-    for condition, scores in report.summary.scores.items():
-        mean = [_share(scores[d].mean, ceiling[d].mean if d in ceiling else None) for d in report.label]
-        pooled = [_share(scores[d].pooled, ceiling[d].pooled if d in ceiling else None) for d in report.label]
-        rows.append([f"{condition} / one human rater", *mean, *pooled])
-    return rows
-
-
-def _share(score: float | None, of: float | None) -> str:
-    """A ratio with two decimals; a dash where a human rater reaches nothing to compare with."""
-    return NONE if score is None or of is None or of <= 0 else f"{score / of:.2f}"
-
-
-def _plain(cell: str) -> str:
-    """A mean without its standard deviation."""
-    return cell.split(" ± ")[0]
-
-
-def _score_cells(scores: dict[str, Score], labels: dict[str, str]) -> list[str]:
-    known = [scores.get(dimension) for dimension in labels]
-    return [number(s.mean if s else None) for s in known] + [number(s.pooled if s else None) for s in known]
-
-
 def groups_table(report: Report) -> Table:
-    """CCC within parts of the test data."""
-    conditions, labels = list(report.summary.groups), report.label
-    if not conditions:
-        return Table("Parts of the test data", [], [])
-    columns = ["part", *(f"{condition} {label}" for condition in conditions for label in labels.values())]
-    rows = [
-        [part, *(number(report.summary.groups[c][part][d]) for c in conditions for d in labels)]
-        for part in report.summary.groups[conditions[0]]
-    ]
+    """Return the CCC within subsets of the test data."""
+    groups, label = report.summary.groups, report.label
+    columns = ["subset", *(f"{condition} {name}" for condition in groups for name in label.values())]
+    first = next(iter(groups.values()), {})
+    rows = [[part, *(format_score(of[part][d]) for of in groups.values() for d in label)] for part in first]
     return Table(
-        "Parts of the test data",
+        "Subsets of the test data",
         columns,
         rows,
-        "Pooled CCC over the utterances of the part, mean over seeds. A CCC depends on how far the ratings of its part "
-        "spread, so compare conditions within a part, not parts with each other; a single speaker's is of few "
-        "utterances.",
+        "Pooled CCC over the utterances of a subset, mean over seeds. A CCC depends on the spread of the ratings in "
+        "its subset, so compare conditions within a subset, not subsets with each other. The CCC of a single speaker "
+        "is based on few utterances.",
     )
 
 
 def settings_table(report: Report) -> Table:
-    """The configuration keys in which the conditions differ."""
-    conditions = report.run.conditions
-    flat = {c: settings(report.config, c) for c in conditions if c in report.config.conditions}
-    rows = differing(flat)
-    return Table("Settings that differ", ["key", *flat], rows, "All other settings are the same for all conditions.")
+    """Return the configuration keys in which the conditions differ."""
+    known = [c for c in report.run.conditions if c in report.config.conditions]
+    flat = {condition: settings(report.config, condition) for condition in known}
+    note = "All other settings are the same for all conditions."
+    return Table("Settings that differ", ["key", *flat], differing(flat), note)
 
 
 def settings(config: Config, condition: str) -> dict[str, object]:
-    """What a condition's numbers depend on, by key."""
+    """Return the settings that a condition's numbers depend on, per key."""
     chosen = config.for_condition(condition)
     return flatten(chosen.numerics) | {"model.encoder": chosen.model.encoder, "model.revision": chosen.model.revision}
 
 
 def differing(flat: Mapping[str, Mapping[str, object]]) -> list[list[str]]:
-    """Rows of key and values, by name, for the keys whose values are not all the same."""
+    """Return rows of key and values, sorted by key, for the keys whose values are not all the same."""
     keys = sorted({key for values in flat.values() for key in values})
-    shown = [[key, *(str(values.get(key, NONE)) for values in flat.values())] for key in keys]
+    shown = [[key, *(str(values.get(key, DASH)) for values in flat.values())] for key in keys]
     return [row for row in shown if len(set(row[1:])) > 1]
 
 
-def flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one, keys joined by dots."""
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested mappings as one, with keys joined by dots."""
     flat: dict[str, object] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat
 
 
 def trials_table(report: Report) -> Table:
-    """Every trial with its status, attempts, scores and cost."""
-    columns = [
-        "trial",
-        "status",
-        "attempts",
-        "best epoch",
-        "validation CCC-Avg",
-        "test CCC-Avg",
-        "encoder moved",
-    ]
-    columns += ["minutes per epoch", "peak memory, MiB", "device", "collapsed", "error"]
+    """Return every trial with its status, attempts, scores and cost."""
+    measured = ["best epoch", "validation CCC-Avg", "test CCC-Avg", "encoder weight change", "minutes per epoch"]
+    measured += ["peak memory, MiB", "device", "collapsed"]
     rows = []
     for name, state in report.run.trials.items():
-        result = report.results.get(name)
-        cells = [NONE] * 8 if result is None else _result_cells(result)
+        cells = [DASH] * len(measured)
+        if name in report.results:
+            cells = _result_cells(report.results[name])
         rows.append([name, state.status, str(state.attempts), *cells, state.error or ""])
     return Table(
         "Trials",
-        columns,
+        ["trial", "status", "attempts", *measured, "error"],
         rows,
-        "Encoder moved: relative change of its weights; a trial fails if a frozen encoder moves or an unfrozen one "
-        "does not. Collapsed: dimensions with constant test predictions. Peak memory: of the GPU, on a CPU of the "
-        "process.",
+        "Encoder weight change: relative to the start; a trial fails if a frozen encoder changes or a trained one does "
+        "not. Collapsed: dimensions with constant test predictions. Peak memory: of the GPU, or of the process on a "
+        "CPU.",
     )
 
 
 def _result_cells(result: TrialResult) -> list[str]:
-    moved = [value for group, value in result.weight_change.items() if "encoder" in group]
+    encoder = "not trained"
+    if changes := [value for group, value in result.weight_change.items() if "encoder" in group]:
+        encoder = f"{max(changes):.2e}"
     return [
         f"{result.best_epoch} of {result.epochs_run}",
-        number(result.validation_ccc.get("avg")),
-        number(result.test_ccc.get("avg")),
-        f"{max(moved):.2e}" if moved else "not trained",
+        format_score(result.validation_ccc.get("avg")),
+        format_score(result.test_ccc.get("avg")),
+        encoder,
         f"{minutes_per_epoch(result):.2f}",
         f"{result.peak_memory_mib:.0f}",
         result.device,
@@ -228,16 +366,18 @@ def _result_cells(result: TrialResult) -> list[str]:
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
-    """What was run: data, labels, split, encoder, each with its digest in full."""
-    results = list(report.results.values())
+    """Return what was run: data, labels, split and encoder, with complete digests."""
+    results, corpus = list(report.results.values()), report.run.corpus
+    if report.run.synthetic:
+        corpus += " - SYNTHETIC"
     return [
         ("run", f"{report.run.run} ({report.run.status}, started {report.run.started_at})"),
-        ("corpus", report.run.corpus + (" - SYNTHETIC" if report.run.synthetic else "")),
+        ("corpus", corpus),
         ("label variant", report.config.corpus.labels),
         ("protocol", report.run.protocol),
         ("corpus digest", report.run.corpus_digest),
         ("split digest", report.run.split_digest),
-        ("encoder", ", ".join(sorted({f"{r.encoder} ({r.encoder_digest})" for r in results})) or NONE),
-        ("precision", ", ".join(sorted({f"{r.precision} on {r.device}" for r in results})) or NONE),
+        ("encoder", ", ".join(sorted({f"{r.encoder} ({r.encoder_digest})" for r in results})) or DASH),
+        ("precision", ", ".join(sorted({f"{r.precision} on {r.device}" for r in results})) or DASH),
         ("cvrunner", report.run.cvrunner_version),
     ]

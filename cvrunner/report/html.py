@@ -1,4 +1,4 @@
-"""report.html: one file that needs no network, for a phone, a wide screen and paper, light and dark."""
+"""report.html: one file that loads nothing from the network; for phone, wide screen and paper, light and dark."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from cvrunner.report.evidence import evidence_tables, facts
 from cvrunner.report.figures import to_svg
 from cvrunner.report.panels import INK
 from cvrunner.report.report import Report
-from cvrunner.report.tables import Table, comparison_tables
+from cvrunner.report.tables import comparison_tables
+from cvrunner.text import Table
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
 TEMPLATE = "report.html.j2"
-# Which figures stand with which table.
+# The figures that are shown below a table.
 PLACES = {
     "Test CCC by fold": ("folds",),
     "Paired differences": ("differences",),
@@ -27,7 +28,8 @@ PLACES = {
 
 
 def render_html(report: Report, figures: dict[str, tuple[Figure, str]]) -> str:
-    """The page, with the figures of `figures.draw` inside."""
+    """Return the page, with the figures of `figures.draw` inside."""
+    # jinja2 is needed only here, and a finished run that is shown again makes no page.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -43,16 +45,17 @@ def render_html(report: Report, figures: dict[str, tuple[Figure, str]]) -> str:
         run=report.run,
         summary=report.summary,
         decision=_decision(report),
-        sections=[_section(table, drawn) for table in comparison_tables(report)],
+        sections=[_section(table, drawn) for table in comparison_tables(report.run, report.summary)],
         figures=[figure for name, figure in drawn.items() if name not in placed],
         evidence=[_section(table, drawn) for table in evidence_tables(report)],
         facts=facts(report),
-        links={name: link for name, link in report.links.items() if re.match(r"https?://", link)},
+        # A link of another scheme, such as javascript:, could run code when it is clicked.
+        links={name: link for name, link in report.run.links.items() if re.match(r"https?://", link)},
     )
 
 
 def inline_svg(name: str, figure: Figure, caption: str) -> Markup:
-    """A figure to stand in a page: text in the page's colour, names of its own, read aloud by its caption."""
+    """Return a figure for use in a page: text in the page's colour, unique names, its caption for screen readers."""
     from markupsafe import Markup, escape
 
     svg = to_svg(figure, transparent=True)
@@ -72,8 +75,10 @@ def _section(table: Table, drawn: dict[str, tuple[Markup, str]]) -> dict[str, ob
 
 
 def _decision(report: Report) -> str:
-    """The word that colours the sentence: of the only comparison, or none where there are several."""
+    """Return the CSS class that colours the verdict; neutral if there is not exactly one comparison."""
     decisions = list(report.summary.decisions.values())
     if report.summary.missing:
         return "incomplete"
-    return decisions[0].replace(" ", "-") if len(decisions) == 1 else "neutral"
+    if len(decisions) != 1:
+        return "neutral"
+    return decisions[0].replace(" ", "-")

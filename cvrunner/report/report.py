@@ -3,81 +3,93 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config
+from cvrunner.data.folds import Fold
 from cvrunner.errors import ResultsError
-from cvrunner.records import journal
-from cvrunner.records.results import EpochRecord, FloorRecord, RunRecord, Summary, TrialResult, ccc_label
-from cvrunner.records.run_directory import RunDirectory
-from cvrunner.verdict.comparison import summarise
-from cvrunner.verdict.out_of_fold import OutOfFold, out_of_fold
+from cvrunner.records.results import EpochRecord, RunRecord, Summary, TrialResult, ccc_label
+from cvrunner.records.run_directory import RunDirectory, read_events
+from cvrunner.verdict.comparison import compare_conditions, missing_trials, unfinished
+from cvrunner.verdict.floor import with_controlled_scores
+from cvrunner.verdict.predictions import OutOfFold, one_table, out_of_fold, read_tables
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
 class Report:
-    """A run as its files tell it."""
+    """A run as recorded in its files; terminal, files, figures and MLflow take their numbers from here."""
 
     directory: RunDirectory
     run: RunRecord
-    summary: Summary
+    """As in run.json, with the controlled scores of the floor and the links that the report shows."""
     config: Config
     results: dict[str, TrialResult]
-    """By trial name; only the trials that have one."""
+    """Per trial name, for the trials that have a result."""
     epochs: dict[str, list[EpochRecord]]
-    """By trial name; empty where none is finished."""
-    floor: FloorRecord | None
-    links: dict[str, str]
-    """By name: addresses of the same run in MLflow."""
-
-    def predictions(self) -> OutOfFold | None:
-        """The predictions of a complete run, else None."""
-        return None if self.summary.missing else out_of_fold(self.directory, self.run, self.results)
+    """Per trial name; empty if no epoch is finished."""
+    out_of_fold: OutOfFold | None
+    """The predictions of all conditions, lined up; None while trials are missing."""
+    predictions_table: pd.DataFrame
+    """The predictions of all trials that have a result, below each other."""
+    summary: Summary
 
     @property
     def label(self) -> dict[str, str]:
-        """What each dimension is called in a heading, CCC-Avg last."""
-        return {dimension: ccc_label(dimension) for dimension in (*self.run.dimensions, "avg")}
+        """The heading of each dimension, such as CCC-V; CCC-Avg is last."""
+        return labels(self.run)
 
 
 def read_report(
-    directory: RunDirectory,
-    summary: Summary | None = None,
-    floor: FloorRecord | None = None,
-    links: dict[str, str] | None = None,
+    directory: RunDirectory, folds: Sequence[Fold] | None = None, links: dict[str, str] | None = None
 ) -> Report:
-    """Read a run's folder. Without `summary` the comparison is made again; without `floor` the run's own is taken.
+    """Read a run's folder and compare its conditions; every file is read once.
 
-    Raises ResultsError or ConfigError where the folder cannot be read.
+    With `folds`, the floor of a complete run gets the scenario-controlled scores of its conditions. `links` are shown
+    instead of those in run.json. Raises ResultsError or ConfigError if the folder cannot be read.
     """
     run = directory.read_run()
+    results = directory.results(run)
+    tables = read_tables(directory, results)
+    if missing := missing_trials(run, results):
+        lined_up, summary = None, unfinished(run, missing)
+    else:
+        lined_up = out_of_fold(directory, run, results, tables)
+        summary = compare_conditions(run, results, lined_up)
+        if folds is not None and run.floor is not None:
+            run = run.model_copy(update={"floor": with_controlled_scores(run.floor, folds, run, tables)})
+    if links is not None:
+        run = run.model_copy(update={"links": links})
     return Report(
         directory=directory,
         run=run,
-        summary=summary or summarise(directory),
-        config=load_config(directory.config),
-        results=directory.results(run),
-        epochs={
-            name: read_epochs(directory, state.condition, state.fold, state.seed) for name, state in run.trials.items()
-        },
-        floor=floor or run.floor,
-        links=run.links if links is None else links,
+        config=directory.read_config(),
+        results=results,
+        epochs={name: read_epochs(directory, t.condition, t.fold, t.seed) for name, t in run.trials.items()},
+        out_of_fold=lined_up,
+        predictions_table=one_table(tables),
+        summary=summary,
     )
 
 
+def labels(run: RunRecord) -> dict[str, str]:
+    """Return the heading of each dimension of a run, such as CCC-V; CCC-Avg is last."""
+    return {dimension: ccc_label(dimension) for dimension in (*run.dimensions, "avg")}
+
+
 def read_epochs(directory: RunDirectory, condition: str, fold: int, seed: int) -> list[EpochRecord]:
-    """A trial's epochs from its journal, in order; of an epoch that was trained again, the last time."""
-    path = directory.trial(condition, fold, seed).journal
-    by_epoch = {record.epoch: record for record in map(_epoch, journal.read(path, "epoch")) if record}
+    """Read a trial's epochs from its journal, in order."""
+    by_epoch: dict[int, EpochRecord] = {}
+    for line in read_events(directory.trial(condition, fold, seed).journal, "epoch"):
+        try:
+            record = EpochRecord.from_json(json.dumps(line), "journal")
+        except ResultsError:
+            # A line of another version costs a point in a curve, but not the report.
+            continue
+        # An epoch that was trained again after a crash has several lines; the last one counts.
+        by_epoch[record.epoch] = record
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
-
-
-def _epoch(line: dict[str, Any]) -> EpochRecord | None:
-    """A journal line as a record; None for a line of another version, which costs a point in a curve and no more."""
-
-    try:
-        return EpochRecord.from_json(json.dumps(line), "journal")
-    except ResultsError:
-        return None

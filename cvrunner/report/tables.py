@@ -1,65 +1,63 @@
-"""The tables that compare, as rows of text: made once here, shown by terminal, comparison.md and report.html alike."""
+"""The comparison as tables: built once, shown by the terminal, comparison.md and report.html."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from cvrunner.records.results import Aggregate, Difference, Interval, ccc_label
-from cvrunner.report.report import Report
+from cvrunner.records.results import Aggregate, Difference, Interval, RunRecord, Summary, ccc_label
+from cvrunner.report.evidence import evidence_tables, facts
+from cvrunner.report.report import Report, labels
+from cvrunner.text import DASH, Table, format_score, tables_as_text
 
-NONE = "–"
-NUMERIC_STARTS = "0123456789+-" + NONE
-
-
-@dataclass(frozen=True)
-class Table:
-    """A heading, columns, rows of text, and a note on how to read them."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-    def is_numeric(self, column: int) -> bool:
-        """Whether every cell of a column begins like a number, or is the dash of an undefined one."""
-        return bool(self.rows) and all(row[column] and row[column][0] in NUMERIC_STARTS for row in self.rows)
+Differences = Mapping[str, Mapping[str, Difference]]
+"""Per name, then dimension or `avg`."""
 
 
-def number(value: float | None) -> str:
-    """Four decimals; a dash where undefined."""
-    return NONE if value is None else f"{value:.4f}"
+def render_markdown(report: Report) -> str:
+    """Return comparison.md."""
+    tables = [*comparison_tables(report.run, report.summary), *evidence_tables(report)]
+    parts = [
+        f"# {report.run.run}",
+        f"**{report.summary.verdict}**",
+        *(table.as_markdown() for table in tables),
+        "## What was run\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts(report)),
+        "Written by `cvrunner report` from the files in this folder; do not edit.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def signed(value: float | None) -> str:
-    """Four decimals with a sign; a dash where undefined."""
-    return NONE if value is None else f"{value:+.4f}"
+def render_text(run: RunRecord, summary: Summary, width: int = 120) -> str:
+    """Return the comparison and the verdict for a terminal of `width` columns, without colours."""
+    return tables_as_text(comparison_tables(run, summary), width, summary.verdict)
 
 
-def markdown_cell(text: str) -> str:
-    """Text that cannot end its cell in a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def comparison_tables(report: Report) -> list[Table]:
-    """What answers the question: scores, differences, folds. Empty while trials are missing."""
-    if report.summary.missing:
+def comparison_tables(run: RunRecord, summary: Summary) -> list[Table]:
+    """Return the tables that answer the question: scores, differences, folds. Empty while trials are missing."""
+    if summary.missing:
         return []
-    tables = [scores_table(report), differences_table(report), folds_table(report)]
+    label = labels(run)
+    named = {f"{other} - {summary.baseline}": differences for other, differences in summary.differences.items()}
+    tables = [
+        table_of_scores("Test CCC by condition", summary.scores, label),
+        table_of_differences(named, len(run.folds), len(run.seeds)),
+        table_of_folds(summary.scores, named, run.folds, run.seeds, label),
+    ]
     return [table for table in tables if table.rows]
 
 
-def scores_table(report: Report) -> Table:
-    """Conditions x (mean ± sd and pooled of each dimension)."""
-    return table_of_scores("Test CCC by condition", report.summary.scores, report.label)
-
-
-def table_of_scores(title: str, scores: dict[str, dict[str, Aggregate]], labels: dict[str, str]) -> Table:
-    """Named rows of aggregates; `labels`: what each dimension is called."""
-    columns = ["condition", *labels.values(), *(f"{label} pooled" for label in labels.values())]
+def table_of_scores(title: str, scores: Mapping[str, Mapping[str, Aggregate]], label: Mapping[str, str]) -> Table:
+    """Return a row per condition: mean ± sd of each dimension, then its pooled CCC."""
+    columns = ["condition", *label.values(), *(f"{name} pooled" for name in label.values())]
     rows = []
-    for name, by_dimension in scores.items():
-        aggregates = [by_dimension[dimension] for dimension in labels]
-        rows.append([name, *map(_mean_sd, aggregates), *(number(a.pooled) for a in aggregates)])
+    for condition, by_dimension in scores.items():
+        aggregates = [by_dimension[dimension] for dimension in label]
+        means = []
+        for aggregate in aggregates:
+            mean = format_score(aggregate.mean)
+            if aggregate.std is not None:
+                mean += f" ± {aggregate.std:.4f}"
+            means.append(mean)
+        rows.append([condition, *means, *(format_score(a.pooled) for a in aggregates)])
     return Table(
         title,
         columns,
@@ -69,19 +67,8 @@ def table_of_scores(title: str, scores: dict[str, dict[str, Aggregate]], labels:
     )
 
 
-def _mean_sd(aggregate: Aggregate) -> str:
-    return number(aggregate.mean) + ("" if aggregate.std is None else f" ± {aggregate.std:.4f}")
-
-
-def differences_table(report: Report) -> Table:
-    """Each condition against the baseline, by dimension."""
-    baseline = report.summary.baseline
-    named = {f"{other} - {baseline}": differences for other, differences in report.summary.differences.items()}
-    return table_of_differences(named, len(report.run.folds), len(report.run.seeds))
-
-
-def table_of_differences(named: dict[str, dict[str, Difference]], folds: int, seeds: int) -> Table:
-    """Differences by name, then dimension."""
+def table_of_differences(named: Differences, folds: int, seeds: int) -> Table:
+    """Return a row per difference and dimension, with interval and tests."""
     columns = ["difference", "dimension", "mean", "95 % interval", "smallest detectable", "pooled"]
     columns += ["95 % interval, pooled", "corrected t, p", "folds +/-", "sign test, p"]
     rows = [
@@ -93,25 +80,34 @@ def table_of_differences(named: dict[str, dict[str, Difference]], folds: int, se
 
 
 def _difference_cells(difference: Difference) -> list[str]:
-    interval, test, signs = difference.interval, difference.corrected_t, difference.signs
+    detectable = t_p = folds = sign_p = None
+    if difference.interval is not None:
+        detectable = difference.interval.detectable
+    if difference.corrected_t is not None:
+        t_p = difference.corrected_t.p
+    if difference.signs is not None:
+        folds = f"{difference.signs.above} / {difference.signs.below}"
+        sign_p = difference.signs.p
     return [
-        signed(difference.mean),
-        _interval(interval),
-        NONE if interval is None else number(interval.detectable),
-        signed(difference.pooled),
+        format_score(difference.mean, signed=True),
+        _interval(difference.interval),
+        format_score(detectable),
+        format_score(difference.pooled, signed=True),
         _interval(difference.pooled_interval),
-        NONE if test is None else number(test.p),
-        NONE if signs is None else f"{signs.above} / {signs.below}",
-        NONE if signs is None else number(signs.p),
+        format_score(t_p),
+        folds or DASH,
+        format_score(sign_p),
     ]
 
 
 def _interval(interval: Interval | None) -> str:
-    return NONE if interval is None else f"{interval.low:+.4f} to {interval.high:+.4f}"
+    if interval is None:
+        return DASH
+    return f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
-def _difference_note(named: dict[str, dict[str, Difference]], folds: int, seeds: int) -> str:
-    some = [d for by_dimension in named.values() for d in by_dimension.values()]
+def _difference_note(named: Differences, folds: int, seeds: int) -> str:
+    some = [difference for by_dimension in named.values() for difference in by_dimension.values()]
     interval = next((d.interval for d in some if d.interval), None)
     signs = next((d.signs for d in some if d.signs), None)
     test = next((d.corrected_t for d in some if d.corrected_t), None)
@@ -119,8 +115,8 @@ def _difference_note(named: dict[str, dict[str, Difference]], folds: int, seeds:
     if interval:
         parts.append(
             f"Interval: percentile bootstrap, {interval.resamples} resamples of whole dialogues within sessions; it "
-            "covers the choice of test dialogues for the models as trained, not new sessions or another training. "
-            "Smallest detectable: 80 % power at the two-sided 5 % level, 2.80 standard errors."
+            "covers the choice of test dialogues for the models as trained, but not new sessions or another training. "
+            "Smallest detectable difference: 80 % power at the two-sided 5 % level, 2.80 standard errors."
         )
     elif some:
         parts.append(f"No interval: {some[-1].interval_reason}.")
@@ -129,36 +125,29 @@ def _difference_note(named: dict[str, dict[str, Difference]], folds: int, seeds:
             f"Corrected t: Nadeau and Bengio, over {test.folds} folds, test/train ratio {test.test_train_ratio:.2f}."
         )
     if signs:
-        parts.append(f"Sign test: with {folds} folds its p cannot go below {signs.smallest_p:.4f}.")
+        parts.append(f"Sign test: with {folds} folds, p cannot be less than {signs.smallest_p:.4f}.")
     if seeds == 1:
-        parts.append("One seed: the chance of the training itself is not measured.")
+        parts.append("One seed: the randomness of training itself is not measured.")
     if len(named) > 1:
         parts.append("Several comparisons: the intervals are not adjusted for their number.")
     return " ".join(parts)
 
 
-def folds_table(report: Report) -> Table:
-    """Each fold and seed: all conditions, and the differences from the baseline."""
-    summary = report.summary
-    named = {f"{other} - {summary.baseline}": differences for other, differences in summary.differences.items()}
-    return table_of_folds(summary.scores, named, report.run.folds, report.run.seeds, report.label)
-
-
 def table_of_folds(
-    scores: dict[str, dict[str, Aggregate]],
-    differences: dict[str, dict[str, Difference]],
-    folds: list[int],
-    seeds: list[int],
-    labels: dict[str, str],
+    scores: Mapping[str, Mapping[str, Aggregate]],
+    differences: Differences,
+    folds: Sequence[int],
+    seeds: Sequence[int],
+    label: Mapping[str, str],
     title: str = "Test CCC by fold",
 ) -> Table:
-    """A row for each fold and seed, with named scores and differences side by side."""
-    columns = ["fold", "seed", *(f"{name} {label}" for name in (*scores, *differences) for label in labels.values())]
+    """Return a row per fold and seed, with scores and differences side by side."""
+    columns = ["fold", "seed", *(f"{name} {of}" for name in (*scores, *differences) for of in label.values())]
     rows = []
     for fold in folds:
         for seed in seeds:
             trial = f"fold-{fold}/seed-{seed}"
-            plain = [number(s[d].by_trial[trial]) for s in scores.values() for d in labels]
-            deltas = [signed(s[d].by_trial[trial]) for s in differences.values() for d in labels]
-            rows.append([str(fold), str(seed), *plain, *deltas])
+            plain = [format_score(s[d].by_trial[trial]) for s in scores.values() for d in label]
+            signed = [format_score(s[d].by_trial[trial], signed=True) for s in differences.values() for d in label]
+            rows.append([str(fold), str(seed), *plain, *signed])
     return Table(title, columns, rows)

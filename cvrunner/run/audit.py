@@ -1,9 +1,9 @@
-"""What a corpus holds and whether its folds are sound, before any training; as data and as plain text."""
+"""`audit`: what a corpus contains and whether its folds are sound, before any training; as data and as text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy as np
 from cvrunner.config.schema import Config
 from cvrunner.data.checks import labels_outside
 from cvrunner.data.folds import Fold, find_leaks, split_digest
-from cvrunner.data.utterance import Corpus, Utterance
-from cvrunner.verdict.ccc import Ccc
+from cvrunner.data.utterance import Corpus
+from cvrunner.text import Table, format_score, tables_as_text
 from cvrunner.verdict.floor import FloorScore, no_audio_floor
 
 SHORT_S, LONG_S = 1.0, 15.0
@@ -20,11 +20,13 @@ SHORT_S, LONG_S = 1.0, 15.0
 
 @dataclass(frozen=True)
 class SessionSizes:
+    """Amount of data in one session."""
+
     session: str
     utterances: int
     minutes: float
     speakers: Mapping[str, int]
-    """By gender: F, M, or ? where the corpus does not say."""
+    """Per gender: F, M, or ? if the corpus does not name it."""
     dialogues: int
     improvised: int
     scripted: int
@@ -32,7 +34,7 @@ class SessionSizes:
 
 @dataclass(frozen=True)
 class LabelSpread:
-    """One dimension, on the rating scale."""
+    """Labels of one dimension, on the rating scale."""
 
     dimension: str
     mean: float
@@ -43,6 +45,8 @@ class LabelSpread:
 
 @dataclass(frozen=True)
 class Durations:
+    """Durations of the utterances, in seconds."""
+
     shortest_s: float
     median_s: float
     longest_s: float
@@ -52,15 +56,19 @@ class Durations:
 
 @dataclass(frozen=True)
 class FoldSizes:
+    """Sessions and utterances of one fold."""
+
     fold: int
     sessions: Mapping[str, tuple[str, ...]]
-    """By part."""
+    """Per part: train, validation, test."""
     utterances: Mapping[str, int]
-    """By part."""
+    """Per part: train, validation, test."""
 
 
 @dataclass(frozen=True)
 class AuditReport:
+    """Everything that `audit` found."""
+
     corpus: str
     """One line."""
     sessions: tuple[SessionSizes, ...]
@@ -75,14 +83,21 @@ class AuditReport:
 
 
 def audit(corpus: Corpus, folds: Sequence[Fold], config: Config) -> AuditReport:
-    """Sizes, labels, durations, folds, leaks and the no-audio floor. A leak is reported here, not raised."""
+    """Return sizes, labels, durations, folds, leaks and the no-audio floor. A leak is reported here, not raised."""
     settings = config.corpus
+    seconds = np.array([u.duration_s for u in corpus.utterances])
     return AuditReport(
         corpus=corpus.describe(),
         sessions=tuple(_session_sizes(corpus, session) for session in corpus.sessions),
         scale=settings.scale,
         labels=tuple(_label_spread(corpus, dimension, settings.scale) for dimension in settings.dimensions),
-        durations=_durations(corpus.utterances),
+        durations=Durations(
+            shortest_s=float(seconds.min()),
+            median_s=float(np.median(seconds)),
+            longest_s=float(seconds.max()),
+            below_1_s=int((seconds < SHORT_S).sum()),
+            above_15_s=int((seconds > LONG_S).sum()),
+        ),
         warnings=corpus.warnings,
         folds=tuple(_fold_sizes(fold) for fold in folds),
         split_digest=split_digest(folds),
@@ -92,7 +107,7 @@ def audit(corpus: Corpus, folds: Sequence[Fold], config: Config) -> AuditReport:
 
 
 def as_json(report: AuditReport) -> str:
-    """All fields; what is undefined is null."""
+    """Return all fields; undefined values are null."""
     return json.dumps(asdict(report), indent=1)
 
 
@@ -112,53 +127,62 @@ def _session_sizes(corpus: Corpus, session: str) -> SessionSizes:
 
 def _label_spread(corpus: Corpus, dimension: str, scale: tuple[float, float]) -> LabelSpread:
     values = [value for u in corpus.utterances if (value := u.label(dimension)) is not None]
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    std = 0.0
+    if len(values) > 1:
+        std = float(np.std(values, ddof=1))
     return LabelSpread(dimension, float(np.mean(values)), std, labels_outside(corpus.utterances, dimension, scale))
 
 
-def _durations(utterances: Sequence[Utterance]) -> Durations:
-    seconds = np.array([u.duration_s for u in utterances])
-    return Durations(
-        shortest_s=float(seconds.min()),
-        median_s=float(np.median(seconds)),
-        longest_s=float(seconds.max()),
-        below_1_s=int((seconds < SHORT_S).sum()),
-        above_15_s=int((seconds > LONG_S).sum()),
-    )
-
-
 def _fold_sizes(fold: Fold) -> FoldSizes:
-    sessions = {
-        "train": fold.train_sessions,
-        "validation": fold.validation_sessions,
-        "test": fold.test_sessions,
-    }
+    sessions = {"train": fold.train_sessions, "validation": fold.validation_sessions, "test": fold.test_sessions}
     return FoldSizes(fold.number, sessions, {part: len(some) for part, some in fold.parts.items()})
 
 
-# --- as text --------------------------------------------------------------------------------------
+# --- as text ----------------------------------------------------------------------------------------------------------
 
 
-def render(report: AuditReport) -> str:
-    """The report as plain text, with a newline at the end."""
-    sections = [
-        [report.corpus],
-        _table(
-            ["session", "utterances", "minutes", "speakers", "dialogues", "improvised", "scripted"],
-            [_session_cells(sizes) for sizes in report.sessions],
-        ),
-        _table(
-            ["label", "mean", "sd", f"outside {report.scale[0]:g}..{report.scale[1]:g}"],
-            [[s.dimension, f"{s.mean:.3f}", f"{s.std:.3f}", str(s.outside_scale)] for s in report.labels],
-        ),
-        [_duration_line(report.durations)],
-        ["Warnings: none"] if not report.warnings else ["Warnings:", *(f"  {line}" for line in report.warnings)],
-        _table(["fold", "train", "validation", "test"], [_fold_cells(sizes) for sizes in report.folds]),
-        [f"Split digest: {report.split_digest}"],
-        _leak_lines(report.leaks),
-        *(_floor_lines(floor) for floor in report.floor.values()),
-    ]
-    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+def render(report: AuditReport, width: int = 120) -> str:
+    """Return the report for a terminal of `width` columns, with a newline at the end."""
+    low, high = report.scale
+    sessions = Table(
+        "Sessions",
+        ["session", "utterances", "minutes", "speakers", "dialogues", "improvised", "scripted"],
+        [_session_cells(sizes) for sizes in report.sessions],
+    )
+    labels = Table(
+        "Labels",
+        ["label", "mean", "sd", f"outside {low:g}..{high:g}"],
+        [[s.dimension, f"{s.mean:.3f}", f"{s.std:.3f}", str(s.outside_scale)] for s in report.labels],
+    )
+    folds = Table("Folds", ["fold", "train", "validation", "test"], [_fold_cells(sizes) for sizes in report.folds])
+    durations = report.durations
+    leaks = ["Leaks: none (no speaker, dialogue, utterance or identical audio in two parts of a fold)"]
+    if report.leaks:
+        leaks = [f"LEAKS: {len(report.leaks)}", *(f"  {leak}" for leak in report.leaks)]
+    warnings = ["Warnings: none"]
+    if report.warnings:
+        warnings = ["Warnings:", *(f"  {line}" for line in report.warnings)]
+    return "\n".join(
+        [
+            report.corpus,
+            "",
+            tables_as_text([sessions, labels], width).rstrip(),
+            "",
+            f"Durations: shortest {durations.shortest_s:.2f} s, median {durations.median_s:.2f} s, longest "
+            f"{durations.longest_s:.2f} s; {durations.below_1_s} below {SHORT_S:g} s, "
+            f"{durations.above_15_s} above {LONG_S:g} s",
+            "",
+            *warnings,
+            "",
+            tables_as_text([folds], width).rstrip(),
+            "",
+            f"Split digest: {report.split_digest}",
+            "",
+            *leaks,
+            "",
+            *(_floor_text(floor, width) for floor in report.floor.values()),
+        ]
+    )
 
 
 def _session_cells(sizes: SessionSizes) -> list[str]:
@@ -167,47 +191,16 @@ def _session_cells(sizes: SessionSizes) -> list[str]:
     return [sizes.session, str(sizes.utterances), f"{sizes.minutes:.1f}", speakers, *map(str, counts)]
 
 
-def _duration_line(durations: Durations) -> str:
-    return (
-        f"Durations: shortest {durations.shortest_s:.2f} s, median {durations.median_s:.2f} s, longest "
-        f"{durations.longest_s:.2f} s; {durations.below_1_s} below {SHORT_S:g} s, "
-        f"{durations.above_15_s} above {LONG_S:g} s"
-    )
-
-
 def _fold_cells(sizes: FoldSizes) -> list[str]:
-    return [str(sizes.fold)] + [
-        f"{sizes.utterances[part]} ({' '.join(sessions)})" for part, sessions in sizes.sessions.items()
-    ]
+    parts = [f"{sizes.utterances[part]} ({' '.join(sessions)})" for part, sessions in sizes.sessions.items()]
+    return [str(sizes.fold), *parts]
 
 
-def _leak_lines(leaks: Sequence[str]) -> list[str]:
-    if not leaks:
-        return ["Leaks: none (no speaker, dialogue, utterance or identical audio in two parts of a fold)"]
-    return [f"LEAKS: {len(leaks)}", *(f"  {leak}" for leak in leaks)]
-
-
-def _floor_lines(floor: FloorScore) -> list[str]:
+def _floor_text(floor: FloorScore, width: int) -> str:
     title = f"No-audio floor by {' + '.join(floor.by)}"
     if floor.reason:
-        return [f"{title}: none, {floor.reason}"]
-    names = list(floor.mean)
-    rows = [[f"fold {fold}", *_scores(scores, names)] for fold, scores in floor.by_fold.items()]
-    rows += [["mean", *_scores(floor.mean, names)], ["pooled", *_scores(floor.pooled, names)]]
-    return [f"{title} (CCC):", *_table(["", *names], rows)]
-
-
-def _scores(scores: Ccc, names: Iterable[str]) -> list[str]:
-    return ["undefined" if (score := scores[name]) is None else f"{score:.3f}" for name in names]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns two spaces apart, the first to the left, the others to the right."""
-    widths = [max(len(row[index]) for row in [head, *rows]) for index in range(len(head))]
-    return [
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [head, *rows]
-    ]
+        return f"{title}: none, {floor.reason}\n"
+    named = {f"fold {fold}": scores for fold, scores in floor.by_fold.items()}
+    named |= {"mean": floor.mean, "pooled": floor.pooled}
+    rows = [[name, *(format_score(scores[dimension]) for dimension in floor.mean)] for name, scores in named.items()]
+    return tables_as_text([Table(f"{title} (CCC)", ["", *floor.mean], rows)], width)

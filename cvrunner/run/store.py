@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cvrunner.config.schema import Config
 from cvrunner.data.folds import Fold
-from cvrunner.data.utterance import Corpus, natural_order
+from cvrunner.data.utterance import Corpus
 from cvrunner.files import write_atomically
 from cvrunner.orchestration.failures import STATUS, Decision, Failure
 from cvrunner.orchestration.trials import run_key
@@ -19,31 +19,23 @@ from cvrunner.records.results import (
     RunStatus,
     TrialResult,
     TrialState,
+    TrialStatus,
     WorkerStarted,
 )
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
-from cvrunner.run.provenance import begin_folder, free_folder, now, provenance
+from cvrunner.run.provenance import RecordStore, choose_folder, provenance
 from cvrunner.training.trial import Trial
 
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
 
 
-def find_run(root: Path, name: str, key: str) -> RunDirectory | None:
-    """The newest run of this key, `<name>-<key>` or `<name>-<key>-<n>`: by its number, since clocks can jump."""
-    found = [RunDirectory(path.parent) for path in root.glob(f"{name}-{key[:8]}*/run.json")]
-    same = [run for run in found if run.read_run().key == key]
-    return max(same, key=lambda run: natural_order(run.name), default=None)
-
-
-class RunStore:
+class RunStore(RecordStore[RunRecord]):
     """The record of a run on disk; an observer of its trials."""
 
     def __init__(self, directory: RunDirectory, record: RunRecord, fresh: bool = False) -> None:
+        super().__init__(directory.run_file, record, fresh)
         self.directory = directory
-        self.record = record
-        self.fresh = fresh
-        """Nothing was trained in it yet."""
 
     @classmethod
     def open(
@@ -60,10 +52,10 @@ class RunStore:
     ) -> RunStore:
         """Continue the run of these trials, or begin one; `new`: begin one in any case."""
         key = run_key(trials)
-        directory = None if new else find_run(root, name, key)
-        if directory is not None:
+        path, fresh = choose_folder(root, name, key, "run.json", new)
+        directory = RunDirectory(path)
+        if not fresh:
             return cls(directory, directory.read_run())
-        directory = RunDirectory(free_folder(root / f"{name}-{key[:8]}"))
         record = RunRecord(
             **provenance(directory.name, key, config, corpus, trials[0], command),
             conditions=list(config.conditions),
@@ -72,44 +64,40 @@ class RunStore:
             floor=floor,
             trials={t.name: _state(t) for t in sorted(trials, key=lambda t: (t.condition, t.fold.number, t.seed))},
         )
-        begin_folder(directory, config, folds, lambda: directory.write_run(record))
-        return cls(directory, record, fresh=True)
-
-    def discard(self) -> None:
-        """Leave nothing of a run that could not begin."""
-        if self.fresh:
-            shutil.rmtree(self.directory.path, ignore_errors=True)
+        store = cls(directory, record, fresh=True)
+        store.create_folder(config, folds)
+        return store
 
     def trial_directory(self, trial: Trial) -> TrialDirectory:
         return self.directory.trial(trial.condition, trial.fold.number, trial.seed)
 
     def result(self, trial: Trial) -> TrialResult | None:
-        """The trial's result, if it is there already."""
+        """Return the trial's result, or None if it has none yet."""
         return self.trial_directory(trial).result(trial.key)
 
     def begin(self) -> None:
-        """The run is being worked on; states are set by what lies on disk."""
+        """Mark the run as RUNNING; a trial is DONE if its result is on disk, and waits otherwise."""
         states = {}
         for name, state in self.record.trials.items():
             trial = self.directory.trial(state.condition, state.fold, state.seed)
-            if done := trial.result(state.key) is not None:
-                shutil.rmtree(trial.checkpoint, ignore_errors=True)  # left by a kill after the result was written
-            states[name] = state.model_copy(update={"status": "DONE" if done else "WAITING", "error": None})
+            status: TrialStatus = "WAITING"
+            if trial.result(state.key) is not None:
+                status = "DONE"
+                # A process killed after it wrote the result has left its checkpoint.
+                shutil.rmtree(trial.checkpoint, ignore_errors=True)
+            states[name] = state.model_copy(update={"status": status, "error": None})
         self._write(trials=states, status="RUNNING", finished_at=None)
 
     def end(self, stopped: bool) -> RunStatus:
-        """Set and return the final status: COMPLETE only when every trial has its result."""
-        complete = all(state.status == "DONE" for state in self.record.trials.values())
-        status: RunStatus = "COMPLETE" if complete else "STOPPED" if stopped else "INCOMPLETE"
-        states = {
-            name: state.model_copy(update={"status": "STOPPED"}) if state.status == "RUNNING" else state
-            for name, state in self.record.trials.items()
-        }
-        self._write(trials=states, status=status, finished_at=now())
-        return status
+        """Set and return the final status: COMPLETE only if every trial has its result."""
+        states = dict(self.record.trials)
+        for name, state in states.items():
+            if state.status == "RUNNING":
+                states[name] = state.model_copy(update={"status": "STOPPED"})
+        return self._end(all(state.status == "DONE" for state in states.values()), stopped, trials=states)
 
     def note(self, **changes: Any) -> None:
-        """Write more into run.json: the floor, the links."""
+        """Change further fields of run.json: the floor, the links."""
         self._write(**changes)
 
     def attempt(self, trial: Trial, number: int) -> None:
@@ -125,7 +113,8 @@ class RunStore:
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         state = self.record.trials[trial.name]
         if decision is Decision.PAUSE:
-            self._set(trial, status=STATUS[decision], attempts=state.attempts - 1)  # it goes on with the same one
+            # A paused trial resumes the same attempt, which `attempt` will count again.
+            self._set(trial, status=STATUS[decision], attempts=state.attempts - 1)
             return
         failures = dict(state.failures)
         failures[failure.kind] = failures.get(failure.kind, 0) + 1
@@ -136,10 +125,6 @@ class RunStore:
     def _set(self, trial: Trial, **changes: Any) -> None:
         state = self.record.trials[trial.name].model_copy(update=changes)
         self._write(trials={**self.record.trials, trial.name: state})
-
-    def _write(self, **changes: Any) -> None:
-        self.record = self.record.model_copy(update=changes)
-        self.directory.write_run(self.record)
 
 
 def _state(trial: Trial) -> TrialState:

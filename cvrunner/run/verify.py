@@ -1,8 +1,8 @@
-"""`verify`: one fold of one condition before a long run, its result beside the reference and the target."""
+"""`verify`: train one fold of one condition before a long run, and compare the result with claims and a target."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,55 +10,105 @@ from cvrunner import paths
 from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config
 from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
-from cvrunner.run.steps import Experiment, announce, close, open_run, prepare, raise_outcome, train_on_ray
+from cvrunner.orchestration.machine import find_gpus, gpu_lines
+from cvrunner.records.results import Ccc, TrialResult, ccc_label
+from cvrunner.run.prepare import check_fold, prepare_config
+from cvrunner.run.session import announce, close, open_run, raise_for_outcome, train_on_ray
+from cvrunner.text import DASH, Table, format_score, line_printer, tables_as_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def verify(config_path: Path | None, overrides: Sequence[str], quiet: bool, console: Console) -> int:
-    """Train the fold on Ray, as `all-folds` would and in its run; 0 where the target is met, 3 where it is missed."""
+    """Train the fold on Ray, in the run of `all-folds`; returns 0 if the target is met and 3 if it is missed."""
     path = config_path or paths.default_config("finetune.yaml")
-    condition = _checked_condition(load_config(path, overrides))
-    experiment = prepare(path, overrides)
-    _check_fold(experiment)
+    config = load_config(path, overrides)
+    # Wrong settings are reported before the corpus is read, which may take minutes.
+    _check_target(config)
+    condition = config.chosen_condition(config.verify.condition, "verify.condition")
+    experiment = prepare_config(config, path.stem)
+    fold = config.verify.fold
+    check_fold(fold, len(experiment.folds), "verify.fold", ConfigError)
+    print_line = line_printer(console)
     if not quiet:
-        _show_gpus(console)
+        print_line("\n".join(gpu_lines(find_gpus())))
     with open_run(experiment, False, quiet, console) as run:
-        fold = experiment.config.verify.fold
+        # Of several seeds, one is enough for a quick check.
         trial = next(t for t in reversed(run.trials) if (t.fold.number, t.condition) == (fold, condition))
         pending = run.pending([trial])
         announce(run, [trial], pending)
-        ending = train_on_ray(run, pending) if pending else None
-        status = close(run, ending)
+        outcome = train_on_ray(run, pending)
+        status, _ = close(run, outcome)
         result = run.store.result(trial)
         if result is None:
-            raise_outcome(ending, status)
+            raise_for_outcome(outcome, status)
             raise TrialError(f"{trial.name} has no result: {run.store.record.trials[trial.name].error}")
-        from cvrunner.run.verify_text import missed, verify_text
-
-        text = verify_text(experiment.config, result, experiment.corpus.synthetic, console.width)
-        console.print(
-            text, f"results  {run.store.directory.path}", markup=False, highlight=False, soft_wrap=True, sep=""
-        )
-        return TARGET_MISSED if missed(experiment.config.verify.least_ccc, result.test_ccc) else 0
+        text = verify_text(config, result, experiment.corpus.synthetic, console.width)
+        print_line(f"{text}results  {run.store.directory.path}")
+        return TARGET_MISSED if missed(config.verify.least_ccc, result.test_ccc) else 0
 
 
-def _checked_condition(config: Config) -> str:
-    """The condition to train. Raises ConfigError for it, and for a target that no result could have."""
-    there = (*config.corpus.dimensions, "avg")
+def _check_target(config: Config) -> None:
+    """Raise ConfigError for a target that no result could have."""
+    predicted = (*config.corpus.dimensions, "avg")
     for dimension in config.verify.least_ccc:
-        if dimension not in there:
-            raise ConfigError(f"verify.target.ccc_{dimension}: {dimension} is not predicted, only {', '.join(there)}")
-    return config.chosen_condition(config.verify.condition, "verify.condition")
+        if dimension not in predicted:
+            rule = f"{dimension} is not predicted, only {', '.join(predicted)}"
+            raise ConfigError(f"verify.target.ccc_{dimension}: {rule}")
 
 
-def _check_fold(experiment: Experiment) -> None:
-    if (fold := experiment.config.verify.fold) > len(experiment.folds):
-        raise ConfigError(f"verify.fold {fold}: there are folds 1 to {len(experiment.folds)}")
+def missed(least_ccc: Mapping[str, float], ccc: Ccc) -> list[str]:
+    """Return the dimensions whose CCC is undefined or below its target."""
+    return [d for d, least in least_ccc.items() if (value := ccc.get(d)) is None or value < least]
 
 
-def _show_gpus(console: Console) -> None:
-    from cvrunner.orchestration.machine import find_gpus, gpu_lines
+def verify_text(config: Config, result: TrialResult, synthetic: bool, width: int) -> str:
+    """Return a table of scores, the source of the claims in it, and a sentence about the target."""
+    least = config.verify.least_ccc
+    claims = {dimension: _claims(config, result.condition, dimension) for dimension in result.test_ccc}
+    rows = [
+        [
+            ccc_label(dimension),
+            format_score(result.validation_ccc.get(dimension)),
+            format_score(value),
+            format_score(least.get(dimension)),
+            "; ".join(claims[dimension]) or DASH,
+        ]
+        for dimension, value in result.test_ccc.items()
+    ]
+    epoch = f"epoch {result.best_epoch} of {result.epochs_run}, chosen by validation"
+    title = f"{result.condition}, fold {result.fold}: {epoch}"
+    table = Table(title, ["quantity", "validation", "test", "target", "claimed"], rows)
+    note = ""
+    if any(claims.values()):
+        source = f"Claimed by {config.reference.source}; not" if config.reference.source else "Claims: not"
+        note = f"{source} measured here, and one fold is not the mean over all folds.\n"
+    return tables_as_text([table], width, note + _sentence(least, result, synthetic))
 
-    console.print("\n".join(gpu_lines(find_gpus())), markup=False, highlight=False, soft_wrap=True)
+
+def _claims(config: Config, condition: str, dimension: str) -> list[str]:
+    """Return the claims about the baseline and about the condition itself, as text."""
+    found = []
+    for claim in config.reference.claims:
+        if claim.condition in (next(iter(config.conditions)), condition) and claim.quantity == f"ccc_{dimension}":
+            value = f"{claim.low:g}"
+            if claim.high is not None:
+                value += f" to {claim.high:g}"
+            found.append(f"{value} ({claim.condition}, {claim.name})")
+    return found
+
+
+def _sentence(least_ccc: Mapping[str, float], result: TrialResult, synthetic: bool) -> str:
+    """Return a sentence that compares the test CCCs with the target."""
+    below = missed(least_ccc, result.test_ccc)
+    text = "no target is set (verify.target); the fold is trained"
+    if least_ccc:
+        parts = [
+            f"{ccc_label(d)} {format_score(result.test_ccc.get(d))} {'is below' if d in below else 'reaches'} {least:g}"
+            for d, least in least_ccc.items()
+        ]
+        text = f"target {'missed' if below else 'met'}: {', '.join(parts)}"
+    if synthetic:
+        text += " (synthetic data)"
+    return text

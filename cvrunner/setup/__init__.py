@@ -1,1 +1,1 @@
-"""What is made before a run: the demo corpus."""
+"""Preparations before a run: the demo corpus."""

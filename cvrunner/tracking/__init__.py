@@ -1,1 +1,1 @@
-"""The mirror of runs in MLflow."""
+"""Runs in MLflow."""

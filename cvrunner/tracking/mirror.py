@@ -1,38 +1,41 @@
-"""How a run is laid out in MLflow: a parent for each condition with curves of its own, a child for each trial, and
-a run for the comparison. Everything is found again by its tags, and only what is not there yet is written.
+"""The layout of a run in MLflow: a parent per condition with its own curves, a child per trial, and a comparison.
+
+Everything is found again by its tags, and only what the server does not have yet is written. The methods of a mirror
+may raise whatever mlflow raises.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config, digest
 from cvrunner.errors import CvrunnerError, ResultsError
-from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, Summary, TrialResult, TrialStatus
+from cvrunner.records.results import EpochRecord, Provenance, RunRecord, RunStatus, TrialResult, TrialStatus
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.report.report import read_epochs
-from cvrunner.tracking import names as names
-from cvrunner.tracking.mlflow_store import Store, StoredRun
-from cvrunner.verdict.comparison import summarise
-from cvrunner.verdict.out_of_fold import all_predictions
+from cvrunner.report.report import Report, read_epochs, read_report
+from cvrunner.tracking import names
 
-ENDED: dict[str, str] = {
-    "COMPLETE": "FINISHED",
-    "INCOMPLETE": "FAILED",
-    "DONE": "FINISHED",
-    "FAILED": "FAILED",
-    "STOPPED": "KILLED",
-}
+if TYPE_CHECKING:
+    from cvrunner.tracking.mlflow_store import StoredRun
+
+MAX_TAG = 4000
+"""Number of characters of an error that are kept; MLflow refuses tags above 5,000."""
 
 
 def sync_run(directory: RunDirectory, uri: str, base_url: str | None = None) -> dict[str, str]:
-    """Write a run from its files to the server at `uri`; what is there already stays. Returns its `links`.
+    """Upload a run from its files to the server at `uri`; existing entries are kept. Returns the run's links.
 
-    Raises ResultsError, also where the server cannot be written, and ConfigError for files that cannot be read.
+    Raises ResultsError, also if the server cannot be written, and ConfigError for files that cannot be read.
     """
+    report = read_report(directory)
+    # Nothing is training: what run.json calls RUNNING was left by a process that died.
+    status: RunStatus = "STOPPED" if report.run.status == "RUNNING" else report.run.status
     try:
-        return mirror_files(directory, uri).links(base_url)
+        mirror = MlflowMirror(uri, report.run, report.config, directory)
+        mirror.finish(report, status)
+        return mirror.links(base_url)
     except CvrunnerError:
         raise
     except Exception as error:  # mlflow raises whatever its database and its HTTP client do
@@ -40,194 +43,182 @@ def sync_run(directory: RunDirectory, uri: str, base_url: str | None = None) -> 
 
 
 def first_line(error: BaseException) -> str:
-    """The kind of the error that was at the bottom of it, and the beginning of what it says."""
-    while (below := error.__cause__ or error.__context__) is not None:
-        error = below
+    """Return the type of an error's first cause and the first line of its message."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
 
 
-def mirror_files(directory: RunDirectory, uri: str, summary: Summary | None = None) -> MlflowMirror:
-    """Tell a mirror everything that a run's files hold, as the driver would have.
+class Mirror:
+    """An experiment in MLflow in which the parts of a run, or of a sweep, are found again by their tags."""
 
-    For when nothing is training any more: what run.json calls RUNNING was left so by a process that died.
+    def __init__(self, uri: str, config: Config, record: Provenance) -> None:
+        # mlflow takes seconds to import, which a command on a finished run, or with tracking off, must not pay.
+        from cvrunner.tracking.mlflow_store import MlflowStore
 
-    Raises what mlflow raises, and ResultsError or ConfigError for files that cannot be read.
-    """
-    run, mirror = directory.read_run(), MlflowMirror(uri)
-    results = directory.results(run)
-    mirror.start(run, load_config(directory.config), directory)
-    for name, state in run.trials.items():
-        if state.status != "WAITING":
-            mirror.trial_started(name)
-            status = "STOPPED" if state.status == "RUNNING" else state.status
-            mirror.trial_finished(name, results.get(name), status, state.error)
-    mirror.finish(summary or summarise(directory), "STOPPED" if run.status == "RUNNING" else run.status)
-    return mirror
+        self.uri, self.config, self.record = uri, config, record
+        self.store = MlflowStore(uri)
+        self.experiment = self.store.experiment(f"{config.tracking.experiment}-{record.protocol}")
+        self._last_steps: dict[tuple[str, str], int] = {}
+        # A driver that died has left its entries RUNNING.
+        self.close_running()
+
+    def find_or_create(self, role: str, key: str, name: str, **tags: str) -> StoredRun:
+        """Return the entry with this role and key; a new one also gets `tags`."""
+        found_by = names.run_tags(self.record, role, key)
+        return self.store.find_or_create(self.experiment, name, found_by, {"mlflow.source.name": "cvrunner"} | tags)
+
+    def log_step(self, run_id: str, marker: str, step: int, metrics: names.Metrics) -> None:
+        """Write one step of a curve unless the server has it; `marker` is a metric that every step of the curve has."""
+        curve = run_id, marker
+        if curve not in self._last_steps:
+            self._last_steps[curve] = self.store.last_step(run_id, marker)
+        if step > self._last_steps[curve]:
+            self.store.log_metrics(run_id, metrics, step)
+            self._last_steps[curve] = step
+
+    def close_running(self) -> None:
+        """Mark every entry of this run that is still RUNNING as KILLED."""
+        self.store.close_running(self.experiment, {names.RUN_KEY: self.record.key})
 
 
-class Curve:
-    """A series of steps in one run, continued where it stops."""
+class MlflowMirror(Mirror):
+    """A run in MLflow."""
 
-    def __init__(self, store: Store, run_id: str, marker: str) -> None:
-        self._store, self._run_id = store, run_id
-        # One metric that every step has tells how far the series goes.
-        self._last = store.last_step(run_id, marker)
-
-    def log(self, step: int, metrics: names.Metrics) -> None:
-        """Write a step, unless it is there."""
-        if step > self._last:
-            self._store.log_metrics(self._run_id, metrics, step)
-            self._last = step
-
-
-class MlflowMirror:
-    """One run's mirror. Its methods are those of a Tracker and may raise whatever mlflow raises."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._parents: dict[str, StoredRun] = {}
+    def __init__(self, uri: str, run: RunRecord, config: Config, directory: RunDirectory) -> None:
+        """Find or create the parents and the comparison, and catch up with the files."""
+        super().__init__(uri, config, run)
+        self.run, self.directory = run, directory
         self._trials: dict[str, StoredRun] = {}
-        self._curves: dict[tuple[str, str], Curve] = {}
         self._epochs: dict[str, dict[int, EpochRecord]] = {}
-
-    def start(self, run: RunRecord, config: Config, directory: RunDirectory) -> None:
-        """Open the server, sweep what a dead driver left, find or make the parents, and catch up with the journals."""
-        self._store = Store(self._uri)
-        self._run, self._config, self._directory = run, config, directory
-        self._experiment = self._store.experiment(f"{config.tracking.experiment}-{run.protocol}")
-        self._store.close_running(self._experiment, {names.RUN_KEY: run.key})
-        self._parents = {condition: self._parent(condition) for condition in run.conditions}
-        # Made now, so that its address can be printed and stand in the report before the run ends.
-        self._comparison = self._named("comparison", self._run.key, f"comparison {run.run}")
-        self._store.reopen(self._comparison.id)
-        self._save_view()
-        for name in run.trials:
-            self._catch_up(name)
+        self._parents = {condition: self._open_parent(condition) for condition in run.conditions}
+        # Created at the start, so that its address can be printed, and stand in the report, before the run ends.
+        self._comparison = self.find_or_create("comparison", run.key, f"comparison {run.run}")
+        self.store.set_status(self._comparison.id, "RUNNING")
+        self._view_key = digest([run.run, run.key])[:24]
+        view = names.view_state(run, int(time.time() * 1000))
+        self.store.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{self._view_key}", view)
+        self._catch_up()
 
     def trial_started(self, name: str) -> None:
+        """Mark a trial as RUNNING."""
         trial = self._trial(name)
-        self._store.reopen(trial.id)
-        self._store.set_tags(trial.id, {"cvrunner.attempts": str(self._attempts(name))})
-        self._catch_up(name)
+        self.store.set_status(trial.id, "RUNNING")
+        self._trials[name] = replace(trial, status="RUNNING")
+        self.store.set_tags(trial.id, {"cvrunner.attempts": str(self._attempts(name))})
+        self._log_journal(name)
 
     def epoch(self, name: str, record: EpochRecord) -> None:
-        state = self._run.trials[name]
+        """Write an epoch of a trial to its own curves and to those of its condition; an epoch twice changes nothing."""
+        state, seeds = self.run.trials[name], len(self.run.seeds)
         self._epochs.setdefault(name, {})[record.epoch] = record
-        self._curve(self._trial(name).id, "train/loss").log(record.epoch, names.epoch_metrics(record))
-        parent, seeds = self._parents[state.condition].id, len(self._run.seeds)
-        series = names.fold_metrics(state.fold, state.seed, seeds, record)
-        self._curve(parent, names.fold_marker(state.fold, state.seed, seeds)).log(record.epoch, series)
-        self._mean(state.condition, record.epoch)
+        self.log_step(self._trial(name).id, "train/loss", record.epoch, names.epoch_metrics(record))
+        parent = self._parents[state.condition].id
+        marker = names.fold_marker(state.fold, state.seed, seeds)
+        self.log_step(parent, marker, record.epoch, names.fold_metrics(state.fold, state.seed, seeds, record))
+        # The mean of an epoch is known once all trials of the condition have finished it.
+        trials = [other for other, trial in self.run.trials.items() if trial.condition == state.condition]
+        finished = [self._epochs[other] for other in trials if record.epoch in self._epochs.get(other, {})]
+        if len(finished) == len(trials):
+            means = names.mean_metrics([epochs[record.epoch] for epochs in finished], self.run.dimensions)
+            self.log_step(parent, "mean/train_loss", record.epoch, means)
 
     def trial_finished(
         self, name: str, result: TrialResult | None, status: TrialStatus, error: str | None = None
     ) -> None:
-        self._catch_up(name)
-        trial = self._trial(name)
+        """Write how a trial that is done, has failed or was stopped ended."""
+        self._log_journal(name)
+        trial, tags = self._trial(name), {"cvrunner.attempts": str(self._attempts(name))}
         if result is not None:
             if "selected/epoch" not in trial.metrics:
-                self._store.log_metrics(trial.id, names.result_metrics(result), result.best_epoch)
-            self._store.set_tags(trial.id, names.result_tags(result))
+                metrics = names.result_metrics(result)
+                self.store.log_metrics(trial.id, metrics, result.best_epoch)
+                trial = replace(trial, metrics=metrics)
+            tags |= names.result_tags(result)
         if error:
-            self._store.set_tags(trial.id, {"cvrunner.error": error[:4000]})
-        if status in ENDED:
-            self._store.close(trial.id, ENDED[status])
+            tags["cvrunner.error"] = error[:MAX_TAG]
+        self.store.set_tags(trial.id, tags)
+        # Closing an entry again would move the time at which it ended.
+        if trial.status != names.ENDED[status]:
+            self.store.set_status(trial.id, names.ENDED[status])
+        self._trials[name] = replace(trial, status=names.ENDED[status])
 
-    def finish(self, summary: Summary, status: RunStatus) -> None:
-        """Scores to the parents, the comparison with its files, and an end to every run that is still open."""
+    def finish(self, report: Report, status: RunStatus) -> None:
+        """Write scores to the parents and the comparison with its files, and close every entry that is still open."""
+        summary = report.summary
         for condition, parent in self._parents.items():
             if "ccc_mean/avg" not in parent.metrics and (scores := names.score_metrics(summary, condition)):
-                self._store.log_metrics(parent.id, scores, 0)
-            self._store.set_tags(parent.id, {"mlflow.note.content": summary.verdict})
-        self._write_comparison(summary)
-        if status in ENDED:
-            for ended in (*self._parents.values(), self._comparison):
-                self._store.close(ended.id, ENDED[status])
-            self._store.close_running(self._experiment, {names.RUN_KEY: self._run.key})
+                self.store.log_metrics(parent.id, scores, 0)
+            self.store.set_tags(parent.id, {"mlflow.note.content": summary.verdict})
+        self._log_comparison(report)
+        for entry in (*self._parents.values(), self._comparison):
+            self.store.set_status(entry.id, names.ENDED[status])
+        self.close_running()
 
     def links(self, base_url: str | None) -> dict[str, str]:
-        """Addresses at the server where the store is one, else at `base_url`, where a page over the store would be."""
-        base = names.served_at(self._uri, base_url)
-        if base is None:
-            return {}
+        """Return the addresses of the run's pages by name; see `page_links`."""
         parents = [parent.id for parent in self._parents.values()]
-        return names.page_links(base, self._experiment, self._view_key(), parents, self._comparison.id)
+        return names.page_links(self.uri, base_url, self.experiment, self._view_key, parents, self._comparison.id)
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
-    def _named(self, role: str, key: str, name: str, **tags: str) -> StoredRun:
-        """The run of this role and key, or a new one, with tags besides."""
-        found_by = names.run_tags(self._run, role, key)
-        return self._store.find_or_create(self._experiment, name, found_by, {"mlflow.source.name": "cvrunner"} | tags)
-
-    def _parent(self, condition: str) -> StoredRun:
-        key = f"{self._run.key}/{condition}"
-        tags = names.condition_tags(self._run, condition)
-        parent = self._named("parent", key, f"{condition} {self._run.run}", **tags)
-        self._store.reopen(parent.id)
-        self._store.log_params(parent, names.condition_params(self._config, condition))
+    def _open_parent(self, condition: str) -> StoredRun:
+        tags = names.condition_tags(self.run, condition)
+        parent = self.find_or_create("parent", f"{self.run.key}/{condition}", f"{condition} {self.run.run}", **tags)
+        self.store.set_status(parent.id, "RUNNING")
+        self.store.log_params(parent, names.condition_params(self.config, condition))
         return parent
 
     def _trial(self, name: str) -> StoredRun:
-        """Found by its key, or made, once."""
+        """Return a trial's entry, found by its key or created once."""
         if name not in self._trials:
-            state = self._run.trials[name]
-            tags = names.condition_tags(self._run, state.condition)
+            state = self.run.trials[name]
+            tags = names.condition_tags(self.run, state.condition)
             tags[names.PARENT] = self._parents[state.condition].id
-            trial = self._named("trial", state.key, name, **tags)
-            params = names.trial_params(self._config, state.condition, state.fold, state.seed)
+            trial = self.find_or_create("trial", state.key, name, **tags)
+            params = {"condition": state.condition, "fold": str(state.fold), "seed": str(state.seed)}
+            params |= names.condition_params(self.config, state.condition)
             if params.keys() - trial.params.keys():
-                self._store.log_params(trial, params)
-                self._store.log_dataset(
-                    trial.id, self._run.corpus, self._run.corpus_digest, f'{{"split": "{self._run.split_digest}"}}'
-                )
+                self.store.log_params(trial, params)
+                source = f'{{"split": "{self.run.split_digest}"}}'
+                self.store.log_dataset(trial.id, self.run.corpus, self.run.corpus_digest, source)
             self._trials[name] = trial
         return self._trials[name]
 
     def _attempts(self, name: str) -> int:
-        """As run.json has it by now: the driver writes it before it tells."""
-        return self._directory.read_run().trials[name].attempts
+        """Return the number of attempts from run.json, which the driver updates before it calls its other observers."""
+        return self.directory.read_run().trials[name].attempts
 
-    def _catch_up(self, name: str) -> None:
-        """Write the epochs that the trial's journal has and the server has not."""
-        state = self._run.trials[name]
-        for record in read_epochs(self._directory, state.condition, state.fold, state.seed):
+    def _catch_up(self) -> None:
+        """Write what the files have and the server has not: after an outage, or if an earlier driver was killed."""
+        current = self.directory.read_run()
+        results = self.directory.results(current)
+        for name in self.run.trials:
+            state = current.trials[name]
+            if state.status == "WAITING":
+                self._log_journal(name)
+            elif state.status == "RUNNING":
+                self.trial_started(name)
+            else:
+                self.trial_finished(name, results.get(name), state.status, state.error)
+
+    def _log_journal(self, name: str) -> None:
+        """Write the epochs of the trial's journal that this mirror has not seen."""
+        state = self.run.trials[name]
+        for record in read_epochs(self.directory, state.condition, state.fold, state.seed):
             if record.epoch not in self._epochs.get(name, {}):
                 self.epoch(name, record)
 
-    def _curve(self, run_id: str, marker: str) -> Curve:
-        if (run_id, marker) not in self._curves:
-            self._curves[run_id, marker] = Curve(self._store, run_id, marker)
-        return self._curves[run_id, marker]
-
-    def _mean(self, condition: str, epoch: int) -> None:
-        """The condition's mean of an epoch, once all its trials have been through it."""
-        trials = [name for name, state in self._run.trials.items() if state.condition == condition]
-        records = {name: self._epochs[name][epoch] for name in trials if epoch in self._epochs.get(name, {})}
-        if len(records) == len(trials):
-            metrics = names.mean_metrics(records, self._run.dimensions)
-            self._curve(self._parents[condition].id, "mean/train_loss").log(epoch, metrics)
-
-    def _write_comparison(self, summary: Summary) -> None:
-        run = self._comparison
-        self._store.set_tags(run.id, {"mlflow.note.content": summary.verdict, "cvrunner.status": summary.status})
-        if not any(name.startswith("delta/") for name in run.metrics):
+    def _log_comparison(self, report: Report) -> None:
+        entry, summary, directory = self._comparison, report.summary, report.directory
+        self.store.set_tags(entry.id, {"mlflow.note.content": summary.verdict, "cvrunner.status": summary.status})
+        if not any(name.startswith("delta/") for name in entry.metrics):
             if deltas := names.delta_metrics(summary):
-                self._store.log_metrics(run.id, deltas, 0)
+                self.store.log_metrics(entry.id, deltas, 0)
             for step, metrics in names.delta_steps(summary):
-                self._store.log_metrics(run.id, metrics, step)
-        self._write_files(run.id)
-
-    def _write_files(self, run_id: str) -> None:
-        d = self._directory
-        for file in (d.report, d.comparison, d.summary_file, d.config, d.split, d.run_file):
-            self._store.log_files(run_id, file)
-        self._store.log_files(run_id, d.figures, "figures")
-        self._store.log_text(run_id, all_predictions(d, self._run).to_csv(index=False), "predictions.csv")
-
-    def _view_key(self) -> str:
-        return digest([self._run.run, self._run.key])[:24]
-
-    def _save_view(self) -> None:
-        state = names.view_state(self._run, int(time.time() * 1000))
-        self._store.set_experiment_tag(self._experiment, f"mlflow.sharedViewState.{self._view_key()}", state)
+                self.store.log_metrics(entry.id, metrics, step)
+        files = directory.report, directory.comparison, directory.summary_file
+        for file in (*files, directory.config, directory.split, directory.run_file):
+            self.store.log_files(entry.id, file)
+        self.store.log_files(entry.id, directory.figures, "figures")
+        self.store.log_text(entry.id, report.predictions_table.to_csv(index=False), "predictions.csv")

@@ -1,27 +1,36 @@
-"""What a run is called in MLflow: tags, metrics, parameters, the saved view and addresses. Pure; knows no mlflow."""
+"""Names and values in MLflow: tags, metrics, parameters, the saved view and addresses. Pure; does not import mlflow."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
 from cvrunner.config.schema import Config
-from cvrunner.records.results import EpochRecord, RunRecord, Summary, TrialResult
+from cvrunner.records.results import EpochRecord, Provenance, RunRecord, Summary, TrialResult
 from cvrunner.report.evidence import flatten
 from cvrunner.report.panels import COLOURS
 from cvrunner.verdict.ccc import mean_if_all
 
 ROLE, RUN, RUN_KEY, KEY, CONDITION = (f"cvrunner.{name}" for name in ("role", "run", "run_key", "key", "condition"))
 PARENT = "mlflow.parentRunId"
-# The page opens on a view of language-model traces unless told otherwise.
 PAGE = "workflowType=machine_learning"
+"""Without this parameter the page opens on a view of language-model traces."""
+ENDED: dict[str, str] = {
+    "COMPLETE": "FINISHED",
+    "INCOMPLETE": "FAILED",
+    "DONE": "FINISHED",
+    "PRUNED": "KILLED",
+    "FAILED": "FAILED",
+    "STOPPED": "KILLED",
+}
+"""MLflow's status of a run, trial, sweep or setting that has ended."""
 
 Metrics = dict[str, float]
 
 
 def epoch_metrics(record: EpochRecord) -> Metrics:
-    """An epoch of a trial."""
+    """Return the metrics of a trial's epoch."""
     metrics: Metrics = {
         "train/loss": record.train_loss,
         "time/train_s": record.train_s,
@@ -30,7 +39,7 @@ def epoch_metrics(record: EpochRecord) -> Metrics:
         "memory/peak_mib": record.peak_memory_mib,
         "train/padding_share": record.padding_share,
     }
-    metrics |= _ccc("validation/ccc", record.validation_ccc)
+    metrics |= ccc_metrics("validation/ccc", record.validation_ccc)
     for name, group in record.groups.items():
         metrics[f"group_{name}/learning_rate"] = group.learning_rate
         metrics[f"group_{name}/gradient_norm"] = group.gradient_norm
@@ -41,14 +50,18 @@ def epoch_metrics(record: EpochRecord) -> Metrics:
 
 
 def result_metrics(result: TrialResult) -> Metrics:
-    """The outcome of a trial."""
-    metrics = _ccc("test/ccc", result.test_ccc) | _ccc("selected/validation_ccc", result.validation_ccc)
-    metrics |= {"selected/epoch": result.best_epoch, "time/total_train_s": result.train_s}
-    return metrics | {"memory/peak_mib_trial": result.peak_memory_mib}
+    """Return the metrics of a finished trial."""
+    return {
+        **ccc_metrics("test/ccc", result.test_ccc),
+        **ccc_metrics("selected/validation_ccc", result.validation_ccc),
+        "selected/epoch": result.best_epoch,
+        "time/total_train_s": result.train_s,
+        "memory/peak_mib_trial": result.peak_memory_mib,
+    }
 
 
 def result_tags(result: TrialResult) -> dict[str, str]:
-    """Facts of a trial that may differ between two runs of it, so that they cannot be parameters."""
+    """Return facts that may differ when a trial is repeated, and so cannot be parameters, which never change."""
     return {
         "cvrunner.device": result.device,
         "cvrunner.precision": result.precision,
@@ -59,34 +72,34 @@ def result_tags(result: TrialResult) -> dict[str, str]:
     }
 
 
-def mean_metrics(records: Mapping[str, EpochRecord], dimensions: list[str]) -> Metrics:
-    """One epoch of a condition, from all its trials, under other names than theirs, or the charts would mix them."""
+def mean_metrics(records: Sequence[EpochRecord], dimensions: list[str]) -> Metrics:
+    """Return the means of one epoch over all trials of a condition.
+
+    Their names differ from those of a trial: MLflow draws equal names in one chart.
+    """
     metrics: Metrics = {}
     for dimension in (*dimensions, "avg"):
-        average = mean_if_all(record.validation_ccc.get(dimension) for record in records.values())
+        average = mean_if_all(record.validation_ccc.get(dimension) for record in records)
         if average is not None:
             metrics[f"mean/validation_ccc_{dimension}"] = average
-    metrics["mean/train_loss"] = sum(record.train_loss for record in records.values()) / len(records)
+    metrics["mean/train_loss"] = sum(record.train_loss for record in records) / len(records)
     return metrics
 
 
 def fold_metrics(fold: int, seed: int, seeds: int, record: EpochRecord) -> Metrics:
-    """A trial's epoch as a curve of its condition: `fold_1/...`, or `fold_1_seed_0/...` with several seeds."""
-    series = _series(fold, seed, seeds)
-    return {fold_marker(fold, seed, seeds): record.train_loss} | _ccc(f"{series}/validation_ccc", record.validation_ccc)
+    """Return a trial's epoch as a step of its condition: `fold_1/...`, or `fold_1_seed_0/...` with several seeds."""
+    marker = fold_marker(fold, seed, seeds)
+    series = marker.removesuffix("/train_loss")
+    return {marker: record.train_loss} | ccc_metrics(f"{series}/validation_ccc", record.validation_ccc)
 
 
 def fold_marker(fold: int, seed: int, seeds: int) -> str:
-    """The metric that every step of `fold_metrics` has; a CCC may be undefined."""
-    return f"{_series(fold, seed, seeds)}/train_loss"
-
-
-def _series(fold: int, seed: int, seeds: int) -> str:
-    return f"fold_{fold}" if seeds == 1 else f"fold_{fold}_seed_{seed}"
+    """Return the metric that every step of `fold_metrics` has; a CCC may be undefined."""
+    return f"fold_{fold}/train_loss" if seeds == 1 else f"fold_{fold}_seed_{seed}/train_loss"
 
 
 def score_metrics(summary: Summary, condition: str) -> Metrics:
-    """Test scores of a condition: `ccc_mean/avg`, `ccc_std/avg`, `ccc_pooled/avg`."""
+    """Return the test scores of a condition: `ccc_mean/avg`, `ccc_std/avg`, `ccc_pooled/avg`."""
     metrics: Metrics = {}
     for dimension, score in summary.scores.get(condition, {}).items():
         values = {"mean": score.mean, "std": score.std, "pooled": score.pooled}
@@ -95,7 +108,7 @@ def score_metrics(summary: Summary, condition: str) -> Metrics:
 
 
 def delta_metrics(summary: Summary) -> Metrics:
-    """Differences from the baseline: `delta/<condition>_<dimension>` and its interval, pooled value and tests."""
+    """Return the differences from the baseline: `delta/<condition>_<dimension>`, intervals, pooled values, tests."""
     metrics: Metrics = {}
     for condition, by_dimension in summary.differences.items():
         for dimension, d in by_dimension.items():
@@ -108,7 +121,7 @@ def delta_metrics(summary: Summary) -> Metrics:
 
 
 def delta_steps(summary: Summary) -> Iterator[tuple[int, Metrics]]:
-    """The differences by fold and seed as a curve, the step being the trial's place in the order."""
+    """Yield the differences per fold and seed as a curve; the step is the trial's position in the order."""
     for condition, by_dimension in summary.differences.items():
         for dimension, difference in by_dimension.items():
             for step, value in enumerate(difference.by_trial.values(), 1):
@@ -116,33 +129,28 @@ def delta_steps(summary: Summary) -> Iterator[tuple[int, Metrics]]:
                     yield step, {f"delta_by_fold/{condition}_{dimension}": value}
 
 
-def trial_params(config: Config, condition: str, fold: int, seed: int) -> dict[str, str]:
-    """What sets a trial apart, and its model and training settings."""
-    return {"condition": condition, "fold": str(fold), "seed": str(seed)} | condition_params(config, condition)
-
-
 def condition_params(config: Config, condition: str) -> dict[str, str]:
-    """Model and training settings of a condition; not its name, by which the page groups trials."""
+    """Return model and training settings of a condition, without its name, by which the page groups trials."""
     settings = config.for_condition(condition).model_dump(mode="json", include={"model", "train"})
     settings["train"].pop("seeds")
     return {name: str(value)[:500] for name, value in flatten(settings).items()}
 
 
-def run_tags(run: RunRecord, role: str, key: str) -> dict[str, str]:
-    """How a run is found again."""
+def run_tags(run: Provenance, role: str, key: str) -> dict[str, str]:
+    """Return the tags by which a part of a run, or of a sweep, is found again."""
     return {ROLE: role, RUN: run.run, RUN_KEY: run.key, KEY: key}
 
 
 def condition_tags(run: RunRecord, condition: str) -> dict[str, str]:
-    """The condition, and the colour that it has in the figures too."""
+    """Return the condition, and the colour that it also has in the figures."""
     return {CONDITION: condition, "mlflow.runColor": COLOURS[run.conditions.index(condition) % len(COLOURS)]}
 
 
 def view_state(run: RunRecord, created_at_ms: int) -> str:
-    """The saved view: this run's trials, grouped by condition, as charts. The format is the page's own.
+    """Return the saved view: this run's trials as charts, grouped by condition. MLflow does not document the format.
 
-    The page adds the parents of the trials it finds. Grouped by the tag, which they have too, each joins its condition
-    and brings its own curves; by a parameter of the trials, the page would chart the mean of all parents.
+    The page adds the parents of the trials it finds. Parents have the tag too, so that grouping by the tag puts each
+    with its condition; grouping by a parameter, which only trials have, would chart the mean of all parents.
     """
     state = {
         "searchFilter": f"tags.`{ROLE}` = 'trial' AND tags.`{RUN}` = '{run.run}'",
@@ -177,13 +185,17 @@ def view_state(run: RunRecord, created_at_ms: int) -> str:
     return json.dumps({"name": name, "createdAt": created_at_ms, "state": json.dumps(state)})
 
 
-def served_at(uri: str, base_url: str | None) -> str | None:
-    """Where the page over a store is: a server has its own, before a database one has to be started."""
-    return uri if uri.startswith(("http://", "https://")) else base_url
+def page_links(
+    uri: str, base_url: str | None, experiment_id: str, view_key: str, parents: list[str], comparison: str
+) -> dict[str, str]:
+    """Return addresses in MLflow's page: the saved view, the parents side by side, the comparison.
 
-
-def page_links(base_url: str, experiment_id: str, view_key: str, parents: list[str], comparison: str) -> dict[str, str]:
-    """Addresses in the MLflow page at `base_url`: the saved view, the parents side by side, the comparison."""
+    A server at `uri` has its own page. The page of a database is started at `base_url`; without that it has none.
+    """
+    if uri.startswith(("http://", "https://")):
+        base_url = uri
+    if base_url is None:
+        return {}
     base = f"{base_url.rstrip('/')}/#"
     home = f"{base}/experiments/{experiment_id}/runs"
     runs = quote(json.dumps(parents, separators=(",", ":")))
@@ -195,5 +207,6 @@ def page_links(base_url: str, experiment_id: str, view_key: str, parents: list[s
     }
 
 
-def _ccc(prefix: str, ccc: Mapping[str, float | None]) -> Metrics:
+def ccc_metrics(prefix: str, ccc: Mapping[str, float | None]) -> Metrics:
+    """Return a metric per dimension whose CCC is defined, such as `test/ccc_valence`."""
     return {f"{prefix}_{dimension}": value for dimension, value in ccc.items() if value is not None}

@@ -8,7 +8,7 @@ The CCC is not additive: means of micro-batch CCCs are not the CCC of the batch.
     3. all `z` together -> predictions -> loss -> backward, to the head's gradients and to `dL/dz`
     4. each earlier micro-batch again, from its random state, with gradient; backward from its `dL/dz`
 
-So `batch_size` is a matter of memory alone: at any time one micro-batch has a graph through the encoder.
+So `batch_size` affects memory only: at any time one micro-batch has a graph through the encoder.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cvrunner.encoders.speech_encoder import Boundary
-from cvrunner.training.loss import ccc_loss
+from cvrunner.encoders.wavlm import Boundary
+
+EPSILON = 1e-8
+"""Added to the denominator of the loss, so that constant columns divide by more than zero."""
 
 
 class Encodes(Protocol):
-    """What accumulation needs of a model; see `MambaEMAModel`."""
+    """The part of a model that accumulation uses; see `MambaEMAModel`."""
 
     def encode(self, features: Tensor | Boundary, lengths: Tensor) -> Tensor: ...
 
@@ -32,7 +34,7 @@ class Encodes(Protocol):
 
 
 class MicroBatch(Protocol):
-    """Some utterances to be encoded at once."""
+    """Utterances that are encoded at once."""
 
     @property
     def features(self) -> Tensor | Boundary: ...
@@ -42,12 +44,34 @@ class MicroBatch(Protocol):
 
     @property
     def positions(self) -> Tensor:
-        """`[b]`: where these utterances stand in the effective batch."""
+        """`[b]`: places of these utterances in the effective batch."""
         ...
 
 
+def batch_ccc(predicted: Tensor, true: Tensor) -> Tensor:
+    """Return the CCC of each column: `[B, K]`, `[B, K]` to `[K]`, in float32 or better, for gradients only.
+
+    `2 cov(p, t) / (var(p) + var(t) + (mean(p) - mean(t))^2)` with moments divided by N (Lin 1989, Biometrics 45).
+    Reported numbers come from `verdict/ccc.py`. Constant truth and an equal constant prediction give 0, not NaN.
+    """
+    predicted, true = (x if x.dtype.itemsize >= 4 else x.float() for x in (predicted, true))
+    shift = true.mean(0, keepdim=True)
+    # Both are moved to the same centre first: labels around 1e6 must not cancel.
+    predicted, true = predicted - shift, true - shift
+    mean_p, mean_t = predicted.mean(0), true.mean(0)
+    p, t = predicted - mean_p, true - mean_t
+    covariance = (p * t).mean(0)
+    spread = p.square().mean(0) + t.square().mean(0) + (mean_p - mean_t).square()
+    return 2 * covariance / (spread + EPSILON)
+
+
+def ccc_loss(predicted: Tensor, true: Tensor) -> Tensor:
+    """`1 - mean over dimensions of CCC`, a scalar in 0..2."""
+    return 1 - batch_ccc(predicted, true).mean()
+
+
 def exact_backward(model: Encodes, batches: Sequence[MicroBatch], labels: Tensor, turns: list[int]) -> Tensor:
-    """Add to the gradients those of `ccc_loss` over all micro-batches together; returns the loss, detached.
+    """Add the gradients of `ccc_loss` over all micro-batches together; return the loss, detached.
 
     `labels [B, K]` and `turns` in the order of prediction. Dropout repeats itself exactly in the second encoding.
     """
@@ -59,18 +83,21 @@ def exact_backward(model: Encodes, batches: Sequence[MicroBatch], labels: Tensor
             leaves.append(model.encode(batch.features, batch.lengths))
     leaves = [z.requires_grad_() for z in leaves]
     z = torch.cat([*leaves, model.encode(last.features, last.lengths)])
-    loss = ccc_loss(model.predict(z[_order(batches)], turns), labels)
+    # `z` is in the order of the micro-batches; labels and turns are in the order of the effective batch.
+    order = torch.cat([batch.positions for batch in batches]).argsort()
+    loss = ccc_loss(model.predict(z[order], turns), labels)
     loss.backward()  # type: ignore[no-untyped-call]
     after = _random_state()
     for batch, state, leaf in zip(earlier, states, leaves, strict=True):
         _set_random_state(state)
         model.encode(batch.features, batch.lengths).backward(leaf.grad)  # type: ignore[no-untyped-call]
+    # Draws after this update do not depend on how many micro-batches were encoded twice.
     _set_random_state(after)
     return loss.detach()
 
 
 def averaged_backward(model: Encodes, batches: Sequence[MicroBatch], labels: Tensor, turns: list[int]) -> Tensor:
-    """Add the mean of the micro-batches' own CCC gradients, as the old script did; returns the mean loss, detached."""
+    """Add the mean of the CCC gradients of each micro-batch, as the old script did; return the mean loss, detached."""
     total = torch.zeros((), device=labels.device)
     for batch in batches:
         z = model.encode(batch.features, batch.lengths)
@@ -80,14 +107,10 @@ def averaged_backward(model: Encodes, batches: Sequence[MicroBatch], labels: Ten
     return total
 
 
-def _order(batches: Sequence[MicroBatch]) -> Tensor:
-    """Where each utterance of the effective batch stands among the concatenated micro-batches."""
-    return torch.cat([batch.positions for batch in batches]).argsort()
-
-
 def _random_state() -> tuple[Tensor, Tensor | None]:
-    """torch's random state, of the CPU and of the current GPU."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    """Return torch's random state on the CPU and on the current GPU."""
+    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return torch.get_rng_state(), on_gpu
 
 
 def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:

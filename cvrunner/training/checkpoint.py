@@ -14,9 +14,8 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
@@ -24,9 +23,20 @@ from cvrunner.files import patiently, write_atomically, write_folder_atomically
 from cvrunner.records.run_directory import GENERATIONS
 
 
+class Position(NamedTuple):
+    """Place of an update in the training: dropout and learning rate depend on it."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Updates of this epoch already done."""
+    updates: int
+    """Updates of all epochs already done."""
+
+
 @dataclass
-class Progress:
-    """The state of the training loop, all that a resumed trial needs beside weights and optimizer."""
+class LoopState:
+    """State of the training loop: with weights and optimizer, all that a resumed trial needs."""
 
     key: str
     batch_size: int
@@ -36,29 +46,49 @@ class Progress:
     step: int = 0
     """Updates of this epoch already done."""
     updates: int = 0
-    """Updates in all."""
+    """Updates of all epochs already done."""
     loss_sum: float = 0.0
-    """Over the updates of this epoch."""
+    """Sum of the losses of this epoch's updates."""
     gradient_sums: dict[str, float] = field(default_factory=dict)
-    """By group: sum of gradient norms over the updates of this epoch."""
+    """Sum of gradient norms over this epoch's updates, by group."""
     epoch_s: float = 0.0
-    """Training time in this epoch so far."""
+    """Training time of this epoch so far, in seconds."""
     train_s: float = 0.0
-    """Training and validation time in all earlier epochs."""
+    """Training and validation time of all earlier epochs, in seconds."""
     best_epoch: int = 0
-    best_ccc: float = -2.0
-    """Validation CCC-Avg at the best epoch; no CCC is as low as the start value."""
+    """0: no epoch has ended yet."""
+    best_ccc: float | None = None
+    """Validation CCC-Avg of the best epoch; None if it is undefined."""
     best_sha256: str = ""
-    """Of the file with the weights of the best epoch."""
+    """Hash of the file with the weights of the best epoch."""
 
-    def next_epoch(self) -> Progress:
-        """The state at the start of the next epoch."""
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.step, self.updates)
+
+    def add(self, loss: float, gradient_norms: Mapping[str, float]) -> None:
+        """Count one update."""
+        self.loss_sum += loss
+        for group, norm in gradient_norms.items():
+            self.gradient_sums[group] = self.gradient_sums.get(group, 0.0) + norm
+        self.step += 1
+        self.updates += 1
+
+    def improves(self, ccc: float | None) -> bool:
+        """Whether a validation CCC-Avg makes the current epoch the best. The first epoch always is; an undefined CCC
+        never replaces another epoch, and is replaced by any defined one."""
+        if self.best_epoch == 0 or ccc is None:
+            return self.best_epoch == 0
+        return self.best_ccc is None or ccc > self.best_ccc
+
+    def next_epoch(self) -> LoopState:
+        """Return the state at the start of the next epoch."""
         return replace(self, epoch=self.epoch + 1, step=0, loss_sum=0.0, gradient_sums={}, epoch_s=0.0)
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of a checkpoint."""
+    """Tensors of a checkpoint, by parameter or by optimizer slot (`12.exp_avg`)."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -71,25 +101,25 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, progress: Progress, tensors: Tensors) -> None:
+    def save(self, state: LoopState, tensors: Tensors) -> None:
         """Write a generation, then drop all but the newest two."""
-        path = self.folder / f"{progress.epoch:04d}-{progress.step:06d}"
+        path = self.folder / f"{state.epoch:04d}-{state.step:06d}"
         shutil.rmtree(path, ignore_errors=True)  # a damaged one that this trial has passed again
-        write_folder_atomically(path, lambda folder: _write(folder, progress, tensors))
+        write_folder_atomically(path, lambda folder: _write(folder, state, tensors))
         self._drop_old()
 
-    def load(self, key: str) -> tuple[Progress | None, Tensors | None, str | None]:
+    def load(self, key: str) -> tuple[LoopState | None, Tensors | None, str | None]:
         """The newest whole checkpoint of this trial key, or nothing, and a note about damaged ones."""
         note = None
         for path in reversed(self._generations()):
             try:
-                progress, tensors = _read(path)
-                self._check_best(progress)
+                state, tensors = _read(path)
+                self._check_best(state)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 note = f"checkpoint {path.name} is damaged ({error}), going back to the one before it"
                 continue
-            if progress.key == key:
-                return progress, tensors, note
+            if state.key == key:
+                return state, tensors, note
         return None, None, note
 
     def save_best(self, epoch: int, weights: Mapping[str, Tensor]) -> str:
@@ -97,14 +127,14 @@ class Checkpoints:
         write_atomically(self._best(epoch), save(_contiguous(weights)))
         return _sha256(self._best(epoch))
 
-    def load_best(self, progress: Progress) -> dict[str, Tensor]:
+    def load_best(self, state: LoopState) -> dict[str, Tensor]:
         """The weights of the best epoch. Raises ValueError where they are not what was saved."""
-        self._check_best(progress)
-        return load_file(self._best(progress.best_epoch))
+        self._check_best(state)
+        return load_file(self._best(state.best_epoch))
 
-    def _check_best(self, progress: Progress) -> None:
-        best = self._best(progress.best_epoch)
-        if progress.best_epoch and _sha256(best) != progress.best_sha256:
+    def _check_best(self, state: LoopState) -> None:
+        best = self._best(state.best_epoch)
+        if state.best_epoch and _sha256(best) != state.best_sha256:
             raise ValueError(f"{best.name} does not match its hash")
 
     def remove(self) -> None:
@@ -127,37 +157,22 @@ class Checkpoints:
                 best.unlink()
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat names, such as `12.exp_avg`."""
-    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse of `optimizer_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _write(folder: Path, progress: Progress, tensors: Tensors) -> None:
+def _write(folder: Path, state: LoopState, tensors: Tensors) -> None:
     for name, group in vars(tensors).items():
         save_file(_contiguous(group), folder / f"{name}.safetensors")
-    (folder / "state.json").write_text(json.dumps(asdict(progress)))
+    (folder / "state.json").write_text(json.dumps(asdict(state)))
     (folder / "sha256.json").write_text(json.dumps({p.name: _sha256(p) for p in sorted(folder.iterdir())}))
 
 
 @patiently
-def _read(path: Path) -> tuple[Progress, Tensors]:
+def _read(path: Path) -> tuple[LoopState, Tensors]:
     expected: dict[str, str] = json.loads((path / "sha256.json").read_text())
     for name, value in expected.items():
         if _sha256(path / name) != value:
             raise ValueError(f"{name} does not match its hash")
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    fields: dict[str, Any] = json.loads((path / "state.json").read_text())
     loaded = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer", "averages")}
-    return Progress(**state), Tensors(**loaded)
+    return LoopState(**fields), Tensors(**loaded)
 
 
 def _best_epoch(path: Path) -> int:

@@ -1,6 +1,7 @@
-"""What is trained, from which epoch, at which learning rate, and whether it really moved.
+"""The freezing table: which parameters train, from which epoch, at which learning rate, and whether they changed.
 
-A table of rules, first match wins; a parameter that no rule matches is an error that names it.
+The encoder sorts its parameters into groups, the condition's adaptation says when each group trains. A parameter that
+no rule matches is an error that names it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import TrainConfig
+from cvrunner.encoders.wavlm import SpeechEncoder
 from cvrunner.errors import WeightChangeError
+from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.records.results import ParameterCount
 
 NEVER = 1_000_000
+"""Start epoch of a group that never trains."""
 NO_DECAY = (
     "*bias",
     "*norm*",
@@ -32,7 +36,8 @@ NO_DECAY = (
 
 @dataclass(frozen=True)
 class Rule:
-    """Parameters whose name matches `pattern` are `group`, trained from epoch `start` at most at `learning_rate`."""
+    """Parameters whose name matches `pattern` belong to `group`, which trains from epoch `start` (from 1) at most at
+    `learning_rate`."""
 
     pattern: str
     group: str
@@ -40,23 +45,17 @@ class Rule:
     learning_rate: float
 
 
-def rules(train: TrainConfig, freeze_speech_encoder: bool, below: int = 0, stable: bool = False) -> tuple[Rule, ...]:
-    """The freezing table of a condition. Epochs count from 1.
-
-    With the layers `below` a boundary frozen, so is what feeds them; a pre-norm encoder (`stable`) has its last norm
-    above the boundary, a post-norm one below it.
-    """
-    start = NEVER if freeze_speech_encoder else 1 + train.freeze_epochs
-    frozen = [f"encoder.layers.{layer}.*" for layer in range(below)] if start < NEVER else []
-    if frozen:
-        frozen += ["feature_projection.*", "encoder.pos_conv_embed.*", "masked_spec_embed"]
-        frozen += [] if stable else ["encoder.layer_norm.*"]
-    return (
-        Rule("encoder.wavlm.feature_extractor.*", "front_end", NEVER, 0.0),
-        *(Rule(f"encoder.wavlm.{pattern}", "encoder_below", NEVER, 0.0) for pattern in frozen),
-        Rule("encoder.wavlm.*", "encoder", start, train.encoder_lr),
-        Rule("head.*", "head", 1, train.lr),
-    )
+def rules(encoder: SpeechEncoder, train: TrainConfig) -> tuple[Rule, ...]:
+    """Return the freezing table of an encoder and its head; the first rule that matches a name counts."""
+    groups = [(f"encoder.{pattern}", group, train.encoder_lr) for pattern, group in encoder.parameter_groups()]
+    table = []
+    for pattern, group, peak in [*groups, ("head.*", "head", train.lr)]:
+        start = encoder.adaptation.start_of(group)
+        if start is None:
+            table.append(Rule(pattern, group, NEVER, 0.0))
+        else:
+            table.append(Rule(pattern, group, start, peak))
+    return tuple(table)
 
 
 def match(name: str, table: Iterable[Rule]) -> Rule:
@@ -68,41 +67,40 @@ def match(name: str, table: Iterable[Rule]) -> Rule:
 
 
 class Schedule:
-    """The parameter groups of a model over the epochs: who trains, how fast, how far they have moved."""
+    """The parameter groups of a model over the epochs: who trains, how fast, how much the weights have changed."""
 
-    def __init__(
-        self, model: nn.Module, train: TrainConfig, freeze_speech_encoder: bool, below: int = 0, stable: bool = False
-    ) -> None:
+    def __init__(self, model: MambaEMAModel, train: TrainConfig) -> None:
         self.train = train
-        self.table = rules(train, freeze_speech_encoder, below, stable)
+        self.table = rules(model.encoder, train)
         self.members: dict[str, dict[str, nn.Parameter]] = {rule.group: {} for rule in self.table}
         self.rule_of = {rule.group: rule for rule in self.table}
         for name, parameter in model.named_parameters():
             self.members[match(name, self.table).group][name] = parameter
+        # The copy is in host memory: on a GPU it would take as much as the weights.
         self.start = {
             group: [p.detach().to("cpu", copy=True) for p in named.values()] for group, named in self.members.items()
         }
         self.start_norm = {group: math.sqrt(sum(map(_square, tensors))) for group, tensors in self.start.items()}
-        # The EMA decay may be fixed by its configuration; it stays so.
+        # The configuration may fix the EMA decay; it then stays fixed in every epoch.
         self.fixed = {n for n, p in model.named_parameters() if n.endswith("ema_logit") and not p.requires_grad}
 
     def trained(self, group: str) -> bool:
-        """Whether the group is trained at any time."""
+        """Whether the group trains in any epoch."""
         return self.rule_of[group].start < NEVER
 
     @property
     def groups(self) -> list[str]:
-        """The groups trained at any time."""
+        """Groups that train in any epoch."""
         return [group for group in self.members if self.trained(group)]
 
     def begin_epoch(self, epoch: int) -> None:
-        """Switch gradients on for the groups that train in this epoch, and off for all others."""
+        """Enable gradients of the groups that train in this epoch, and disable all others."""
         for group, named in self.members.items():
             for name, parameter in named.items():
                 parameter.requires_grad_(self.rule_of[group].start <= epoch and name not in self.fixed)
 
     def optimizer(self) -> torch.optim.AdamW:
-        """AdamW over all groups ever trained, with and without weight decay; the learning rate is set per update."""
+        """Return AdamW over all groups that ever train, with and without weight decay. Learning rates are set later."""
         groups = []
         for group in self.groups:
             for decayed in (True, False):
@@ -114,7 +112,7 @@ class Schedule:
         return torch.optim.AdamW(groups, fused=True)
 
     def learning_rate(self, group: str, update: int, updates_per_epoch: int) -> float:
-        """Of a group at an update (from 0): linear warm-up from where the group starts, then cosine to 0."""
+        """Return a group's learning rate at an update (from 0): linear warm-up from its first epoch, then cosine."""
         rule = self.rule_of[group]
         begin = (rule.start - 1) * updates_per_epoch
         length = self.train.epochs * updates_per_epoch - begin
@@ -132,7 +130,7 @@ class Schedule:
             group["lr"] = self.learning_rate(group["group"], update, updates_per_epoch)
 
     def gradient_norms(self) -> dict[str, Tensor]:
-        """Norm of each trained group's gradient; 0 where there is none."""
+        """Return the gradient norm of each group that trains; 0 without a gradient."""
         norms = {}
         for group in self.groups:
             gradients = [p.grad for p in self.members[group].values() if p.grad is not None]
@@ -141,14 +139,15 @@ class Schedule:
 
     @torch.no_grad()
     def weight_change(self) -> dict[str, float]:
-        """`||w - w0|| / ||w0||` of every group since the start of training, in float64."""
+        """Return `||w - w0|| / ||w0||` of every group since the start of training, in float64."""
         return {group: self._moved(group) for group in self.members}
 
     def _moved(self, group: str) -> float:
         moved = 0.0
         for parameter, start in zip(self.members[group].values(), self.start[group], strict=True):
             before = start.to(parameter.device)
-            if not torch.equal(parameter, before):  # of a frozen encoder all are equal: half the time of a difference
+            # A frozen encoder has only equal weights: comparing takes a tenth of the time of a float64 difference.
+            if not torch.equal(parameter, before):
                 moved += _square(parameter - before)
         return math.sqrt(moved) / self.start_norm[group] if moved else 0.0
 
@@ -167,14 +166,14 @@ class Schedule:
                 )
 
     def count(self) -> ParameterCount:
-        """Numbers of parameters: total, trained at any time, per group."""
+        """Count parameters: all, those that ever train, and per group."""
         groups = {group: sum(p.numel() for p in named.values()) for group, named in self.members.items()}
         trainable = sum(count for group, count in groups.items() if self.trained(group))
         return ParameterCount(total=sum(groups.values()), trainable=trainable, groups=groups)
 
 
 def _square(tensor: Tensor) -> float:
-    """`||w||^2`, summed in float64."""
+    """Return `||w||^2`, summed in float64."""
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 

@@ -21,7 +21,7 @@ from cvrunner.data.features import Features, FeatureStore, Recipe
 from cvrunner.data.utterance import Utterance, read_audio
 from cvrunner.encoders.files import EncoderFiles
 from cvrunner.encoders.packing import Packing
-from cvrunner.encoders.speech_encoder import ENCODER_FRAME_RATE_HZ, Boundary, SpeechEncoder
+from cvrunner.encoders.wavlm import ENCODER_FRAME_RATE_HZ, Boundary, SpeechEncoder
 from cvrunner.records.results import FeatureProgress
 
 Waveform = npt.NDArray[np.float32]
@@ -78,7 +78,7 @@ class Inputs:
         """What is made once: its name, its place, and how. What depends on layers that train is not."""
         conv = ("conv features", self.conv, self._conv_features)
         hidden = ("hidden states", self.hidden, self._hidden_states)
-        if self.encoder.freeze:
+        if self.encoder.adaptation.cached == "hidden":
             return [conv, hidden]
         if self.encoder.starts_at_boundary:
             mixed = [hidden] if self.encoder.layers_below else []
@@ -106,7 +106,8 @@ class Inputs:
             hidden, below = [self.boundary.read(u) for u in utterances], self.encoder.layers_below
             mixed = self._placed(pack([self.hidden.read(u)[:, below] for u in utterances])) if below else None
             return Boundary(self._placed(pack(hidden)), mixed), _lengths(hidden)
-        features = [(self.hidden if self.encoder.freeze else self.conv).read(u) for u in utterances]
+        store = self.conv if self.encoder.adaptation.trains_encoder else self.hidden
+        features = [store.read(u) for u in utterances]
         return self._placed(pack(features)), _lengths(features)
 
     def _placed(self, features: Tensor) -> Tensor:
@@ -123,7 +124,10 @@ class Inputs:
             for positions in update.micro_batches:
                 frames = [self.encoder.frames(update.utterances[i].samples) for i in positions]
                 real += sum(frames)
-                padded += max(frames) * len(frames) if self.encoder.freeze else Packing(frames, CPU).padded_frames
+                if self.encoder.adaptation.trains_encoder:
+                    padded += Packing(frames, CPU).padded_frames
+                else:
+                    padded += max(frames) * len(frames)
         return 1 - real / padded if padded else 0.0
 
     def _conv_features(self, utterances: Sequence[Utterance]) -> Iterator[Features]:

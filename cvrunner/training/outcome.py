@@ -17,12 +17,10 @@ from cvrunner.data.checks import labels_outside
 from cvrunner.data.utterance import SAMPLE_RATE_HZ
 from cvrunner.encoders.files import stated_licence
 from cvrunner.files import write_atomically, write_folder_atomically
-from cvrunner.records import journal
-from cvrunner.records.model_card import model_card
-from cvrunner.records.model_folder import ModelDescription, ModelFolder
+from cvrunner.records.model_folder import ModelDescription, ModelFolder, model_card
 from cvrunner.records.results import ParameterCount, TrialResult
-from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.training.checkpoint import Progress
+from cvrunner.records.run_directory import TrialDirectory, append_event, read_events
+from cvrunner.training.checkpoint import LoopState
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.ccc import ccc_by_dimension, is_collapsed
 from cvrunner.verdict.predictions import write_predictions
@@ -33,7 +31,7 @@ Predictions = Mapping[str, npt.NDArray[np.float64]]
 def write_outcome(
     directory: TrialDirectory,
     trial: Trial,
-    progress: Progress,
+    state: LoopState,
     truth: Predictions,
     predictions: Predictions,
     weights: Mapping[str, Tensor],
@@ -49,8 +47,8 @@ def write_outcome(
     In this order: predictions, model, result. A result is there only when all of it is.
     """
     fold, config = trial.fold, trial.config.corpus
-    epochs = {line["epoch"]: line for line in journal.read(directory.journal, "epoch")}
-    best, last = epochs[progress.best_epoch], epochs[progress.epoch - 1]
+    epochs = {line["epoch"]: line for line in read_events(directory.journal, "epoch")}
+    best, last = epochs[state.best_epoch], epochs[state.epoch - 1]
     trial_id = (trial.condition, fold.number, trial.seed)
     write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
     result = TrialResult(
@@ -58,8 +56,8 @@ def write_outcome(
         condition=trial.condition,
         fold=fold.number,
         seed=trial.seed,
-        best_epoch=progress.best_epoch,
-        epochs_run=progress.epoch - 1,
+        best_epoch=state.best_epoch,
+        epochs_run=state.epoch - 1,
         validation_ccc=best["validation_ccc"],
         test_ccc=ccc_by_dimension(predictions, truth),
         collapsed=[d for d in config.dimensions if is_collapsed(predictions[d])],
@@ -69,7 +67,7 @@ def write_outcome(
         parameters=parameters,
         weight_change={group: values["weight_change"] for group, values in last["groups"].items()},
         layer_weights=best["layer_weights"],
-        batch_size=progress.batch_size,
+        batch_size=state.batch_size,
         labels_outside_scale=sum(labels_outside(fold.utterances, d, config.scale) for d in config.dimensions),
         split_digest=trial.split_digest,
         corpus_digest=trial.corpus_digest,
@@ -78,14 +76,14 @@ def write_outcome(
         device=device,
         precision=precision,
         peak_memory_mib=peak_memory_mib,
-        train_s=progress.train_s,
+        train_s=state.train_s,
         total_s=total_s,
         versions={name: version(name) for name in ("torch", "transformers", "numpy")},
         predictions_sha256=hashlib.sha256(directory.predictions.read_bytes()).hexdigest(),
     )
     write_model(directory.model, trial, result, weights)
     write_atomically(directory.result_file, result.to_json())
-    journal.append(directory.journal, "result", test_ccc=result.test_ccc, best_epoch=result.best_epoch)
+    append_event(directory.journal, "result", test_ccc=result.test_ccc, best_epoch=result.best_epoch)
     return result
 
 

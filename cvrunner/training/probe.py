@@ -1,6 +1,6 @@
 """What a condition costs, measured before it is trained: real updates on its longest and on a typical batch.
 
-It is the trainer's own model, optimizer and update, on a fold of the few probed utterances; all that is written, their
+It is the learner's own model, optimizer and update, on a fold of the few probed utterances; all that is written, their
 features above all, lies in a folder that the caller throws away.
 """
 
@@ -19,12 +19,12 @@ from typing import Literal
 import psutil
 import torch
 
-from cvrunner.data.batches import Update, dialogues
+from cvrunner.data.batches import Update, dialogues, evaluation_update
 from cvrunner.data.utterance import Utterance
 from cvrunner.errors import MemoryLimitError
-from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.training.checkpoint import Position
 from cvrunner.training.device import device_name, free_memory, peak_memory_mib, start_memory_count
-from cvrunner.training.fold_trainer import FoldTrainer, TrialContext, updates_of
+from cvrunner.training.learner import Learner, updates_of
 from cvrunner.training.trial import Trial
 
 TIMED_UPDATES = 3
@@ -125,27 +125,25 @@ def probe(
     validated = _spread(trial.fold.validation, VALIDATED)
     train = tuple({u.id: u for u in (*longest, *typical)}.values())
     few = replace(trial, fold=replace(trial.fold, train=train, validation=validated, test=()))
-    place = TrialContext(TrialDirectory(folder / trial.name), folder / "cache" / trial.condition, device)
-    trainer = FoldTrainer(few, place)
     with _host_growth(resident_mib() if base_mib is None else base_mib) as growth_mib:
-        seconds = _prepare(trainer)
-        configured = trainer.batch_size
-        batch_size = largest_batch_size(lambda size: _fits(trainer, longest, size), configured, configured)
+        learner, seconds = _prepared(few, folder / "cache" / trial.condition, device)
+        configured = learner.batch_size
+        batch_size = largest_batch_size(lambda size: _fits(learner, longest, size), configured, configured)
         if batch_size == 0:
             raise MemoryLimitError(
                 f"{trial.condition}: out of memory on the longest batch with train.batch_size 1: use a GPU with more "
                 "memory or a smaller encoder"
             )
-        timed = [_timed_update(trainer, batch, batch_size) for batch in (typical, longest)]
-        trainer.dry_run_validation(validated)
-        validation_s = _time(lambda: trainer.dry_run_validation(validated), device) / len(validated)
+        timed = [_timed_update(learner, batch, batch_size) for batch in (typical, longest)]
+        learner.predict(validated)
+        validation_s = _time(lambda: learner.predict(validated), device) / len(validated)
     on_gpu = device.type == "cuda"
     peak_mib = peak_memory_mib(device) if on_gpu else growth_mib()
-    fits, larger_mib = _larger(trainer, longest, batch_size) if enlarge or on_gpu else (None, {})
+    fits, larger_mib = _larger(learner, longest, batch_size) if enlarge or on_gpu else (None, {})
     return ConditionProbe(
         condition=trial.condition,
         device=device_name(device),
-        precision=str(trainer.precision).removeprefix("torch."),
+        precision=str(learner.precision).removeprefix("torch."),
         memory="GPU" if on_gpu else "host",
         peak_memory_mib=peak_mib,
         larger_mib=larger_mib,
@@ -155,9 +153,9 @@ def probe(
         typical=timed[0],
         longest=timed[1],
         validation_s=validation_s,
-        features=tuple(_feature_passes(trainer, seconds)),
-        trained_bytes=sum(p.nbytes for p in trainer.weights.values()),
-        checkpoint_bytes=trainer.checkpoint_bytes,
+        features=tuple(_feature_passes(learner, seconds)),
+        trained_bytes=sum(p.nbytes for p in learner.weights.values()),
+        checkpoint_bytes=learner.checkpoint_bytes,
     )
 
 
@@ -229,27 +227,38 @@ def _spread(utterances: Sequence[Utterance], count: int) -> tuple[Utterance, ...
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _prepare(trainer: FoldTrainer) -> list[float]:
-    """Build the model and fill the cache; seconds of each feature pass, in order."""
-    began: dict[str, float] = {}
-    for event in trainer.prepare():
+def _prepared(trial: Trial, cache_dir: Path, device: torch.device) -> tuple[Learner, list[float]]:
+    """Return a learner with a full cache, all of whose groups train, and the seconds of each feature pass, in order."""
+    learner, began = Learner(trial, cache_dir, device), dict[str, float]()
+    for event in learner.fill_cache():
         began.setdefault(event.kind, time.monotonic())
     times = [*began.values(), time.monotonic()]
-    return [end - start for start, end in pairwise(times)]
+    learner.begin_epoch(trial.config.train.epochs)
+    return learner, [end - start for start, end in pairwise(times)]
 
 
-def _feature_passes(trainer: FoldTrainer, seconds: Sequence[float]) -> Iterator[FeaturePass]:
-    stores = [store for _, store, _ in trainer.inputs.passes]
-    utterances = {u.audio_digest: u for u in trainer.fold.utterances}.values()
+def _dry_run(learner: Learner, utterances: Sequence[Utterance], batch_size: int) -> Update:
+    """Take one real update of these utterances in micro-batches of `batch_size`. Raises torch.OutOfMemoryError."""
+    config = learner.trial.config
+    learner.model.train()
+    update = evaluation_update(utterances, batch_size, config.model.protocol == "dialogue", config.train.max_batch_s)
+    # In the last epoch every group trains, whatever train.freeze_epochs says.
+    learner.update(update, Position(config.train.epochs, 0, 0))
+    return update
+
+
+def _feature_passes(learner: Learner, seconds: Sequence[float]) -> Iterator[FeaturePass]:
+    stores = [store for _, store, _ in learner.inputs.passes]
+    utterances = {u.audio_digest: u for u in learner.trial.fold.utterances}.values()
     audio_s = sum(u.duration_s for u in utterances)
     for store, took_s in zip(stores, seconds, strict=True):
         size = sum(store.read(u).nbytes for u in utterances)
         yield FeaturePass(store.folder.parent.name, store.folder.name, took_s / audio_s, size / audio_s)
 
 
-def _timed_update(trainer: FoldTrainer, batch: Sequence[Utterance], batch_size: int) -> TimedUpdate:
-    update = trainer.dry_run(batch, batch_size)
-    times = [_time(lambda: trainer.dry_run(batch, batch_size), trainer.place.device) for _ in range(TIMED_UPDATES)]
+def _timed_update(learner: Learner, batch: Sequence[Utterance], batch_size: int) -> TimedUpdate:
+    update = _dry_run(learner, batch, batch_size)
+    times = [_time(lambda: _dry_run(learner, batch, batch_size), learner.device) for _ in range(TIMED_UPDATES)]
     return TimedUpdate(len(batch), max(u.duration_s for u in batch), audio_s(update), median(times))
 
 
@@ -267,31 +276,31 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _fits(trainer: FoldTrainer, batch: Sequence[Utterance], batch_size: int) -> bool:
+def _fits(learner: Learner, batch: Sequence[Utterance], batch_size: int) -> bool:
     """Whether an update fits into memory; if so, the count of a GPU's peak has begun with it."""
-    start_memory_count(trainer.place.device)
+    start_memory_count(learner.device)
     try:
-        trainer.dry_run(batch, batch_size)
-        _wait_for(trainer.place.device)
+        _dry_run(learner, batch, batch_size)
+        _wait_for(learner.device)
         return True
     except torch.OutOfMemoryError:
         pass
     # Not before the exception is gone, which holds on to what the update had.
-    trainer.optimizer.zero_grad()
-    free_memory(trainer.place.device)
+    learner.optimizer.zero_grad()
+    free_memory(learner.device)
     return False
 
 
-def _larger(trainer: FoldTrainer, batch: Sequence[Utterance], batch_size: int) -> tuple[int, dict[int, float]]:
+def _larger(learner: Learner, batch: Sequence[Utterance], batch_size: int) -> tuple[int, dict[int, float]]:
     """The largest size that fits from `batch_size` on, and the peak memory by each size above it."""
     peaks: dict[int, float] = {}
 
     def fits(size: int) -> bool:
-        if size > batch_size and _fits(trainer, batch, size):
-            peaks[size] = peak_memory_mib(trainer.place.device)
+        if size > batch_size and _fits(learner, batch, size):
+            peaks[size] = peak_memory_mib(learner.device)
         return size == batch_size or size in peaks
 
-    limit = len(batch) if batch_size == trainer.batch_size else batch_size
+    limit = len(batch) if batch_size == learner.batch_size else batch_size
     return largest_batch_size(fits, batch_size, limit), peaks
 
 

@@ -1,4 +1,4 @@
-"""A trial: one condition, one fold, one seed, with all that decides its numbers."""
+"""A trial: one condition, one fold, one seed, and everything that decides its numbers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+from cvrunner.config.adaptation import Adaptation
 from cvrunner.config.schema import Config, digest
 from cvrunner.data.folds import Fold
 from cvrunner.encoders.files import EncoderFiles
 from cvrunner.records.run_directory import trial_name
 
-CODE_THAT_MATTERS = ("data/**/*.py", "model/**/*.py", "training/**/*.py", "verdict/ccc.py")
-CODE_THAT_DOES_NOT = ("training/probe.py",)
+HASHED = (
+    "config/adaptation.py",
+    "data/**/*.py",
+    "encoders/**/*.py",
+    "model/**/*.py",
+    "training/**/*.py",
+    "verdict/ccc.py",
+)
+"""Code that decides numbers: a change of it changes every trial's key."""
+NOT_HASHED = ("training/faults.py", "training/probe.py")
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Trial:
     fold: Fold
     seed: int
     config: Config
-    """The configuration with the condition laid over it."""
+    """The configuration with the overrides of the condition."""
     encoder: EncoderFiles
     split_digest: str
     corpus_digest: str
@@ -36,7 +45,7 @@ class Trial:
 
     @functools.cached_property
     def key(self) -> str:
-        """Hash of what the numbers depend on: settings, data, split, encoder weights, code."""
+        """Hash of everything the numbers depend on: settings, data, split, encoder weights, code."""
         parts = {
             "numerics": self.config.numerics,
             "fold": self.fold.number,
@@ -49,13 +58,40 @@ class Trial:
         return digest(parts)[:32]
 
     @property
-    def frozen(self) -> bool:
-        return self.config.model.freeze_speech_encoder
+    def adaptation(self) -> Adaptation:
+        """What happens to the encoder."""
+        return self.config.adaptation
 
 
 @functools.cache
 def code_digest() -> str:
-    """Hash of the syntax trees of the code that decides numbers; comments and layout do not count."""
-    package = Path(__file__).parent.parent
-    files = {str(f.relative_to(package)): f for pattern in CODE_THAT_MATTERS for f in package.glob(pattern)}
-    return digest({n: ast.dump(ast.parse(f.read_bytes())) for n, f in files.items() if n not in CODE_THAT_DOES_NOT})
+    """Hash the code that decides numbers."""
+    return digest_of(Path(__file__).parent.parent)
+
+
+def digest_of(package: Path) -> str:
+    """Hash the syntax trees of the modules of a package that decide numbers.
+
+    Comments, layout, docstrings, and the texts of exceptions do not count.
+    """
+    files = {str(f.relative_to(package)): f for pattern in HASHED for f in package.glob(pattern)}
+    return digest({name: numeric_code(f.read_text()) for name, f in files.items() if name not in NOT_HASHED})
+
+
+def numeric_code(source: str) -> str:
+    """Return the syntax tree of a module as text, without docstrings and without the strings of `raise` statements."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+                    inner.value = ""
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            # A string that is a statement documents a module, a class, a function, or the field before it.
+            node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

@@ -1,21 +1,28 @@
-"""The settings of a sweep: drawn from the space, laid over the configuration, as trials that have no test part."""
+"""The settings of a sweep: drawn from the search space, planned as trials without a test part, and scored.
+
+A setting is scored by the mean over its folds of the validation CCC, epoch by epoch.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from cvrunner.config.adaptation import Adaptation
 from cvrunner.config.schema import Config, digest, merge, nested, validate
 from cvrunner.config.sections import SearchRange, TuneConfig
 from cvrunner.data.folds import Fold, split_digest
 from cvrunner.data.utterance import Corpus
 from cvrunner.encoders.files import find_encoder
+from cvrunner.records.results import Ccc, EpochRecord
 from cvrunner.training.trial import Trial
+from cvrunner.tune.store import SettingEpoch, comparable
+from cvrunner.verdict.ccc import mean_if_all
 
 ENCODER_KEYS = {
     "train.encoder_lr",
@@ -25,26 +32,27 @@ ENCODER_KEYS = {
     "model.encoder_dropout",
     "model.spec_augment",
 }
-"""What changes nothing where the encoder is frozen."""
+"""Keys that change nothing if the encoder is frozen."""
 TRIES = 50
-"""How often a setting is drawn again that is there already."""
+"""Number of draws per requested setting, because a draw may repeat an earlier one."""
 
 
-def searched_keys(tune: TuneConfig, frozen: bool) -> list[str]:
-    """The keys of the space that change something."""
-    return [key for key in tune.search_space if not (frozen and key in ENCODER_KEYS)]
+def searched_keys(tune: TuneConfig, adaptation: Adaptation) -> list[str]:
+    """Return the keys of the search space that change something."""
+    return [key for key in tune.search_space if adaptation.trains_encoder or key not in ENCODER_KEYS]
 
 
 def current_values(config: Config, condition: str, keys: Sequence[str]) -> dict[str, Any]:
-    """By key: what the condition has without a search."""
+    """Return the condition's values without a search, by key."""
     data: dict[str, Any] = config.for_condition(condition).model_dump(mode="json")
     return {key: functools.reduce(lambda section, part: section[part], key.split("."), data) for key in keys}
 
 
 def draw_settings(tune: TuneConfig, current: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Values by key, by setting. `setting-01` has the current ones, the others are drawn for the same keys.
+    """Return values by key, by setting: `setting-01` has the current ones, the others are drawn for the same keys.
 
-    The same for the same section; more samples begin with the fewer. Fewer than wanted where there are no more.
+    Equal `tune` sections give equal settings, and a larger `num_samples` only adds settings. A small space may have
+    fewer settings than requested.
     """
     random = np.random.default_rng(tune.seed)
     drawn: list[dict[str, Any]] = [dict(current)]
@@ -67,11 +75,12 @@ def _draw(tune: TuneConfig, key: str, random: np.random.Generator) -> Any:
         value = search.low + share * (search.high - search.low)
     else:
         value = math.exp(math.log(search.low) + share * math.log(search.high / search.low))
-    return float(f"{value:.4g}")  # what the table shows is what was trained
+    # Rounded as the table shows it, so that the table shows the value that was trained.
+    return float(f"{value:.4g}")
 
 
-def laid_over(config: Config, condition: str, values: Mapping[str, Any], epochs: int | None = None) -> Config:
-    """The configuration with a setting in one condition; the others stay as they are. Raises ConfigError."""
+def with_setting(config: Config, condition: str, values: Mapping[str, Any], epochs: int | None = None) -> Config:
+    """Return the configuration with a setting's values in one condition only. Raises ConfigError."""
     data = config.model_dump(mode="json")
     for key, value in values.items():
         data["conditions"][condition] = merge(data["conditions"][condition], nested(key, value))
@@ -88,33 +97,61 @@ def plan_setting(
     folds: Sequence[Fold],
     chosen: Sequence[int],
 ) -> list[Trial]:
-    """A trial for each chosen fold, of the first seed. The fold's test part is not in it, so it cannot be read."""
-    resolved = laid_over(config, condition, values, config.tune.epochs).for_condition(condition)
+    """Return a trial per chosen fold, with the first seed."""
+    resolved = with_setting(config, condition, values, config.tune.epochs).for_condition(condition)
     encoder = find_encoder(resolved.model.encoder, resolved.model.revision)
-    return [
-        Trial(
-            condition,
-            replace(fold, test=()),
-            resolved.train.seeds[0],
-            resolved,
-            encoder,
-            split_digest(folds),
-            corpus.digest,
-        )
-        for fold in folds
-        if fold.number in chosen
-    ]
+    # Without its test part a fold cannot be scored on it, not even by mistake.
+    parts = [replace(fold, test=()) for fold in folds if fold.number in chosen]
+    seed, split = resolved.train.seeds[0], split_digest(folds)
+    return [Trial(condition, fold, seed, resolved, encoder, split, corpus.digest) for fold in parts]
 
 
 def sweep_key(tune: TuneConfig, trials: Mapping[str, Sequence[Trial]]) -> str:
-    """Hash of what decides a sweep's table: settings, trials, and when a setting is stopped."""
+    """Return a hash of everything that decides a sweep's table: settings, trials, and when a setting is stopped."""
     rule = [tune.grace_period, tune.reduction_factor]
     return digest([rule, [[name, [trial.key for trial in some]] for name, some in trials.items()]])[:32]
 
 
 def rungs(tune: TuneConfig, epochs: int) -> list[int]:
-    """The epochs after which ASHA compares the settings, before the last one."""
+    """Return the epochs after which ASHA compares the settings, without the last epoch."""
+    # The same levels as in Ray's ASHAScheduler, which does not publish them.
     grace = min(tune.grace_period, epochs)
     count = int(math.log(epochs / grace) / math.log(tune.reduction_factor) + 1)
     levels = [math.ceil(grace * tune.reduction_factor**k) for k in range(count)]
     return [epoch for epoch in levels if epoch < epochs]
+
+
+class Objective:
+    """Collects the epochs of a setting's folds, which arrive in any order between folds."""
+
+    def __init__(self, folds: Sequence[int]) -> None:
+        self.best: dict[int, list[Ccc]] = {fold: [] for fold in folds}
+        """Per fold and epoch: validation CCC of the best epoch so far."""
+        self.ended: set[int] = set()
+        self.reported = 0
+        """Last epoch that `new_epochs` has returned."""
+
+    def epoch(self, fold: int, record: EpochRecord) -> None:
+        """Add an epoch of a fold. An epoch that is repeated after a kill changes nothing."""
+        known = self.best[fold]
+        if record.epoch == len(known) + 1:
+            best = record.validation_ccc
+            if known and comparable(best["avg"]) <= comparable(known[-1]["avg"]):
+                best = known[-1]
+            known.append(best)
+
+    def end(self, fold: int) -> None:
+        """Note that a fold has no more epochs."""
+        self.ended.add(fold)
+
+    def new_epochs(self) -> Iterator[SettingEpoch]:
+        """Yield the epochs that every fold has finished, or stopped before, and that were not yielded yet."""
+        training = [len(known) for fold, known in self.best.items() if fold not in self.ended]
+        # The slowest fold decides; once all have ended, the one with the most epochs.
+        reached = min(training) if training else max(len(known) for known in self.best.values())
+        while reached > self.reported:
+            self.reported += 1
+            # A fold that has stopped early counts with its best epoch.
+            folds = {fold: known[min(self.reported, len(known)) - 1] for fold, known in self.best.items()}
+            score = mean_if_all(ccc["avg"] for ccc in folds.values())
+            yield SettingEpoch(epoch=self.reported, folds=folds, score=score)

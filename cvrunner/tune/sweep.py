@@ -1,16 +1,17 @@
 """A sweep on Ray Tune: a Tune trial is one setting, and trains all its folds as one-GPU actors in its placement group.
 
-Tune places the settings and asks ASHA which to stop. What it keeps itself is thrown away and made anew: the truth is
-in sweep.json and in the folds' journals and checkpoints, so the same command goes on wherever the last one was killed.
+Tune places the settings and asks ASHA which to stop. Tune's own state is thrown away: the truth is in sweep.json and in
+the folds' journals and checkpoints, so the same command continues a sweep that was killed anywhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,19 +23,19 @@ from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.ray_executor import RayExecutor, alive_nodes, connect
 from cvrunner.orchestration.resources import capacity_by_node
 from cvrunner.orchestration.scheduler import run_trials
-from cvrunner.records import journal
 from cvrunner.records.results import EpochRecord, TrainingFinished
-from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.records.run_directory import TrialDirectory, read_events
 from cvrunner.training.trial import Trial
-from cvrunner.tune.objective import UNDEFINED, Objective
-from cvrunner.tune.records import SettingEpoch, SweepDirectory
-from cvrunner.tune.store import SweepStore
+from cvrunner.tune.settings import Objective
+from cvrunner.tune.store import SettingEpoch, SweepStore, comparable
 
-# Tune's own: Ctrl-C is ours, files of its loggers are nobody's, and a trainable stays in the working directory.
+# Tune reads these while it is imported. Ctrl-C is handled by cvrunner, nobody reads the files of Tune's loggers, and a
+# trainable has to stay in the working directory for relative paths to hold.
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a banner however quiet it should be
+# The new output prints a banner even with `verbose=0`.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
@@ -42,53 +43,52 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 SETTING, EPOCH, SCORE, RECORD, FAILURE, ABORTS = "setting", "epoch", "score", "record", "failure", "aborts"
-"""Keys of what a setting reports."""
+"""Keys of the results that a setting reports to Tune."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """All that the process of a setting needs."""
+class TrainableArguments:
+    """Everything that the process of one setting needs."""
 
     name: str
-    """Of the sweep and the setting: the namespace of its actors."""
+    """Names of the sweep and the setting: the namespace of its actors."""
     trials: Sequence[Trial]
-    """One a fold."""
+    """One per fold."""
     directories: Mapping[int, TrialDirectory]
     """By fold."""
     cluster: ClusterConfig
     cache_dir: Path
     slots: int
-    """How many folds train at a time."""
+    """Number of folds that train at a time."""
 
     def directory(self, trial: Trial) -> TrialDirectory:
         return self.directories[trial.fold.number]
 
 
-class Room:
-    """Ray, and how many folds of a setting fit at a time. Use as a context: Ray of our own is gone afterwards.
+@dataclass(frozen=True)
+class SweepResources:
+    """What fits on the cluster."""
 
-    Raises ClusterError where not even one fits.
-    """
+    slots: int
+    """Number of folds of one setting that train at a time."""
+    max_settings: int
+    """Number of settings that train at a time."""
 
-    def __init__(self, run: str, cluster: ClusterConfig, folds: int) -> None:
-        self.started_ray = not ray.is_initialized()
-        if self.started_ray:
-            connect(run, cluster)
-        try:
-            most = capacity_by_node((node["Resources"] for node in alive_nodes().values()), cluster)
-        except BaseException:
-            self.__exit__()
-            raise
-        most = min(most, cluster.max_concurrent or most)
-        self.slots = min(folds, most)
-        self.settings = most // self.slots
-        """How many settings train at a time."""
 
-    def __enter__(self) -> Room:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.started_ray:
+@contextlib.contextmanager
+def sweep_resources(run: str, cluster: ClusterConfig, folds: int) -> Iterator[SweepResources]:
+    """Connect to Ray and yield what fits on it. Raises ClusterError if not even one fold fits."""
+    started_ray = not ray.is_initialized()
+    if started_ray:
+        connect(run, cluster)
+    try:
+        capacity = capacity_by_node((node["Resources"] for node in alive_nodes().values()), cluster)
+        capacity = min(capacity, cluster.max_concurrent or capacity)
+        slots = min(folds, capacity)
+        yield SweepResources(slots, capacity // slots)
+    finally:
+        # A Ray that the caller has started may be in use by others.
+        if started_ray:
             ray.shutdown()
 
 
@@ -98,34 +98,40 @@ def run_sweep(
     rule: TuneConfig,
     cluster: ClusterConfig,
     cache_dir: Path,
-    room: Room,
+    resources: SweepResources,
     stop: threading.Event,
 ) -> None:
-    """Train the settings that have not ended; `book` keeps what comes out. Returns early, all saved, when told to stop.
+    """Train the settings that have not ended and write the outcome to `store`. Returns early, all saved, on `stop`.
 
-    Raises UsageError where every setting would meet the same error, ClusterLostError where Ray dies.
+    Raises UsageError for an error that every setting would meet, and ClusterLostError if Ray dies.
     """
+    # Left by an earlier invocation; everything that counts is in sweep.json and the folds' folders.
     shutil.rmtree(store.directory.tune, ignore_errors=True)
-    sign = ray.remote(num_cpus=0)(StopSign).remote()
-    judge = Judge(store, rule, stop)
-    works = {name: _work(store.directory, name, trials[name], cluster, cache_dir, room.slots) for name in store.pending}
+    stop_flag = ray.remote(num_cpus=0)(StopFlag).remote()
+    scheduler = SweepScheduler(store, rule, stop)
+    arguments = {}
+    for name in store.pending:
+        folders = {trial.fold.number: store.directory.fold(name, trial.fold.number) for trial in trials[name]}
+        arguments[name] = TrainableArguments(
+            f"{store.directory.name}-{name}", trials[name], folders, cluster, cache_dir, resources.slots
+        )
     bundle = {"GPU": cluster.gpus_per_trial, "CPU": float(cluster.cpus_per_trial)}
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(train_setting, works=works, sign=sign),
-            # The first bundle is of the process that only collects; it needs nothing.
-            tune.PlacementGroupFactory([{}, *[bundle] * room.slots]),
+            tune.with_parameters(train_setting, arguments=arguments, stop_flag=stop_flag),
+            # The first bundle is for the process that only collects epochs; it needs nothing.
+            tune.PlacementGroupFactory([{}, *[bundle] * resources.slots]),
         ),
-        param_space={SETTING: tune.grid_search(list(works))},
+        param_space={SETTING: tune.grid_search(list(arguments))},
         tune_config=tune.TuneConfig(
-            scheduler=judge,
-            max_concurrent_trials=room.settings,
+            scheduler=scheduler,
+            max_concurrent_trials=resources.max_settings,
             trial_dirname_creator=lambda trial: trial.config[SETTING],
         ),
         run_config=tune.RunConfig(
             name=store.directory.tune.name,
             storage_path=str(store.directory.path),
-            stop=Until(judge, sign),
+            stop=SweepStopper(scheduler, stop_flag),
             failure_config=tune.FailureConfig(max_failures=cluster.retries.worker_died),
             verbose=0,
         ),
@@ -135,57 +141,53 @@ def run_sweep(
     except RayError as error:
         first = str(error).strip().partition("\n")[0]
         raise ClusterLostError(f"Ray has died: {first}; what was saved is safe, the same command continues") from error
-    if judge.aborted:
-        raise UsageError(judge.aborted)
-
-
-def _work(
-    directory: SweepDirectory, name: str, trials: Sequence[Trial], cluster: ClusterConfig, cache_dir: Path, slots: int
-) -> Work:
-    directories = {trial.fold.number: directory.fold(name, trial.fold.number) for trial in trials}
-    return Work(f"{directory.name}-{name}", trials, directories, cluster, cache_dir, slots)
+    if scheduler.aborted:
+        raise UsageError(scheduler.aborted)
 
 
 # --- in the process of a setting --------------------------------------------------------------------------------------
 
 
-def train_setting(config: dict[str, Any], works: Mapping[str, Work], sign: Any) -> None:
-    """A Tune trial: the folds of one setting, from where their files say, an epoch of all of them told at a time."""
-    work = works[config[SETTING]]
-    reporter = Reporter(config[SETTING], work)
-    executor = RayExecutor(work.name, work.cluster, work.cache_dir, work.slots)
+def train_setting(config: dict[str, Any], arguments: Mapping[str, TrainableArguments], stop_flag: Any) -> None:
+    """Train the folds of one setting from where their files end; report each epoch that all folds have finished."""
+    setting = config[SETTING]
+    own = arguments[setting]
+    reporter = Reporter(setting, own)
+    executor = RayExecutor(own.name, own.cluster, own.cache_dir, own.slots)
+
+    def should_stop() -> bool:
+        # The other folds of a setting that has failed are not worth training.
+        return reporter.failure is not None or bool(ray.get(stop_flag.is_set.remote()))
+
     try:
-        should_stop = lambda: reporter.failed_fold or ray.get(sign.is_set.remote())  # noqa: E731
-        reporter.tell()
+        reporter.report()
         aborted = run_trials(
-            work.trials, work.directory, executor, [reporter], work.cluster.retries, should_stop=should_stop
+            own.trials, own.directory, executor, [reporter], own.cluster.retries, should_stop=should_stop
         )
     finally:
         executor.close()
     if reporter.failure is not None:
-        tune.report({SETTING: config[SETTING], FAILURE: reporter.failure, ABORTS: aborted is not None})
+        tune.report({SETTING: setting, FAILURE: reporter.failure, ABORTS: aborted is not None})
 
 
 class Reporter:
-    """An observer of a setting's folds that tells Tune each epoch that all of them have finished."""
+    """An observer of a setting's folds that reports to Tune each epoch that all of them have finished."""
 
-    def __init__(self, setting: str, work: Work) -> None:
+    def __init__(self, setting: str, arguments: TrainableArguments) -> None:
         self.setting = setting
-        self.objective = Objective([trial.fold.number for trial in work.trials])
+        self.objective = Objective([trial.fold.number for trial in arguments.trials])
         self.failure: str | None = None
         """Why a fold cannot be trained."""
-        for trial in work.trials:
-            for line in journal.read(work.directory(trial).journal, "epoch"):
+        # Epochs of before a restart are reported again; the scheduler recognises them.
+        for trial in arguments.trials:
+            for line in read_events(arguments.directory(trial).journal, "epoch"):
                 self.objective.epoch(trial.fold.number, EpochRecord.from_json(json.dumps(line), "journal"))
 
-    @property
-    def failed_fold(self) -> bool:
-        return self.failure is not None
-
-    def tell(self) -> None:
-        for epoch in self.objective.news():
-            score = UNDEFINED if epoch.score is None else epoch.score
-            tune.report({SETTING: self.setting, EPOCH: epoch.epoch, SCORE: score, RECORD: epoch.model_dump_json()})
+    def report(self) -> None:
+        for epoch in self.objective.new_epochs():
+            # Tune decides by plain numbers; the record is what the driver stores.
+            numbers = {EPOCH: epoch.epoch, SCORE: comparable(epoch.score)}
+            tune.report({SETTING: self.setting, **numbers, RECORD: epoch.model_dump_json()})
 
     def attempt(self, trial: Trial, number: int) -> None: ...
 
@@ -194,15 +196,15 @@ class Reporter:
             self.objective.epoch(trial.fold.number, event)
         elif isinstance(event, TrainingFinished):
             self.objective.end(trial.fold.number)
-        self.tell()
+        self.report()
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         if decision in (Decision.FAIL, Decision.ABORT):
             self.failure = self.failure or f"fold {trial.fold.number}: {failure.message}"
 
 
-class StopSign:
-    """An actor by which the driver tells all settings to save and end."""
+class StopFlag:
+    """An actor with which the driver asks all settings to save and end."""
 
     def __init__(self) -> None:
         self.stopping = False
@@ -217,15 +219,15 @@ class StopSign:
 # --- in the driver ----------------------------------------------------------------------------------------------------
 
 
-class Judge(FIFOScheduler):
-    """Asks ASHA after every epoch, writes its decision down first, and obeys what was written down before a restart."""
+class SweepScheduler(FIFOScheduler):
+    """Asks ASHA after every epoch, stores its decision first, and obeys the decisions stored before a restart."""
 
     def __init__(self, store: SweepStore, rule: TuneConfig, stop: threading.Event) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.store = store
         self.stop = stop
         self.aborted: str | None = None
-        """What every setting would meet."""
+        """An error that every setting would meet."""
         self.controller: Any = None
         epochs = store.record.epochs
         asha: Any = ASHAScheduler(
@@ -237,13 +239,14 @@ class Judge(FIFOScheduler):
             reduction_factor=rule.reduction_factor,
         )
         self.asha = asha
+        # ASHA has no state on disk: replaying the stored epochs gives it the scores to compare with.
         for name, state in store.record.settings.items():
             asha.on_trial_add(None, SimpleNamespace(trial_id=name))
             for epoch in state.epochs:
-                self._ask(name, epoch)
+                self._stops(name, epoch)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles what it was given; this belongs to the driver alone
+        return {}  # Tune pickles its scheduler; a store and an event belong to the driver alone.
 
     @property
     def stopping(self) -> bool:
@@ -251,9 +254,8 @@ class Judge(FIFOScheduler):
 
     @property
     def training(self) -> bool:
-        """Whether a setting is."""
-        trials = self.controller.get_trials() if self.controller else []
-        return any(trial.status == "RUNNING" for trial in trials)
+        """Whether any setting is training."""
+        return self.controller is not None and any(t.status == "RUNNING" for t in self.controller.get_trials())
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self.controller = tune_controller
@@ -264,50 +266,53 @@ class Judge(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         name = result[SETTING]
         if FAILURE in result:
-            self.store.failed(name, result[FAILURE])
-            self.aborted = self.aborted or (result[FAILURE] if result[ABORTS] else None)
+            self.store.end_setting(name, result[FAILURE])
+            if result[ABORTS]:
+                self.aborted = self.aborted or result[FAILURE]
             return str(self.STOP)
         epoch = SettingEpoch.from_json(result[RECORD], name)
-        decided = self.store.decided(name, epoch.epoch)
-        if decided is None:
-            stops = self._ask(name, epoch) and epoch.epoch < self.store.record.epochs
-            decided = epoch.model_copy(update={"stops": stops})
-            self.store.decide(name, decided)
-        return str(self.STOP if self.store.record.settings[name].ended else self.CONTINUE)
+        # A restarted setting reports its epochs again; what was decided then still holds.
+        if all(decided.epoch != epoch.epoch for decided in self.store.record.settings[name].epochs):
+            stops = self._stops(name, epoch) and epoch.epoch < self.store.record.epochs
+            self.store.decide(name, epoch.model_copy(update={"stops": stops}))
+        if self.store.record.settings[name].ended:
+            return str(self.STOP)
+        return str(self.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Its function has returned: all folds have ended, unless they were told to stop."""
+        """Note that a setting's function has returned: all folds have ended, unless they were asked to stop."""
         name = trial.config[SETTING]
         if not self.stopping and not self.store.record.settings[name].ended:
-            self.store.done(name)
+            # Early stopping may have ended the folds before the last epoch.
+            self.store.end_setting(name)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         error = str(trial.get_error() or "").strip().rpartition("\n")[2]
-        self.store.failed(trial.config[SETTING], f"the process that collects its epochs failed: {error}")
+        self.store.end_setting(trial.config[SETTING], f"the process that collects its epochs failed: {error}")
 
-    def _ask(self, name: str, epoch: SettingEpoch) -> bool:
-        """Whether ASHA stops a setting after an epoch. It compares at few epochs only, and each of them once."""
-        score = UNDEFINED if epoch.score is None else epoch.score
-        result = {EPOCH: epoch.epoch, SCORE: score}
+    def _stops(self, name: str, epoch: SettingEpoch) -> bool:
+        """Return whether ASHA stops a setting after an epoch. It compares at few epochs only, and at each once."""
+        result = {EPOCH: epoch.epoch, SCORE: comparable(epoch.score)}
         return bool(self.asha.on_trial_result(None, SimpleNamespace(trial_id=name), result) == self.STOP)
 
 
-class Until(tune.Stopper):
-    """Ends Tune's loop once it was told to stop and no setting trains any more."""
+class SweepStopper(tune.Stopper):
+    """Ends Tune's loop once the sweep is stopping and no setting trains any more."""
 
-    def __init__(self, judge: Judge, sign: Any) -> None:
-        self.judge = judge
-        self.sign = sign
-        self.told = False
+    def __init__(self, scheduler: SweepScheduler, stop_flag: Any) -> None:
+        self.scheduler = scheduler
+        self.stop_flag = stop_flag
+        self.asked = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}
+        return {}  # As for the scheduler.
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        if self.judge.stopping and not self.told:
-            self.told = True
-            self.sign.stop.remote()
-        return self.judge.stopping and not self.judge.training
+        if self.scheduler.stopping and not self.asked:
+            self.asked = True
+            self.stop_flag.stop.remote()
+        # Ending the loop at once would kill the folds before they have saved.
+        return self.scheduler.stopping and not self.scheduler.training

@@ -1,1 +1,1 @@
-"""What a run answers: scores, statistics, floor, ceiling, comparison and the sentence."""
+"""The verdict of a run: scores, statistics, floor, ceiling, comparison and the sentence."""

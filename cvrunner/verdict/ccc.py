@@ -1,7 +1,6 @@
-"""The concordance correlation coefficient (Lin 1989) of a whole set: every reported one comes from here.
+"""The concordance correlation coefficient (Lin 1989) of a whole set: every reported CCC is computed here.
 
-It is audmetric's, in float64; this file settles what happens at the edges. A mean over batches is never a
-CCC.
+It is audmetric's, in float64; this file defines the edge cases. A mean over batches is never a CCC.
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 Ccc = dict[str, float | None]
-"""By dimension and `avg`; None where undefined."""
+"""Per dimension and `avg`; None if undefined."""
 COLLAPSED_RANGE = 1e-6
-"""Predictions that differ by no more, on the scale of 0..1 or 1..5, are constant but for float32 rounding."""
+"""Predictions within this range, on a scale of 0..1 or 1..5, are constant except for float32 rounding."""
 
 
 def ccc(prediction: npt.ArrayLike, truth: npt.ArrayLike) -> float:
-    """`2 cov / (var + var + (mean - mean)^2)` of two sequences `[N]`, with moments divided by N; in -1..1.
+    """Return `2 cov / (var + var + (mean - mean)^2)` of two sequences `[N]`, with moments divided by N; in -1..1.
 
-    0 when exactly one of them is constant, or both at different values. NaN, as undefined, for one element or
-    when both are constant and equal. Raises ValueError for different lengths, nothing, or values that are not
-    finite.
+    0 if exactly one of them is constant, or both at different values. NaN, as undefined, for one element or if both
+    are constant and equal. Raises ValueError for different lengths, no elements, or values that are not finite.
     """
     p, t = _sequence(prediction, "prediction"), _sequence(truth, "truth")
     if len(p) != len(t):
@@ -33,15 +31,16 @@ def ccc(prediction: npt.ArrayLike, truth: npt.ArrayLike) -> float:
     # The mean of equal floats need not equal them, and 1e-34 / 1e-34 would look like a result.
     if np.ptp(p) == 0 or np.ptp(t) == 0:
         return math.nan if np.array_equal(p, t) else 0.0
-    import audmetric  # late: a third of a second, and not every command scores
+    # audmetric takes a third of a second to import, and not every command scores.
+    import audmetric
 
     return float(audmetric.concordance_cc(t, p))
 
 
 def ccc_by_dimension(predicted: Mapping[str, npt.ArrayLike], true: Mapping[str, npt.ArrayLike]) -> Ccc:
-    """CCC by dimension, None where undefined, and `avg`: their mean, None if one of them is.
+    """Return the CCC per dimension, None if undefined, and `avg`: their mean, None if one of them is None.
 
-    Raises ValueError when the dimensions differ, and as `ccc`.
+    Raises ValueError if the dimensions differ, and as `ccc`.
     """
     if set(predicted) != set(true) or not true:
         raise ValueError(f"predicted has {sorted(predicted)} and true {sorted(true)}; they must be the same")
@@ -51,17 +50,17 @@ def ccc_by_dimension(predicted: Mapping[str, npt.ArrayLike], true: Mapping[str, 
 
 
 def is_collapsed(prediction: npt.ArrayLike) -> bool:
-    """Whether predictions are constant, up to rounding in float32: such a model only knows a mean."""
+    """Whether predictions are constant, up to rounding in float32: such a model only predicts a mean."""
     return bool(np.ptp(_sequence(prediction, "prediction")) <= COLLAPSED_RANGE)
 
 
 def defined(value: float) -> float | None:
-    """The value, or None for NaN: records and JSON know no NaN."""
+    """Return the value, or None for NaN, which JSON does not have."""
     return None if math.isnan(value) else value
 
 
 def mean_if_all(values: Iterable[float | None]) -> float | None:
-    """The mean; None if one value is None or there is none: a mean over what happens to be there misleads."""
+    """Return the mean; None if one value is None or there is none: a mean over some of them would mislead."""
     given = list(values)
     known = [value for value in given if value is not None]
     return sum(known) / len(known) if known and len(known) == len(given) else None

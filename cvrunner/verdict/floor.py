@@ -1,7 +1,7 @@
 """How far one gets without listening: predicting an utterance by the training labels of its scenario.
 
-Every session of IEMOCAP acts the same scenarios, so that a fold is independent of speakers but not of
-content. A CCC is printed beside this floor, and again with the scenario taken out of prediction and truth.
+Every session of IEMOCAP acts the same scenarios, so that a fold is independent of speakers but not of content. A CCC is
+reported next to this floor, and also with the scenario's mean removed from prediction and truth.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,13 @@ import numpy.typing as npt
 from cvrunner.data.folds import Fold
 from cvrunner.data.iemocap import side
 from cvrunner.data.utterance import Utterance
+from cvrunner.records.results import FloorRecord, RunRecord, Score
+from cvrunner.records.run_directory import trial_name
 from cvrunner.verdict.ccc import Ccc, ccc, ccc_by_dimension, defined, mean_if_all
+from cvrunner.verdict.ceiling import CeilingScore, human_ceiling
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Floats = npt.NDArray[np.float64]
 FLOORS = (("scenario",), ("scenario", "gender", "side"))
@@ -25,7 +32,7 @@ NO_SCENARIOS = "the corpus names no scenarios"
 
 @dataclass(frozen=True)
 class FloorScore:
-    """The CCC of predictions made from the names of utterances alone; all None where there is a reason."""
+    """The CCC of predictions made from the names of utterances alone; all None if there is a reason."""
 
     by: tuple[str, ...]
     by_fold: Mapping[int, Ccc]
@@ -37,17 +44,58 @@ class FloorScore:
     """Why there is no score."""
 
 
+def floor_record(folds: Sequence[Fold], dimensions: Sequence[str]) -> FloorRecord:
+    """Return floor and ceiling on these folds; only a reason if the corpus has no scenarios, or no single ratings."""
+    floors, ceiling = no_audio_floor(folds, dimensions), human_ceiling(folds, dimensions)
+    reason = next((floor.reason for floor in floors.values() if floor.reason), None)
+    scores: dict[str, dict[str, Score]] = {}
+    if reason is None:
+        scores = {name: _scores(floor) for name, floor in floors.items()}
+    human: dict[str, Score] = {}
+    if ceiling.reason is None:
+        human = _scores(ceiling)
+    return FloorRecord(scores=scores, reason=reason, ceiling=human, ceiling_reason=ceiling.reason)
+
+
+def with_controlled_scores(
+    floor: FloorRecord, folds: Sequence[Fold], run: RunRecord, tables: Mapping[str, pd.DataFrame]
+) -> FloorRecord:
+    """Add the scenario-controlled CCC of every condition of a complete run, mean over folds and seeds.
+
+    `tables`: the predictions per trial name.
+    """
+    if floor.reason:
+        return floor
+    controlled = {}
+    for condition in run.conditions:
+        by_trial = [
+            _controlled(fold, tables[trial_name(condition, fold.number, seed)], run.dimensions)
+            for fold in folds
+            for seed in run.seeds
+        ]
+        # No pooled value: each fold has its own expectations, from its own training set.
+        controlled[condition] = {
+            name: Score(mean=mean_if_all(scores[name] for scores in by_trial), pooled=None)
+            for name in (*run.dimensions, "avg")
+        }
+    return floor.model_copy(update={"controlled": controlled})
+
+
+def no_audio_floor(folds: Sequence[Fold], dimensions: Sequence[str]) -> dict[str, FloorScore]:
+    """Return the floor by `scenario` and by `scenario+gender+side`, from the training part of each fold."""
+    return {"+".join(by): _floor(folds, dimensions, by) for by in FLOORS}
+
+
 def scenario_means(
     train: Sequence[Utterance],
     test: Sequence[Utterance],
     dimension: str,
     by: tuple[str, ...] = ("scenario",),
 ) -> Floats:
-    """For every test utterance the mean training label of its cell, on the rating scale; `[N]`.
+    """Return, for every test utterance, the mean training label of its cell, on the rating scale; `[N]`.
 
-    A cell is what `by` names: `scenario`, `gender`, `side`. One that training never saw falls back to the
-    cell without the last name, and so on to the mean of all. Raises ValueError for no training data or a
-    missing label.
+    A cell is what `by` names: `scenario`, `gender`, `side`. A cell without training utterances falls back to the cell
+    without the last name, and so on to the mean of all. Raises ValueError for no training data or a missing label.
     """
     labels = label_array(train, dimension)
     if not len(labels):
@@ -60,17 +108,12 @@ def scenario_means(
     return np.array([next(means[cell] for cell in _cells(u, by) if cell in means) for u in test])
 
 
-def no_audio_floor(folds: Sequence[Fold], dimensions: Sequence[str]) -> dict[str, FloorScore]:
-    """The floor by `scenario` and by `scenario+gender+side`, from the training part of each fold."""
-    return {"+".join(by): _floor(folds, dimensions, by) for by in FLOORS}
-
-
 def scenario_controlled_ccc(
     train: Sequence[Utterance], test: Sequence[Utterance], prediction: npt.ArrayLike, dimension: str
 ) -> float | None:
-    """CCC of the predictions for `test` and their truth, less the training mean of the scenario in both.
+    """Return the CCC of predictions and truth of `test`, both minus the training mean of the scenario.
 
-    None where it is undefined or the corpus names no scenarios. Predictions are on the rating scale, `[N]`.
+    None if it is undefined or the corpus names no scenarios. Predictions are on the rating scale, `[N]`.
     """
     if not _has_scenarios(test):
         return None
@@ -82,7 +125,7 @@ def scenario_controlled_ccc(
 
 
 def label_array(utterances: Sequence[Utterance], dimension: str) -> Floats:
-    """Labels `[N]` on the rating scale. Raises ValueError naming the first utterance that has none."""
+    """Return the labels `[N]` on the rating scale. Raises ValueError naming the first utterance that has none."""
     labels = [u.label(dimension) for u in utterances]
     if None in labels:
         raise ValueError(f"{utterances[labels.index(None)].id} has no {dimension} label")
@@ -100,21 +143,30 @@ def _floor(folds: Sequence[Fold], dimensions: Sequence[str], by: tuple[str, ...]
         for i, fold in enumerate(folds)
     }
     mean = {name: mean_if_all(scores[name] for scores in by_fold.values()) for name in (*dimensions, "avg")}
-    pooled = ccc_by_dimension(_joined(predicted), _joined(true))
+    pooled = ccc_by_dimension(
+        {d: np.concatenate(predicted[d]) for d in dimensions}, {d: np.concatenate(true[d]) for d in dimensions}
+    )
     return FloorScore(by, by_fold, mean, pooled)
 
 
-def _joined(by_dimension: Mapping[str, list[Floats]]) -> dict[str, Floats]:
-    return {dimension: np.concatenate(arrays) for dimension, arrays in by_dimension.items()}
+def _scores(found: FloorScore | CeilingScore) -> dict[str, Score]:
+    return {name: Score(mean=found.mean[name], pooled=found.pooled[name]) for name in found.mean}
+
+
+def _controlled(fold: Fold, table: pd.DataFrame, dimensions: Sequence[str]) -> Ccc:
+    """Return a trial's scenario-controlled CCC per dimension, and their mean."""
+    # The corpus may list the utterances in another order than when the trial ran.
+    table = table.set_index("utterance").loc[[u.id for u in fold.test]]
+    scores: Ccc = {
+        d: scenario_controlled_ccc(fold.train, fold.test, table[f"{d}_predicted"].to_numpy(dtype=np.float64), d)
+        for d in dimensions
+    }
+    return scores | {"avg": mean_if_all(scores.values())}
 
 
 def _cells(utterance: Utterance, by: tuple[str, ...]) -> list[tuple[str | None, ...]]:
-    """From the finest cell of an utterance to `()`, the one that holds all."""
-    names = {
-        "scenario": utterance.scenario,
-        "gender": utterance.gender,
-        "side": side(utterance.dialogue),
-    }
+    """Return the cells of an utterance, from the finest to `()`, which holds all utterances."""
+    names = {"scenario": utterance.scenario, "gender": utterance.gender, "side": side(utterance.dialogue)}
     cell = tuple(names[name] for name in by)
     return [cell[:length] for length in range(len(cell), -1, -1)]
 

@@ -1,36 +1,158 @@
-"""predictions.csv: what a trial predicted for its test set, beside the truth."""
+"""predictions.csv: what each trial predicted for its test set, next to the true ratings; writing, reading, lining up.
+
+Shapes: `S` seeds, `N` utterances, `K` dimensions.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from cvrunner.data.utterance import Utterance
+from cvrunner.data.utterance import DIMENSIONS, Utterance
+from cvrunner.errors import ResultsError
 from cvrunner.files import write_atomically
+from cvrunner.records.results import RunRecord, TrialResult
+from cvrunner.records.run_directory import RunDirectory, trial_name
+from cvrunner.verdict.ccc import ccc
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = npt.NDArray[np.float64]
 
 ABOUT = ("utterance", "speaker", "gender", "session", "dialogue", "scenario", "improvised")
+NAMES = (*ABOUT, "condition")
 IMPROVISED = {True: "true", False: "false", None: ""}
+# A CSV rounds its numbers; a larger deviation means that the file is from another trial.
+CCC_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Every test utterance of a run once, in the order of the folds and, within a fold, of the corpus."""
+
+    about: pd.DataFrame
+    """`N` rows: utterance, speaker, gender, session, dialogue, scenario, improvised, fold."""
+    truth: Floats
+    """`[N, K]`, rating scale; NaN if an utterance has no label."""
+    predicted: dict[str, Floats]
+    """Per condition: `[S, N, K]`, rating scale."""
 
 
 def write_predictions(
     path: Path,
     utterances: Sequence[Utterance],
     trial: tuple[str, int, int],
-    true: Mapping[str, npt.NDArray[np.float64]],
-    predicted: Mapping[str, npt.NDArray[np.float64]],
+    true: Mapping[str, Floats],
+    predicted: Mapping[str, Floats],
 ) -> None:
-    """One row an utterance; `trial` = condition, fold, seed. Values are on the rating scale, every digit kept."""
+    """Write one row per utterance, with values on the rating scale and every digit. `trial`: condition, fold, seed."""
     columns = [f"{dimension}_{kind}" for dimension in true for kind in ("true", "predicted")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*ABOUT, "condition", "fold", "seed", *columns])
     for i, u in enumerate(utterances):
         about = [u.id, u.speaker, u.gender or "", u.session, u.dialogue, u.scenario or "", IMPROVISED[u.improvised]]
+        # repr gives the shortest text that reads back as the same float.
         values = [repr(float(values[d][i])) for d in true for values in (true, predicted)]
         writer.writerow([*about, *trial, *values])
     write_atomically(path, text.getvalue())
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read a trial's predictions.csv. Raises ResultsError if it is missing or is not such a table."""
+    # pandas takes half a second to import; training, which only writes, does not need it.
+    import pandas as pd
+
+    # Names stay text: speaker 01 is not the number 1, and a dialogue may be called NA.
+    text = dict.fromkeys(NAMES, str)
+    blanks = {f"{name}_{kind}": ["", "nan", "NaN"] for name in DIMENSIONS for kind in ("true", "predicted")}
+    try:
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=blanks)
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: cannot be read as a table of predictions: {error}") from None
+    if "improvised" not in table.columns:
+        table["improvised"] = ""  # runs of earlier versions do not have this column
+    if missing := [name for name in NAMES if name not in table.columns]:
+        raise ResultsError(f"{path}: columns are missing: {', '.join(missing)}")
+    return table
+
+
+def read_tables(directory: RunDirectory, results: Mapping[str, TrialResult]) -> dict[str, pd.DataFrame]:
+    """Read the predictions of all trials that have a result, per trial name."""
+    return {
+        name: read_predictions(directory.trial(result.condition, result.fold, result.seed).predictions)
+        for name, result in results.items()
+    }
+
+
+def one_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the predictions of several trials below each other."""
+    import pandas as pd
+
+    if not tables:
+        return pd.DataFrame(columns=list(NAMES))
+    return pd.concat(list(tables.values()), ignore_index=True)
+
+
+def all_predictions(directory: RunDirectory, run: RunRecord) -> pd.DataFrame:
+    """Read the predictions of all trials that have a result, as one table."""
+    return one_table(read_tables(directory, directory.results(run)))
+
+
+def out_of_fold(
+    directory: RunDirectory, run: RunRecord, results: Mapping[str, TrialResult], tables: Mapping[str, pd.DataFrame]
+) -> OutOfFold:
+    """Line up the predictions of a complete run: one utterance, one row, all conditions.
+
+    Raises ResultsError if conditions or seeds were tested on different utterances, or if a trial's predictions do not
+    give the CCC in its result.
+    """
+    import pandas as pd
+
+    for name, table in tables.items():
+        _check_scores(name, table, results[name], run)
+    first: pd.DataFrame | None = None
+    predicted: dict[str, Floats] = {}
+    for condition in run.conditions:
+        by_seed = []
+        for seed in run.seeds:
+            of_seed = [tables[trial_name(condition, fold, seed)] for fold in run.folds]
+            table = pd.concat(of_seed, ignore_index=True)
+            if first is None:
+                first = table
+            keys = ["fold", "utterance"]
+            if len(first) != len(table) or not bool((first[keys].to_numpy() == table[keys].to_numpy()).all()):
+                raise ResultsError(
+                    f"{directory.path}: {condition}, seed {seed}: the test utterances differ from the first "
+                    "condition's, so nothing can be paired"
+                )
+            by_seed.append(_values(table, run, "predicted"))
+        predicted[condition] = np.stack(by_seed)
+    if first is None:
+        raise ResultsError(f"{directory.path}: the run has no trials")
+    return OutOfFold(first[[*ABOUT, "fold"]], _values(first, run, "true"), predicted)
+
+
+def _values(table: pd.DataFrame, run: RunRecord, kind: str) -> Floats:
+    return table[[f"{dimension}_{kind}" for dimension in run.dimensions]].to_numpy(dtype=np.float64)
+
+
+def _check_scores(name: str, table: pd.DataFrame, result: TrialResult, run: RunRecord) -> None:
+    """Raise ResultsError if a trial's predictions do not give the CCC in its result."""
+    truth, predicted = _values(table, run, "true"), _values(table, run, "predicted")
+    for k, dimension in enumerate(run.dimensions):
+        known = ~np.isnan(truth[:, k])
+        recomputed, written = ccc(predicted[known, k], truth[known, k]), result.test_ccc.get(dimension)
+        if written is not None and np.isfinite(recomputed) and abs(recomputed - written) > CCC_TOLERANCE:
+            raise ResultsError(
+                f"{name}: predictions.csv gives CCC {recomputed:.4f} for {dimension}, but result.json has "
+                f"{written:.4f}; they are not from the same trial: delete the trial's folder and run it again"
+            )

@@ -1,7 +1,7 @@
-"""How sure a CCC difference is: paired cluster bootstrap, corrected t over folds, sign count.
+"""Uncertainty of a CCC difference: paired cluster bootstrap, corrected t over folds, sign count.
 
 Utterances of one dialogue resemble each other, so whole dialogues are drawn, within their session. A CCC depends on its
-data through six sums, so the sums are taken once per dialogue and a resample is a weighted sum of them.
+data through six sums, so the sums are computed once per dialogue and a resample is a weighted sum of them.
 
 Shapes: `S` seeds, `N` utterances, `K` dimensions, `C` dialogues, `R` resamples. `K + 1` stands for the dimensions and,
 last, their mean (CCC-Avg).
@@ -14,14 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cvrunner.records.results import CorrectedT, Interval, SignCount
+
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.generic]
 
 RESAMPLES = 2000
 LEVEL = 0.95
-# z(0.975) + z(0.80): a true difference of so many standard errors is found in 80 % of replications.
+# z(0.975) + z(0.80): a true difference of this many standard errors is found in 80 % of replications.
 DETECTABLE_STANDARD_ERRORS = 1.959964 + 0.841621
-# Where more resamples than this have no CCC, the others would be a biased selection.
+# If more resamples than this have no CCC, the others are a biased selection.
 MAX_UNDEFINED_SHARE = 0.01
 
 
@@ -34,27 +36,13 @@ class Paired:
     other: Floats
     """`[S, N, K]`"""
     truth: Floats
-    """`[N, K]`; NaN where an utterance has no label in a dimension."""
+    """`[N, K]`; NaN if an utterance has no label in a dimension."""
     fold: Labels
     """`[N]`"""
     session: Labels
     """`[N]`"""
     dialogue: Labels
     """`[N]`; the same name in two sessions is two dialogues."""
-
-
-@dataclass(frozen=True)
-class BootstrapInterval:
-    """Percentile interval of a difference, and the spread of its resamples."""
-
-    low: float
-    high: float
-    standard_error: float
-
-    @property
-    def detectable(self) -> float:
-        """The smallest true difference found with 80 % power at the two-sided 5 % level."""
-        return DETECTABLE_STANDARD_ERRORS * self.standard_error
 
 
 @dataclass(frozen=True)
@@ -66,29 +54,40 @@ class Bootstrap:
     pooled: Floats
     """`[R, K + 1]`: difference of the CCC of all utterances together."""
     reason: str | None
-    """Why no interval can be had, where none can."""
+    """Why there is no interval; None if there is one."""
 
-    def interval(self, column: int, pooled: bool = False, level: float = LEVEL) -> BootstrapInterval | None:
-        """Of one dimension, or of CCC-Avg for the last column. None where there can be none."""
-        values = (self.pooled if pooled else self.fold_mean)[:, column]
+    def interval(self, column: int, pooled: bool = False, level: float = LEVEL) -> Interval | None:
+        """Return the percentile interval of one dimension, or of CCC-Avg for the last column; None if undefined."""
+        values = self.fold_mean[:, column]
+        if pooled:
+            values = self.pooled[:, column]
         defined = values[np.isfinite(values)]
         if self.reason or len(defined) < (1 - MAX_UNDEFINED_SHARE) * len(values):
             return None
         low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-        return BootstrapInterval(float(low), float(high), float(defined.std(ddof=1)))
+        standard_error = float(defined.std(ddof=1))
+        return Interval(
+            low=float(low),
+            high=float(high),
+            standard_error=standard_error,
+            detectable=DETECTABLE_STANDARD_ERRORS * standard_error,
+            level=level,
+            resamples=len(values),
+        )
 
 
 def paired_bootstrap(data: Paired, resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
     """Resample dialogues within sessions, the same ones for both conditions and all seeds.
 
-    Of a session's n dialogues n - 1 are drawn with replacement and weighted n / (n - 1), which makes the variance of a
-    sum unbiased where n draws would make it (n - 1) / n of that (Rao and Wu 1988, JASA 83:231). The interval covers
-    the choice of test dialogues for the models as trained: neither new sessions nor another training.
+    From the n dialogues of a session, n - 1 are drawn with replacement and weighted n / (n - 1), which makes the
+    variance of a sum unbiased; n draws would make it (n - 1) / n of that (Rao and Wu 1988, JASA 83:231). The interval
+    covers the choice of test dialogues for the models as trained, but neither new sessions nor another training.
     """
     if reason := _why_not(data):
         empty = np.full((0, data.truth.shape[1] + 1), np.nan)
         return Bootstrap(empty, empty, reason)
     random = np.random.default_rng(seed)
+    # Large values would cancel in the moments, and a common shift does not change a CCC.
     centre = np.nanmean(data.truth, axis=0)
     both = np.stack([data.baseline, data.other]) - centre
     folds = np.unique(data.fold)
@@ -105,9 +104,9 @@ def paired_bootstrap(data: Paired, resamples: int = RESAMPLES, seed: int = 0) ->
 
 
 def ccc_of_moments(moments: Floats) -> Floats:
-    """CCC from the sums `[..., 6]` of 1, p, t, p^2, t^2, pt (biased moments, as Lin 1989); NaN where undefined.
+    """Return the CCC from the sums `[..., 6]` of 1, p, t, p^2, t^2, pt (biased moments, as Lin 1989); NaN if undefined.
 
-    The sums must be of data shifted near zero by a common constant, which leaves the CCC as it is.
+    The data must have been shifted near zero by a common constant, which does not change the CCC.
     """
     count, p, t, pp, tt, pt = np.moveaxis(moments, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -120,7 +119,7 @@ def ccc_of_moments(moments: Floats) -> Floats:
 
 
 def _why_not(data: Paired) -> str | None:
-    """A reason where resampling would show too little spread, or none."""
+    """Return why resampling would show too little spread or none; None if it can be done."""
     if not len(data.truth):
         return "there are no utterances"
     pairs = {(str(f), str(s), str(d)) for f, s, d in zip(data.fold, data.session, data.dialogue, strict=True)}
@@ -128,19 +127,22 @@ def _why_not(data: Paired) -> str | None:
     for fold, session, _ in pairs:
         counts[fold, session] = counts.get((fold, session), 0) + 1
     single = sorted({session for (_, session), count in counts.items() if count == 1})
-    return f"session {', '.join(single)} has a single dialogue in its test set" if single else None
+    if single:
+        return f"session {', '.join(single)} has a single dialogue in its test set"
+    return None
 
 
 def _clusters(session: Labels, dialogue: Labels) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The dialogue's number of each utterance `[N]`, and the session's number of each dialogue `[C]`."""
+    """Number dialogues: return the dialogue of each utterance `[N]` and the session of each dialogue `[C]`."""
     _, session_number = np.unique(session, return_inverse=True)
     dialogues, dialogue_number = np.unique(dialogue, return_inverse=True)
+    # A dialogue name may occur in several sessions, so the pair is what is numbered.
     codes, cluster = np.unique(session_number * len(dialogues) + dialogue_number, return_inverse=True)
     return cluster, codes // len(dialogues)
 
 
 def _moments_by_cluster(predicted: Floats, truth: Floats, cluster: npt.NDArray[np.intp]) -> Floats:
-    """Sums `[C, ..., K, 6]` over the utterances of each dialogue, of predictions `[..., N, K]`, truth `[N, K]`."""
+    """Return sums `[C, ..., K, 6]` over the utterances of each dialogue: predictions `[..., N, K]`, truth `[N, K]`."""
     known = ~np.isnan(truth)
     t = np.broadcast_to(np.where(known, truth, 0.0), predicted.shape)
     p = np.where(known, predicted, 0.0)
@@ -152,7 +154,7 @@ def _moments_by_cluster(predicted: Floats, truth: Floats, cluster: npt.NDArray[n
 
 
 def _weights(session_of: npt.NDArray[np.intp], resamples: int, random: np.random.Generator) -> Floats:
-    """How much each dialogue counts in each resample, `[R, C]`."""
+    """Return the weight of each dialogue in each resample, `[R, C]`."""
     weights = np.empty((resamples, len(session_of)))
     for session in np.unique(session_of):
         columns = np.flatnonzero(session_of == session)
@@ -163,7 +165,7 @@ def _weights(session_of: npt.NDArray[np.intp], resamples: int, random: np.random
 
 
 def _difference(moments: Floats) -> Floats:
-    """Other minus baseline, mean over seeds, `[R, K + 1]`, from sums `[R, 2, S, K, 6]`."""
+    """Return other minus baseline, mean over seeds, `[R, K + 1]`, from sums `[R, 2, S, K, 6]`."""
     ccc = ccc_of_moments(moments)
     ccc = np.concatenate([ccc, ccc.mean(axis=-1, keepdims=True)], axis=-1)
     return np.asarray((ccc[:, 1] - ccc[:, 0]).mean(axis=1), dtype=np.float64)
@@ -172,26 +174,29 @@ def _difference(moments: Floats) -> Floats:
 # --- over folds ------------------------------------------------------------------------------------------------------
 
 
-def corrected_t(differences: Floats, test_train_ratio: float) -> tuple[float, float] | None:
-    """t and two-sided p of the mean of per-fold differences `[F]`, with F - 1 degrees of freedom.
+def corrected_t(differences: Floats, test_train_ratio: float) -> CorrectedT | None:
+    """Test the mean of per-fold differences `[F]` with F - 1 degrees of freedom, two-sided.
 
     Training sets of folds overlap, so the variance is multiplied by `1/F + test/train` instead of `1/F` (Nadeau and
     Bengio 2003, Machine Learning 52:239). None for fewer than two folds or differences that are all equal.
     """
+    # scipy.stats takes a second to import, and most commands compute no test.
     from scipy import stats
 
     n = len(differences)
     if n < 2 or np.ptp(differences) == 0 or not np.isfinite(differences).all():
         return None
     t = differences.mean() / np.sqrt((1 / n + test_train_ratio) * differences.var(ddof=1))
-    return float(t), float(2 * stats.t.sf(abs(t), n - 1))
+    p = float(2 * stats.t.sf(abs(t), n - 1))
+    return CorrectedT(t=float(t), p=p, folds=n, test_train_ratio=test_train_ratio)
 
 
-def sign_count(differences: Floats) -> tuple[int, int, float, float]:
-    """Folds above, folds below, the exact two-sided p, and the smallest p that so many folds can reach."""
+def sign_count(differences: Floats) -> SignCount:
+    """Count folds above and below zero; with the exact two-sided p, and the smallest that this many folds can reach."""
     from scipy import stats
 
     above, below = int((differences > 0).sum()), int((differences < 0).sum())
-    untied = above + below
-    p = float(stats.binomtest(above, untied).pvalue) if untied else 1.0
-    return above, below, p, min(1.0, 2 * 0.5 ** len(differences))
+    p = 1.0
+    if untied := above + below:
+        p = float(stats.binomtest(above, untied).pvalue)
+    return SignCount(above=above, below=below, p=p, smallest_p=min(1.0, 2 * 0.5 ** len(differences)))

@@ -1,4 +1,4 @@
-"""The page of every command, made from the program that parses them."""
+"""The page of every command, generated from the command-line parser."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TOP = """# Every command
 
 <span class="reference"></span>
 
-`cvrunner` and `python -m cvrunner` are the same. `cvrunner COMMAND --help` shows what stands here. This page is made
-from `cvrunner/cli.py` when it is built.
+`cvrunner` and `python -m cvrunner` are the same. `cvrunner COMMAND --help` prints the same text. This page is generated
+from `cvrunner/cli.py`.
 """
 
 
 def commands_page() -> str:
-    """Markdown: options of all commands, each command, exit codes."""
+    """Return the page as Markdown: common options, each command, exit codes."""
     group, context = command_line()
     parts = [TOP, "## Options of all commands\n", _table(group, context)]
     parts += [_command(name, group.get_command(context, name), context) for name in group.list_commands(context)]
@@ -28,7 +28,7 @@ def commands_page() -> str:
 
 
 def command_line() -> tuple[Any, Any]:
-    """The group of all commands, and a context for it; nothing is run."""
+    """Return the group of all commands and a context for it, without running anything."""
     group = typer.main.get_command(app)
     return group, group.make_context("cvrunner", [], resilient_parsing=True)
 
@@ -41,7 +41,7 @@ def _command(name: str, command: Any, above: Any) -> str:
 
 
 def _table(command: Any, context: Any) -> str:
-    """Arguments and options with their defaults, but for `--help`."""
+    """Return a table of arguments and options with their defaults, without `--help`."""
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
     shown = [record for record in records if record and not record[0].endswith("--help")]
     rows = [f"| `{_cell(name)}` | {_cell(text)} |" for name, text in shown]
@@ -53,7 +53,7 @@ def _cell(text: str) -> str:
 
 
 def _exit_codes() -> str:
-    """What the program says of them itself, and the tree of errors with a code for each."""
+    """Return the program's own explanation, and a table of all errors with their codes."""
     import cvrunner.cli
 
     said = inspect.cleandoc(cvrunner.cli.__doc__ or "").partition("\n\n")[2].replace("\n", " ")

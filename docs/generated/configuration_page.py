@@ -1,4 +1,4 @@
-"""The page of every config key, made from the schema that reads the files."""
+"""The page of every configuration key, generated from the schema."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from cvrunner.config.schema import Config
 
 Schema = Mapping[str, Any]
 NUMERIC = ("corpus", "folds", "model", "train")
-"""The sections that trials are made of. What of them is not in `Config.numerics` acts through what it names."""
+"""The sections that define trials. Their keys that are not in `Config.numerics` count by content."""
 ELSEWHERE = {"threads": "cluster.cpus_per_trial"}
-"""Names in `Config.numerics` that are keys of other sections."""
+"""Keys of other sections by their name in `Config.numerics`."""
 TOP = """# Every config key
 
 <span class="reference"></span>
 
-A configuration is a YAML file: sections with keys. What it leaves out has the default below. `base: other.yaml` lays it
-over another file, key by key, but for `conditions`, which replace the other file's. `--set train.lr=1e-4` lays one key
-over the file, and each condition is laid over both. An unknown key is an error that names the nearest one.
+A configuration is a YAML file of sections with keys. A key that is left out has the default below. With
+`base: other.yaml` the file overrides another one, key by key; only `conditions` are replaced as a whole. On the command
+line, `--set train.lr=1e-4` overrides the file, and each condition overrides both. An unknown key is an error that
+suggests the nearest valid one; a key that was renamed is an error with its new name.
 
-**Numbers** says whether a key changes a trial's numbers, and so whether it is trained again when the key changes. *By
-content*: what the value names counts (audio, labels, weights, seeds), not the value itself.
+**Numbers** shows whether a key affects a trial's numbers, so that changing it trains the trial again. *By content*: the
+content that the value names counts (audio, labels, weights, seeds), not the value itself.
 
-This page is made from `cvrunner/config/sections.py` when it is built.
+This page is generated from `cvrunner/config/sections.py`.
 """
 
 
 class Key(NamedTuple):
-    """One key of a section, as the page shows it."""
+    """One row of a table."""
 
     name: str
     type: str
@@ -39,13 +40,13 @@ class Key(NamedTuple):
 
 
 def configuration_page() -> str:
-    """Markdown: a heading and a table for each section, sections inside of sections after their own."""
+    """Return the page as Markdown: a heading and a table per section, nested sections after the one that holds them."""
     schema = Config.model_json_schema()
     return "\n".join([TOP, *(_section(name, node, schema) for name, node in sections(schema))])
 
 
 def sections(schema: Schema, node: Schema | None = None, prefix: str = "") -> Iterator[tuple[str, Schema]]:
-    """Every section by its dotted name, in the order of the schema; what lies in none comes first, as ``."""
+    """Yield every section with its dotted name, in the order of the schema; the top level comes first, as ``."""
     node = node or schema
     yield prefix, node
     for name, value in node["properties"].items():
@@ -66,7 +67,7 @@ def _section(name: str, node: Schema, schema: Schema) -> str:
 
 
 def _key(section: str, name: str, value: Schema, node: Schema, schema: Schema) -> Key | None:
-    """None for a section inside, which has a table of its own."""
+    """Return the row of a key; None for a nested section, which has its own table."""
     if _inner(value, schema):
         return None
     full = f"{section}.{name}" if section else name
@@ -76,7 +77,7 @@ def _key(section: str, name: str, value: Schema, node: Schema, schema: Schema) -
 
 
 def _inner(value: Schema, schema: Schema) -> Schema | None:
-    """The section that a value is, or that the items of a list are."""
+    """Return the section of a value, or of the items of a list; None for other values."""
     reference = value.get("$ref") or value.get("items", {}).get("$ref")
     return _referred(reference, schema) if reference else None
 
@@ -87,7 +88,7 @@ def _referred(reference: str, schema: Schema) -> Schema:
 
 
 def numbers(key: str) -> str:
-    """Whether a key changes a trial's numbers: yes, by content or no."""
+    """Return whether a key affects a trial's numbers: yes, by content or no."""
     numerics = {ELSEWHERE.get(name, name): value for name, value in Config().numerics.items()}
     if key in _keys(numerics):
         return "yes"
@@ -95,7 +96,7 @@ def numbers(key: str) -> str:
 
 
 def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted names of everything in nested mappings."""
+    """Yield the dotted names of all keys in nested mappings."""
     for name, value in values.items():
         yield prefix + name
         if isinstance(value, Mapping):
@@ -107,7 +108,7 @@ def _default(value: object) -> str:
 
 
 def in_words(value: Schema, schema: Schema) -> str:
-    """A type of JSON schema in plain words."""
+    """Return a type of JSON schema in plain words."""
     if "$ref" in value:
         return "keys " + ", ".join(f"`{name}`" for name in _referred(value["$ref"], schema)["properties"])
     if "enum" in value or "const" in value:

@@ -1,4 +1,4 @@
-"""MkDocs calls this: pages that are made from the code, and the changelog, stand among those that are written."""
+"""Hook of MkDocs: adds the pages that are generated from the code, and the changelog, to the written ones."""
 
 from __future__ import annotations
 
@@ -21,23 +21,8 @@ PAGES = {
 }
 
 
-AWAITED = {"tuning.md", "predict.md", "api.md", "watching.md"}
-"""Pages that are being written: without them the navigation is as it is."""
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave out of the navigation what is not there yet."""
-    absent = {name for name in AWAITED if not (ROOT / "docs" / name).is_file()}
-    for part in config.nav or []:
-        for title, pages in part.items():
-            if isinstance(pages, list):
-                part[title] = [page for page in pages if not absent & set(page.values())]
-    config.nav = [part for part in config.nav or [] if all(part.values())]
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that no one writes."""
+    """Add the generated pages."""
     for name, make in PAGES.items():
         files.append(File.generated(config, name, content=make()))
     return files

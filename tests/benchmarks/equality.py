@@ -34,6 +34,7 @@ OLD_NAMES = {
     "unfreeze_top_layers": "unfreeze_layers",
     "early_stopping_patience": "early_stopping",
     "ema_decay": "weights_ema",
+    "length_bucket_batches": "length_pool",
 }
 """Keys of the configuration that had another name once."""
 RENAMED = {"movement": "weight_change"}
@@ -119,7 +120,7 @@ def write_manifest(corpus: Path, manifest: Path) -> None:
 
 def manifest_config(checkout: Path) -> dict[str, Any]:
     """Tiny, and yet with most of what changes the training."""
-    top, patience, ema = (key_name(checkout, name) for name in OLD_NAMES)
+    top, patience, ema, buckets = (key_name(checkout, name) for name in OLD_NAMES)
     frozen, unfrozen = {"freeze_speech_encoder": True}, {"freeze_speech_encoder": False}
     return {
         "corpus": {"format": "manifest", "root": "manifest.csv"},
@@ -136,7 +137,7 @@ def manifest_config(checkout: Path) -> dict[str, Any]:
             },
             "top": {
                 "model": {**unfrozen, top: 1, "mamba": {"bidirectional": True}},
-                "train": {"accumulation": "averaged", "length_pool": 2},
+                "train": {"accumulation": "averaged", buckets: 2},
             },
             "dialogue": {"model": {**frozen, "protocol": "dialogue", "pooling": "mean", "output": "sigmoid"}},
         },

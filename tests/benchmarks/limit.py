@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cvrunner.data.batches import evaluation_update
 from cvrunner.data.utterance import Utterance
+from cvrunner.training.accumulation import ccc_loss
 from cvrunner.training.inputs import pack
-from cvrunner.training.loss import ccc_loss
 from tests.benchmarks.material import Material
 from tests.benchmarks.workload import Workload
 

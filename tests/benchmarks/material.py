@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cvrunner.data.utterance import Utterance, read_audio
 from cvrunner.encoders.packing import Packing
-from cvrunner.encoders.speech_encoder import SpeechEncoder, load_wavlm
+from cvrunner.encoders.wavlm import SpeechEncoder, load_wavlm
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, scaled_labels
@@ -37,12 +37,12 @@ class Material:
         self.encoder = SpeechEncoder(
             load_wavlm(self.trial.encoder, config.model.encoder_dropout),
             frame_rate_hz=config.model.frame_rate_hz,
-            freeze=self.trial.frozen,
+            adaptation=self.trial.adaptation,
             normalize=self.trial.encoder.normalize,
         )
         torch.manual_seed(0)
         self.model = MambaEMAModel(self.encoder, config.model, len(config.corpus.dimensions))
-        self.schedule = Schedule(self.model, config.train, self.trial.frozen)
+        self.schedule = Schedule(self.model, config.train)
         self.schedule.begin_epoch(1)
         self.optimizer = self.schedule.optimizer()
 
@@ -81,7 +81,8 @@ class Material:
         """
         wavlm: Any = self.encoder.wavlm
         samples = mask.sum(1) if mask is not None else torch.tensor([waveforms.shape[1]])
-        gradient: Any = torch.no_grad() if self.encoder.freeze else contextlib.nullcontext()
+        trains = self.encoder.adaptation.trains_encoder
+        gradient: Any = contextlib.nullcontext() if trains else torch.no_grad()
         with gradient:
             hidden = wavlm(waveforms, attention_mask=mask, output_hidden_states=True).hidden_states
         lengths = wavlm._get_feat_extract_output_lengths(samples)

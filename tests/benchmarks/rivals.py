@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from cvrunner.data.utterance import Utterance
 from cvrunner.model import mamba
-from cvrunner.training.loss import ccc_loss
+from cvrunner.training.accumulation import ccc_loss
 from cvrunner.verdict.ccc import ccc_by_dimension
 from tests.benchmarks.material import Material
 from tests.benchmarks.workload import Workload

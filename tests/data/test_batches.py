@@ -1,4 +1,4 @@
-"""Updates: every utterance once, the same from the same seed and epoch, dialogues whole."""
+"""Updates: every utterance once, reproducible from seed and epoch, dialogues kept together."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def test_order_comes_from_seed_and_epoch_alone(by_dialogue: bool) -> None:
     assert order(epoch=2) != order()
 
 
-def test_how_an_effective_batch_is_cut_does_not_change_what_is_in_it() -> None:
+def test_micro_batches_do_not_change_the_content_of_an_effective_batch() -> None:
     one, other = (updates(batch_size=size) for size in (8, 2))
     assert [u.utterances for u in one] == [u.utterances for u in other]
 
 
-def test_micro_batches_are_of_like_length() -> None:
+def test_micro_batches_have_similar_lengths() -> None:
     for update in updates(batch_size=2):
         lengths = [update.utterances[i].samples for micro in update.micro_batches for i in micro]
         assert lengths == sorted(lengths)
 
 
 @given(batch_size=st.integers(1, 8), max_batch_s=st.floats(0.1, 10))
-def test_micro_batches_have_at_most_so_many_seconds_or_one_utterance(batch_size: int, max_batch_s: float) -> None:
+def test_micro_batches_keep_the_limit_in_seconds_or_have_one_utterance(batch_size: int, max_batch_s: float) -> None:
     whole, cut = updates(batch_size=batch_size), updates(batch_size=batch_size, max_batch_s=max_batch_s)
     assert [u.utterances for u in whole] == [u.utterances for u in cut]
     for update in cut:
@@ -83,7 +83,7 @@ def test_micro_batches_have_at_most_so_many_seconds_or_one_utterance(batch_size:
             assert len(micro) == 1 or (audio_s <= max_batch_s and len(micro) <= batch_size)
 
 
-def test_a_length_pool_makes_effective_batches_of_like_length() -> None:
+def test_a_length_bucket_gives_effective_batches_of_similar_length() -> None:
     def spread(pool: int) -> float:
         found = updates(length_bucket_batches=pool)
         ranges = [max(u.samples for u in b.utterances) - min(u.samples for u in b.utterances) for b in found]

@@ -1,20 +1,19 @@
-"""Which loader a configuration asks for, and a root that does not exist."""
+"""The loader of each format, and a root that does not exist."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from cvrunner.config.sections import CorpusConfig
+from cvrunner.data import corpus
 from cvrunner.data.corpus import load_corpus
 from cvrunner.errors import CorpusError
 from tests.corpora import manifest_rows, write_bytes, write_iemocap, write_manifest
 
 
-def test_formats_lead_to_their_loaders(tmp_path: Path) -> None:
+def test_each_format_has_its_loader(tmp_path: Path) -> None:
     tree = write_iemocap(tmp_path / "tree")
     table = write_manifest(tmp_path / "table.csv", manifest_rows(tmp_path))
     assert load_corpus(CorpusConfig(format="iemocap"), tree).name == "IEMOCAP"
@@ -30,11 +29,11 @@ def test_settings_reach_the_loader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "wanted"), [("iemocap", "the folder that holds Session1"), ("manifest", "CSV or JSONL")]
+    ("form", "needed"), [("iemocap", "the folder that holds Session1"), ("manifest", "CSV or JSONL")]
 )
-def test_a_missing_root_names_the_key(tmp_path: Path, form: str, wanted: str) -> None:
+def test_a_missing_root_names_the_key(tmp_path: Path, form: str, needed: str) -> None:
     config = CorpusConfig.model_validate({"format": form, "root": "nowhere"})
-    with pytest.raises(CorpusError, match=rf"does not exist; set corpus.root, now 'nowhere', to .*{wanted}"):
+    with pytest.raises(CorpusError, match=rf"does not exist; set corpus.root, now 'nowhere', to .*{needed}"):
         load_corpus(config, tmp_path / "nowhere")
 
 
@@ -45,9 +44,7 @@ def test_demo_is_written_with_its_settings_then_read(tmp_path: Path, monkeypatch
         asked.append((seed, utterances))
         write_iemocap(root)
 
-    stand_in = ModuleType("cvrunner.data.demo")
-    stand_in.write_demo_corpus = write_demo_corpus  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cvrunner.data.demo", stand_in)
+    monkeypatch.setattr(corpus, "write_demo_corpus", write_demo_corpus)
     config = CorpusConfig.model_validate({"demo": {"seed": 7, "utterances": 64}})
     loaded = load_corpus(config, tmp_path / "demo")
     assert asked == [(7, 64)]

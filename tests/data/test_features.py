@@ -1,4 +1,4 @@
-"""The feature cache: addressed by content, whole or not there, filled once however many ask for it."""
+"""The feature cache: addressed by content, complete or missing, and filled once by any number of processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fill(one: FeatureStore) -> int:
     return sum(1 for _ in one.fill(compute))
 
 
-def test_each_utterance_reads_back_its_own(tmp_path: Path) -> None:
+def test_each_utterance_reads_back_its_own_features(tmp_path: Path) -> None:
     one = store(tmp_path)
     assert len(one.shards) > 1
     fill(one)
@@ -45,7 +45,7 @@ def test_each_utterance_reads_back_its_own(tmp_path: Path) -> None:
         assert np.array_equal(one.read(u), expected)
 
 
-def test_what_is_there_is_not_computed_again_whatever_the_order_or_the_names(tmp_path: Path) -> None:
+def test_present_features_are_not_computed_again_whatever_the_order_or_the_names(tmp_path: Path) -> None:
     fill(store(tmp_path))
     renamed = [replace(u, id=f"other-{u.id}", path=Path("elsewhere")) for u in reversed(UTTERANCES)]
     assert store(tmp_path, renamed).missing() == []
@@ -54,13 +54,13 @@ def test_what_is_there_is_not_computed_again_whatever_the_order_or_the_names(tmp
 @pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:50], lambda b: b"", lambda b: b"\x00" * len(b)])
 def test_a_truncated_shard_is_made_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     fill(store(tmp_path))
-    spoilt = store(tmp_path)
-    path = spoilt.shards[0].path
+    truncated = store(tmp_path)
+    path = truncated.shards[0].path
     path.write_bytes(damage(path.read_bytes()))
-    assert spoilt.missing() == [spoilt.shards[0]]
-    fill(spoilt)
+    assert truncated.missing() == [truncated.shards[0]]
+    fill(truncated)
     for u in UTTERANCES:
-        assert np.array_equal(spoilt.read(u), next(compute([u])))
+        assert np.array_equal(truncated.read(u), next(compute([u])))
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_another_recipe_has_other_features(tmp_path: Path, changes: dict[str, ob
     assert other.missing() == list(other.shards)
 
 
-def test_identical_audio_is_kept_once(tmp_path: Path) -> None:
+def test_identical_audio_is_stored_once(tmp_path: Path) -> None:
     twice = [*UTTERANCES, replace(UTTERANCES[0], id="again")]
     assert sum(len(shard.utterances) for shard in store(tmp_path, twice).shards) == len(UTTERANCES)
 
 
-def test_a_shard_whose_computation_breaks_off_is_not_there(tmp_path: Path) -> None:
+def test_a_shard_whose_computation_fails_is_missing(tmp_path: Path) -> None:
     def breaks(utterances: Sequence[Utterance]) -> Iterator[Features]:
         yield from compute(utterances[:1])
         raise RuntimeError("killed")
@@ -97,7 +97,7 @@ def test_a_shard_whose_computation_breaks_off_is_not_there(tmp_path: Path) -> No
     assert one.missing() == []
 
 
-def test_several_at_once_compute_each_shard_once(tmp_path: Path) -> None:
+def test_concurrent_processes_compute_each_shard_once(tmp_path: Path) -> None:
     computed: list[str] = []
 
     def slow(utterances: Sequence[Utterance]) -> Iterator[Features]:

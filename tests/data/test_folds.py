@@ -1,4 +1,4 @@
-"""Leave one session out over any corpus, the manifest's own split, the digest, and leaks."""
+"""Leave-one-session-out for any corpus, the split of a manifest, the digest, and leaks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_validation_is_the_next_session_in_a_circle(some: Corpus) -> None:
 
 @property_of
 @given(corpora())
-def test_tests_are_those_of_scikit_learn(some: Corpus) -> None:
+def test_test_parts_equal_those_of_scikit_learn(some: Corpus) -> None:
     groups = [u.session for u in some.utterances]
     theirs = LeaveOneGroupOut().split(np.zeros(len(groups)), groups=groups)
     for fold, (_, test) in zip(make_folds(some, LOSO), theirs, strict=True):
@@ -75,7 +75,7 @@ def test_tests_are_those_of_scikit_learn(some: Corpus) -> None:
 
 @property_of
 @given(corpora(), st.randoms(use_true_random=False))
-def test_digest_knows_no_order_of_utterances(some: Corpus, order: random.Random) -> None:
+def test_digest_ignores_the_order_of_utterances(some: Corpus, order: random.Random) -> None:
     shuffled = order.sample(some.utterances, len(some.utterances))
     again = make_folds(replace(some, utterances=tuple(shuffled)), LOSO)
     assert split_digest(again) == split_digest(make_folds(some, LOSO))
@@ -122,7 +122,7 @@ def test_fewer_than_three_sessions_are_refused(sessions: int, count: str) -> Non
         make_folds(corpus(sessions), LOSO)
 
 
-def test_manifest_split_is_one_fold_of_the_corpus_own_parts() -> None:
+def test_manifest_split_is_one_fold_with_the_parts_of_the_corpus() -> None:
     parts = ("train", "train", "train", "validation", "test")
     some = corpus()
     own = [replace(u, part=parts[int(u.session[3:]) - 1]) for u in some.utterances]
@@ -133,9 +133,9 @@ def test_manifest_split_is_one_fold_of_the_corpus_own_parts() -> None:
 
 
 def test_manifest_split_without_a_part_is_refused() -> None:
-    with pytest.raises(CorpusError, match="none says train or validation or test"):
+    with pytest.raises(CorpusError, match="no utterance has train or validation or test"):
         make_folds(corpus(), "manifest_split")
-    with pytest.raises(CorpusError, match=r"none says validation or test$"):
+    with pytest.raises(CorpusError, match=r"no utterance has validation or test$"):
         make_folds(corpus(part="train"), "manifest_split")
 
 
@@ -154,7 +154,7 @@ def test_split_table_is_json_and_names_every_utterance() -> None:
 
 
 def leaks_with(**changes: object) -> list[str]:
-    """Leaks when the first utterance of session 3 takes on something of session 1."""
+    """Return the leaks after the first utterance of session 3 gets attributes of session 1."""
     some = corpus(3)
     index = next(i for i, u in enumerate(some.utterances) if u.session == "Ses03")
     changed = [*some.utterances]
@@ -171,7 +171,7 @@ def test_a_sound_corpus_has_no_leak() -> None:
     assert find_leaks(make_folds(corpus(), LOSO)) == []
 
 
-def test_a_shared_speaker_is_told_for_every_fold() -> None:
+def test_a_shared_speaker_is_reported_for_every_fold() -> None:
     assert leaks_with(speaker="01F") == [
         "fold 1: speaker 01F is in train and in test",
         "fold 2: speaker 01F is in train and in validation",
@@ -179,15 +179,15 @@ def test_a_shared_speaker_is_told_for_every_fold() -> None:
     ]
 
 
-def test_a_shared_dialogue_is_told() -> None:
+def test_a_shared_dialogue_is_reported() -> None:
     assert leaks_with(dialogue="Ses01F_impro01")[0] == "fold 1: dialogue Ses01F_impro01 is in train and in test"
 
 
-def test_a_shared_utterance_is_told() -> None:
+def test_a_shared_utterance_is_reported() -> None:
     assert leaks_with(id="Ses01F_impro01_F000")[0] == "fold 1: utterance Ses01F_impro01_F000 is in train and in test"
 
 
-def test_the_same_audio_under_two_names_is_told() -> None:
+def test_the_same_audio_under_two_names_is_reported() -> None:
     twin = utterance("Ses01F_impro01_M001").audio_digest
     assert leaks_with(audio_digest=twin)[0] == (
         "fold 1: Ses03F_impro01_F000 (train) and Ses01F_impro01_M001 (test) are the same audio"

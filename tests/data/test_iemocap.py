@@ -1,4 +1,4 @@
-"""IEMOCAP as it really is: every oddity of the tree, and what is refused."""
+"""IEMOCAP with all its irregularities, and the errors in it that are refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_header_times_sort_the_turns_and_names_break_ties(tmp_path: Path) -> Non
     ("variant", "valence", "arousal", "dominance"),
     [("header", 3.0, 2.0, None), ("observers", 2.5, 4.0, 4.0), ("all_raters", 3.75, 3.0, 7 / 3)],
 )
-def test_label_variants_average_over_those_who_gave_a_value(
+def test_label_variants_average_over_the_raters_who_gave_a_value(
     tmp_path: Path, variant: str, valence: float, arousal: float, dominance: float | None
 ) -> None:
     loaded = load(with_dialogue(tmp_path, "F_impro01", RATED), variant)
@@ -121,7 +121,7 @@ def test_label_variants_average_over_those_who_gave_a_value(
     assert loaded.labels == variant
 
 
-def test_raters_keep_who_gave_valence_and_arousal(tmp_path: Path) -> None:
+def test_raters_need_valence_and_arousal(tmp_path: Path) -> None:
     u = load(with_dialogue(tmp_path, "F_impro01", RATED)).utterances[0]
     assert u.raters == {"E1": (2, 3, 4), "E2": (3, 4, None), "F1": (5, 1, 1), "M1": (5, 2, 2)}
 
@@ -136,7 +136,7 @@ def test_second_rating_by_the_same_rater_is_counted_and_ignored(tmp_path: Path) 
     )
 
 
-def test_hidden_files_and_subfolders_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_and_subfolders_are_ignored(tmp_path: Path) -> None:
     root = write_iemocap(tmp_path)
     labels = label_file(root, "Ses01F_impro01").parent
     write_bytes(labels / "._Ses01F_impro01.txt", b"\x00\x05\x16\x07[garbage")
@@ -176,7 +176,7 @@ def test_labels_outside_the_scale_are_counted_and_kept(tmp_path: Path) -> None:
     assert [warning.partition(" ")[0] for warning in loaded.warnings] == ["valence", "arousal"]
 
 
-def test_dominance_must_be_there_only_when_it_is_predicted(tmp_path: Path) -> None:
+def test_dominance_is_required_only_if_it_is_predicted(tmp_path: Path) -> None:
     root = with_dialogue(tmp_path, "F_impro01", Turn("F000", 1.0, "2.0, 3.0"))
     assert load(root).utterances[0].dominance is None
     found = problems(root, dimensions=("valence", "dominance"))
@@ -185,7 +185,7 @@ def test_dominance_must_be_there_only_when_it_is_predicted(tmp_path: Path) -> No
     )
 
 
-def test_a_synthetic_tree_says_so(tmp_path: Path) -> None:
+def test_a_synthetic_tree_is_recognised(tmp_path: Path) -> None:
     root = write_iemocap(tmp_path)
     write_bytes(root / "SYNTHETIC.json", b"{}")
     loaded = load(root)
@@ -214,13 +214,13 @@ BAD_TURNS = [
 
 
 @pytest.mark.parametrize(("turn", "message"), BAD_TURNS)
-def test_a_bad_turn_is_told_with_file_and_line(tmp_path: Path, turn: Turn, message: str) -> None:
+def test_a_bad_turn_is_reported_with_file_and_line(tmp_path: Path, turn: Turn, message: str) -> None:
     found = problems(with_dialogue(tmp_path, "F_impro01", turn))
     assert len(found) == 3
     assert found[0].startswith(f"Session1/dialog/EmoEvaluation/Ses01F_impro01.txt line 3: {message}")
 
 
-def test_a_bad_rating_is_told_with_file_and_line(tmp_path: Path) -> None:
+def test_a_bad_rating_is_reported_with_file_and_line(tmp_path: Path) -> None:
     turn = Turn("F000", 1.0, raters=("A-E1:\tval x; act 3; dom 4;\t()",))
     found = problems(with_dialogue(tmp_path, "F_impro01", turn))
     place = "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt line 5"
@@ -233,7 +233,7 @@ def test_observers_without_any_rater_are_missing_labels(tmp_path: Path) -> None:
     assert found[0].endswith("Ses01F_impro01_F000: valence is missing")
 
 
-def test_names_must_fit_folder_and_file(tmp_path: Path) -> None:
+def test_names_must_match_folder_and_file(tmp_path: Path) -> None:
     root = write_iemocap(tmp_path)
     folder = label_file(root, "Ses01F_impro01").parent
     write_bytes(folder / "Ses02F_impro02.txt", label_text("Ses02F_impro02", TURNS[:1]).encode())
@@ -245,15 +245,15 @@ def test_names_must_fit_folder_and_file(tmp_path: Path) -> None:
     assert "Ses01F_impro04.txt line 3: Ses01F_impro01_F000: the turn must be named Ses01F_impro04_F000" in found
 
 
-def test_a_line_that_stands_twice_is_told_with_both_lines(tmp_path: Path) -> None:
+def test_a_duplicate_turn_is_reported_with_both_lines(tmp_path: Path) -> None:
     root = write_iemocap(tmp_path)
     text = label_text("Ses01F_impro01", (*TURNS, TURNS[0]))
     write_bytes(label_file(root, "Ses01F_impro01"), text.encode())
     place = "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt line"
-    assert problems(root) == [f"{place} 9: Ses01F_impro01_F000: this utterance stands already at {place} 3"]
+    assert problems(root) == [f"{place} 9: Ses01F_impro01_F000: duplicate utterance; the first is at {place} 3"]
 
 
-def test_every_audio_problem_is_told_in_one_pass(tmp_path: Path) -> None:
+def test_every_audio_problem_is_reported_in_one_pass(tmp_path: Path) -> None:
     root = write_iemocap(tmp_path)
     missing, short, silent, stereo, broken = (
         wav_file(root, name)

@@ -1,4 +1,4 @@
-"""A corpus as a table: what is read, in which spellings, and what is refused with its row."""
+"""A corpus as a table: accepted columns and spellings, and refused rows with their place."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def problems(path: Path, dimensions: Sequence[str] = DIMENSIONS) -> list[str]:
 
 
 def changed(folder: Path, index: int, **cells: object) -> Path:
-    """A manifest with cells of one row replaced."""
+    """Return a manifest in which cells of one row are replaced."""
     rows = manifest_rows(folder)
     rows[index] |= cells
     return write_manifest(folder / "corpus.csv", rows)
@@ -53,7 +53,7 @@ def test_reads_every_column(tmp_path: Path) -> None:
     assert (loaded.name, loaded.labels, loaded.warnings) == ("mine", "manifest", ())
 
 
-def test_optional_columns_may_lack_or_be_empty(tmp_path: Path) -> None:
+def test_optional_columns_may_be_missing_or_empty(tmp_path: Path) -> None:
     u = load(changed(tmp_path, 0, gender="", scenario="", dominance="")).utterances[0]
     assert (u.gender, u.scenario, u.dominance, u.part) == (None, None, None, None)
 
@@ -75,7 +75,7 @@ def test_optional_columns_may_lack_or_be_empty(tmp_path: Path) -> None:
         ("a.jsonl", lambda rows: json_lines([{k: str(v) for k, v in row.items()} for row in rows]).encode()),
     ],
 )
-def test_all_spellings_are_the_same_corpus(tmp_path: Path, name: str, content: Callable[[list[Row]], bytes]) -> None:
+def test_all_spellings_give_the_same_corpus(tmp_path: Path, name: str, content: Callable[[list[Row]], bytes]) -> None:
     rows = manifest_rows(tmp_path)
     plain = load(write_manifest(tmp_path / "plain.csv", rows))
     write_bytes(tmp_path / name, content(rows))
@@ -114,7 +114,7 @@ def test_resampling_is_a_choice(tmp_path: Path) -> None:
     assert load(path, resample=True).utterances[0].samples == 3200
 
 
-def test_both_ends_of_the_scale_are_on_it(tmp_path: Path) -> None:
+def test_both_ends_of_the_scale_are_valid(tmp_path: Path) -> None:
     assert load(changed(tmp_path, 0, valence=1, arousal=5)).utterances[0].valence == 1
 
 
@@ -157,7 +157,7 @@ BAD_CELLS = [
     ({"valence": "high"}, "s2t0: valence 'high' is not a number"),
     ({"turn": "first"}, "s2t0: turn 'first' is not a number"),
     ({"turn": "nan"}, "s2t0: turn 'nan' is not a finite number"),
-    ({"turn": 1}, "s2t1: turn 1 of dialogue d2 stands already at corpus.csv line 4"),
+    ({"turn": 1}, "s2t1: duplicate turn 1 of dialogue d2; the first is at corpus.csv line 4"),
     ({"utterance": ""}, "?: utterance is empty"),
     ({"speaker": " "}, "s2t0: speaker is empty"),
     ({"session": ""}, "s2t0: session is empty"),
@@ -166,8 +166,8 @@ BAD_CELLS = [
     ({"path": "../other.wav"}, "s2t0: path '../other.wav' leaves the manifest's folder"),
     ({"path": "audio/../../other.wav"}, "s2t0: path 'audio/../../other.wav' leaves the manifest's folder"),
     ({"path": "audio/none.wav"}, "s2t0: {folder}/audio/none.wav: is missing: there is no such audio file"),
-    ({"path": "audio"}, "s2t0: {folder}/audio: is no file but a folder"),
-    ({"utterance": "s1t1"}, "s1t1: this utterance stands already at corpus.csv line 3"),
+    ({"path": "audio"}, "s2t0: {folder}/audio: is not a file but a folder"),
+    ({"utterance": "s1t1"}, "s1t1: duplicate utterance; the first is at corpus.csv line 3"),
     ({"gender": "woman"}, "s2t0: gender 'woman' must be one of F, M, female or male"),
     (
         {"speaker": "s1a"},
@@ -181,7 +181,7 @@ BAD_CELLS = [
 
 
 @pytest.mark.parametrize(("cells", "message"), BAD_CELLS, ids=[str(cells) for cells, _ in BAD_CELLS])
-def test_a_bad_cell_is_told_with_its_line(tmp_path: Path, cells: Row, message: str) -> None:
+def test_a_bad_cell_is_reported_with_its_line(tmp_path: Path, cells: Row, message: str) -> None:
     (found,) = problems(changed(tmp_path, 2, **cells))
     line = 5 if message.startswith("s2t1") else 4
     expected = message.replace("s1a: speaker", "s2t0: speaker").format(folder=tmp_path)
@@ -214,13 +214,13 @@ def test_with_a_split_a_speaker_may_have_several_sessions(tmp_path: Path) -> Non
     assert len(load(write_manifest(tmp_path / "corpus.csv", rows)).utterances) == 6
 
 
-def test_a_dimension_that_is_predicted_must_be_there(tmp_path: Path) -> None:
+def test_a_predicted_dimension_is_required(tmp_path: Path) -> None:
     found = problems(changed(tmp_path, 0), ("dominance",))
     assert len(found) == 6
     assert found[0] == "corpus.csv line 2: s1t0: dominance is missing"
 
 
-def test_all_problems_of_all_kinds_come_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_all_kinds_are_reported_at_once(tmp_path: Path) -> None:
     rows = manifest_rows(tmp_path, sessions=4)
     rows[0]["valence"] = 9
     rows[1]["valence"] = "x"
@@ -240,8 +240,8 @@ def test_all_problems_of_all_kinds_come_at_once(tmp_path: Path) -> None:
         ("a.csv", b"", "has no rows"),
         ("a.csv", b"path,utterance,speaker,session,dialogue,turn,valence,arousal\n", "has no rows"),
         ("a.csv", "path\xe9\n".encode("latin-1"), "is not UTF-8 text (byte 4, line 1)"),
-        ("a.csv", b"path,utterance\na\n", "a.csv line 2: has 1 cells, must have 2 as the first line"),
-        ("a.csv", b"path,Path\na,b\n", "a.csv line 1: column 'path' stands twice"),
+        ("a.csv", b"path,utterance\na\n", "a.csv line 2: has 1 cells, must have 2 like the first line"),
+        ("a.csv", b"path,Path\na,b\n", "a.csv line 1: duplicate column 'path'"),
         ("a.csv", b'path,utterance\n"a,b\n', "a.csv line 2: is not CSV: unexpected end of data"),
         ("a.jsonl", b"{\n", "a.jsonl line 1: is not a JSON row: Expecting"),
         ("a.jsonl", b"[1]\n", "a.jsonl line 1: is not a JSON row: must be an object"),
@@ -257,7 +257,7 @@ def test_all_problems_of_all_kinds_come_at_once(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_file_that_is_no_table_is_told(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_table_is_reported(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     write_bytes(tmp_path / name, content)
     assert problems(tmp_path / name)[0].startswith(message)
 
@@ -271,7 +271,7 @@ def test_a_decimal_comma_is_explained(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_is_no_manifest(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_manifest(tmp_path: Path) -> None:
     assert problems(tmp_path)[0].startswith("corpus.root cannot be read as a manifest")
 
 

@@ -14,22 +14,20 @@ from docs.generated.hooks import PAGES
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted(DOCS.glob("*.md"))]
-"""By a person; `made` are the others."""
-AWAITED_COMMANDS = {"tune", "predict"}
-"""Documented, and not there yet: what is said of them is tried once they are."""
+"""Documents written by a person; the others are generated."""
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 HEREDOC = re.compile(r"<<(\w+)\n.*?^\1$", flags=re.MULTILINE | re.DOTALL)
 
 
 class Link(NamedTuple):
-    """Where a link of a document leads."""
+    """Target of a link in a document."""
 
     target: Path
     anchor: str
 
 
 def text_of(path: Path) -> str:
-    """Also of a page of docs/ that is made from the code."""
+    """Return the text of a document, also if it is a generated page of docs/."""
     make = PAGES.get(path.name) if path.parent == DOCS else None
     return make() if make else path.read_text()
 
@@ -40,18 +38,18 @@ def blocks(text: str, *languages: str) -> list[str]:
 
 
 def shell_lines(text: str) -> list[str]:
-    """The lines of blocks of shell or of no language; continued ones joined, what is fed to them left out."""
+    """Lines of the blocks in shell or without a language; continued lines are joined, heredocs left out."""
     joined = [HEREDOC.sub("", body).replace("\\\n", " ") for body in blocks(text, "", "sh", "console")]
     return [line.strip().removeprefix("$ ") for body in joined for line in body.splitlines()]
 
 
 def spans(text: str) -> list[str]:
-    """What stands between single backquotes."""
+    """The texts between single backquotes."""
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
 
 
 def links(path: Path) -> Iterator[Link]:
-    """To files of the repository and to places in them."""
+    """Links to files of the repository and to places in them."""
     for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(path))):
         if not link.startswith(("http:", "https:", "mailto:")):
             name, _, anchor = link.partition("#")

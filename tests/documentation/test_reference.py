@@ -1,4 +1,4 @@
-"""The generated pages: every key and every command, with their meaning."""
+"""The generated pages list every key and every command with its meaning."""
 
 from __future__ import annotations
 

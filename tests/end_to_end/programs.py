@@ -1,4 +1,4 @@
-"""Running the program as a user does: in processes of its own, with its own Ray, folders and ports."""
+"""Run the program as a user does: in separate processes, with a separate Ray, folders and ports."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from cvrunner.records.run_directory import RunDirectory
 from tests.tiny_encoders import save_encoder
 
 REPOSITORY = Path(__file__).parent.parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
 TOKEN = "0123456789abcdef0123456789abcdef0123456789abcdef"
 TIME_LIMIT_S = 240
+CLUSTER_LIMIT_S = 3600
 TINY = """
 base: {base}
 corpus: {{root: {root}, demo: {{utterances: 60}}}}
@@ -28,10 +31,23 @@ cluster: {{cache_dir: {cache}}}
 """
 
 
-def tiny_config(folder: Path, epochs: int = 2) -> Path:
-    """The demo's configuration on a smaller corpus, encoder and head."""
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that `all-folds` trained, shared by the tests that only read it."""
+
+    folder: Path
+    """Working directory: corpus, encoder, cache, configuration and results."""
+    config: Path
+    directory: RunDirectory
+    stdout: str
+    stderr: str
+
+
+def tiny_config(folder: Path, epochs: int = 2, name: str = "tiny.yaml") -> Path:
+    """Write the demo's configuration for a smaller corpus, encoder and head to `folder`/`name`."""
     save_encoder(folder / "wavlm")
-    path = folder / "tiny.yaml"
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text(
         TINY.format(
             base=REPOSITORY / "configs" / "demo.yaml",
@@ -45,13 +61,13 @@ def tiny_config(folder: Path, epochs: int = 2) -> Path:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The user's environment with a home of its own and no Ray cluster to join."""
+    """The user's environment with a separate home and without a Ray cluster to join."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CVRUNNER_"))}
     return {**keep, "HOME": str(home), "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", "NO_COLOR": "1"}
 
 
 def cvrunner(*arguments: str | Path, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """`python -m cvrunner ...` in `folder`, whose output is captured."""
+    """Run `python -m cvrunner ...` in `folder` and capture its output."""
     return subprocess.run(
         command(*arguments),
         cwd=folder,
@@ -71,7 +87,7 @@ def command(*arguments: str | Path) -> list[str]:
 def started(
     arguments: Sequence[str], folder: Path, env: dict[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process group of our own that is gone afterwards."""
+    """A process in its own group; the whole group is ended afterwards."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             arguments, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -90,20 +106,22 @@ def started(
 
 @contextlib.contextmanager
 def ray_cluster(folder: Path, gpus: int, token: str | None) -> Iterator[dict[str, str]]:
-    """A Ray head with ports and folders of its own, gone afterwards; gives the environment to use it from.
+    """A Ray head with its own ports and folders, ended afterwards; gives the environment to use it from.
 
-    `python` is ours there, as where the environment was activated. Results go to `folder`/home.
+    `python` is this interpreter there, as in an activated environment. Results go to `folder`/home.
     """
-    temporary, options, address = head_of_its_own()
+    temporary, options, address = head_options()
     env = {
         **environment(folder),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "CVRUNNER_HOME": str(folder / "home"),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # to this machine alone, also where Ray is told an address
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listens to this machine alone, whatever its address
         "RAY_TMPDIR": str(temporary),
         **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}),
     }
-    head = [RAY, "start", "--head", "--num-gpus", str(gpus), *options]
+    # If the tests are killed, the head must not outlive them for long.
+    limit = ["timeout", str(CLUSTER_LIMIT_S)] if shutil.which("timeout") else []
+    head = [*limit, RAY, "start", "--head", "--num-gpus", str(gpus), *options]
     with started(head, folder, env, folder / "head.log"):
         used = {**env, "RAY_ADDRESS": address}
         # The agent that starts jobs comes up after the head answers.
@@ -112,10 +130,10 @@ def ray_cluster(folder: Path, gpus: int, token: str | None) -> Iterator[dict[str
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def head_of_its_own() -> tuple[Path, list[str], str]:
-    """For `ray start --head`: a temporary folder, options with that and free ports, and where the dashboard will be."""
+def head_options() -> tuple[Path, list[str], str]:
+    """For `ray start --head`: a temporary folder, options that name it and free ports, and the dashboard's address."""
     port, dashboard, client, agent, agent_grpc, runtime_env, metrics = free_ports(7)
-    # Ray's sockets lie below its temporary folder, and their paths may not be long.
+    # Ray puts its sockets below its temporary folder, and their paths may not be long.
     temporary = Path(f"/tmp/cvr-{os.getpid()}-{port}")
     options = [
         "--block", "--num-cpus", "8", f"--port={port}",
@@ -128,14 +146,14 @@ def head_of_its_own() -> tuple[Path, list[str], str]:
 
 
 def ray_says(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`ray ...` in the repository, whose output is captured."""
+    """Run `ray ...` in the repository and capture its output."""
     return subprocess.run(
         [RAY, *arguments], env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False
     )
 
 
 def wait_until(condition: object, what: str, limit_s: float = 120) -> None:
-    """Poll `condition()` until it is true. Raises TimeoutError saying `what` was waited for."""
+    """Poll `condition()` until it is true. Raises TimeoutError that names `what`."""
     assert callable(condition)
     end = time.monotonic() + limit_s
     while not condition():
@@ -145,7 +163,7 @@ def wait_until(condition: object, what: str, limit_s: float = 120) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Find ports that nobody listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

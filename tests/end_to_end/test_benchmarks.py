@@ -1,4 +1,4 @@
-"""The benchmarks run and print their table. What it says is not judged here: times are no business of tests."""
+"""The benchmarks run and print their table; the times in it are not judged here."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from cvrunner.records.results import Summary
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.report import read_report
 from cvrunner.report.write import write_report
-from cvrunner.run.steps import UI_ADDRESS
+from cvrunner.run.session import UI_ADDRESS
 from cvrunner.tracking.mirror import sync_run
 from jobs.browser import browser, chromium_path, links_at, mlflow_page, open_charts, open_comparison
 from tests.runs import make_run
@@ -24,7 +24,7 @@ PHONE, DESK = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The system's Chromium. Where CVRUNNER_BROWSER=required, as in CI, there is no skipping."""
+    """The system's Chromium. With CVRUNNER_BROWSER=required, as in CI, its absence fails instead of skipping."""
     executable = chromium_path()
     if executable is None:
         missing = "there is no `chromium` on the PATH (Debian: apt-get install chromium)"
@@ -37,7 +37,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run of made-up numbers with its report, in an MLflow store beside it."""
+    """A run of made-up numbers with its report and an MLflow store next to it."""
     directory = make_run(tmp_path_factory.mktemp("results"))
     links = sync_run(directory, store(directory), UI_ADDRESS)
     directory.write_run(directory.read_run().model_copy(update={"links": links}))

@@ -1,4 +1,4 @@
-"""The wheel, installed outside of the repository: all that a user needs is in it, and nothing else."""
+"""The wheel, installed outside of the repository: it holds all that a user needs, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.end_to_end.programs import REPOSITORY, environment
 pytestmark = pytest.mark.end_to_end
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 FAMILIES = {"MIT": "MIT", "BSD": "BSD", "Apache": "Apache", "LGPL": "LGPL", "PSF": "matplotlib"}
-"""By the first letters of a licence in our table: what its metadata must say."""
+"""Word that a package's metadata must contain, by the first letters of the licence in our table."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel in a folder of its own; what it depends on comes from this environment."""
+    """The wheel in a separate folder; its dependencies come from this environment."""
     (wheel,) = built.glob("*.whl")
     target = tmp_path_factory.mktemp("site")
     options = ["--no-deps", "--no-index", "--no-compile", "--quiet", "--disable-pip-version-check"]
@@ -44,7 +44,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: str, folder: Path, **settings: str) -> str:
-    """Standard output; fails with all output where the program does."""
+    """Run a program and return its standard output; fail with all its output if it fails."""
     env = {**environment(folder), **settings}
     ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -111,19 +111,19 @@ def used_packages() -> list[str]:
     return [re.match(r"[\w-]+", requirement)[0] for group in groups for requirement in group]  # type: ignore[index]
 
 
-def test_the_notices_name_every_package_that_we_depend_on_with_the_licence_that_it_tells() -> None:
+def test_the_notices_name_every_package_that_we_depend_on_with_the_licence_that_it_states() -> None:
     text = (REPOSITORY / "docs" / "third_party.md").read_text()
     rows: dict[str, str] = dict(re.findall(r"^\| ([\w-]+)(?: \(extra `\w+`\))? \| (.+?) \|", text, flags=re.MULTILINE))
     rows.pop("package", None)
     assert list(rows) == used_packages()
     for name, licence in rows.items():
-        if told := licences(name):
+        if stated := licences(name):
             family = next(words for start, words in FAMILIES.items() if licence.startswith(start))
-            assert family in told, f"{name}: {licence}, but its metadata says {told[:200]}"
+            assert family in stated, f"{name}: {licence}, but its metadata has {stated[:200]}"
 
 
 def licences(name: str) -> str:
-    """All that the metadata of an installed package tells; empty where it is not installed or tells nothing."""
+    """What the metadata of an installed package states; empty if it is not installed or states nothing."""
     try:
         facts: Any = metadata(name)
     except PackageNotFoundError:

@@ -25,8 +25,9 @@ def commands(start: str) -> list[str]:
     return [line for block in blocks("") for line in block.splitlines() if line.startswith(start)]
 
 
+@pytest.mark.suites("ci", "all")
 def test_the_commands_for_iemocap_run_on_a_tree_in_its_layout(tmp_path: Path) -> None:
-    """With a small corpus, encoder and number of epochs in place of the real ones."""
+    """A small corpus, encoder and number of epochs replace the real ones."""
     write_demo_corpus(tmp_path / "IEMOCAP", utterances=60)
     encoder = save_encoder(tmp_path / "wavlm")
     shown = [line for line in commands("python -m cvrunner") if "submit" not in line]

@@ -1,4 +1,4 @@
-"""`submit`, `status`, `logs`, `stop` and jobs/*.sh against really started clusters, with and without a token."""
+"""`submit`, `status`, `logs`, `stop` and jobs/*.sh on real clusters, with and without a token."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.cluster, pytest.mark.timeout(6
 
 
 class Cluster(NamedTuple):
-    """A cluster, a folder for everything, and the environment to use it from."""
+    """A cluster: a folder for everything, and the environment to use it from."""
 
     folder: Path
     env: dict[str, str]
 
     def says(self, *arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
-        """`python -m cvrunner ...` from the repository."""
+        """Run `python -m cvrunner ...` from the repository."""
         return self.run(command(*arguments), **settings)
 
     def run(self, words: list[str], **settings: str) -> subprocess.CompletedProcess[str]:
@@ -44,18 +44,18 @@ class Cluster(NamedTuple):
         )  # fmt: skip
 
     def row(self, job: str) -> dict[str, object]:
-        """What `status --json` says of a job."""
+        """The job's entry in `status --json`."""
         (found,) = json.loads(self.says("status", job, "--json").stdout)
         assert isinstance(found, dict)
         return found
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """It wants a token, and RAY_AUTH_MODE is not set where it is used from."""
+def guarded(token_cluster: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """It requires a token, and RAY_AUTH_MODE is not set where it is used from."""
     folder = tmp_path_factory.mktemp("guarded")
-    with ray_cluster(folder, 2, TOKEN) as env:
-        yield Cluster(folder, {name: value for name, value in env.items() if name != "RAY_AUTH_MODE"})
+    env = {name: value for name, value in token_cluster[1].items() if name != "RAY_AUTH_MODE"}
+    return Cluster(folder, {**env, "CVRUNNER_HOME": str(folder / "home")})
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,13 @@ def unguarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def submitted(output: str) -> str:
-    """The id in the first line."""
+    """The job's id in the first line."""
     found = re.match(r"(cvrunner-[a-z-]+-[0-9a-f]{10}[-0-9]*): (submitted|runs already) on http", output)
     assert found, output
     return found[1]
 
 
+@pytest.mark.suites("ci", "all")
 def test_the_script_and_submit_follow_one_job_to_its_end(guarded: Cluster) -> None:
     words = ["--config", str(tiny_config(guarded.folder)), "--set", "train.epochs=1"]
     log = guarded.folder / "script.log"
@@ -90,6 +91,7 @@ def test_the_script_and_submit_follow_one_job_to_its_end(guarded: Cluster) -> No
     assert (row["outcome"], row["exit_code"], row["results"]) == ("complete", 0, str(run))
 
 
+@pytest.mark.suites("ci", "all")
 def test_a_second_submission_follows_the_first_and_both_end_stopped(guarded: Cluster) -> None:
     words = ("submit", "--", "all-folds", "--config", tiny_config(guarded.folder, epochs=300))
     logs = [guarded.folder / "first.log", guarded.folder / "second.log"]
@@ -101,7 +103,7 @@ def test_a_second_submission_follows_the_first_and_both_end_stopped(guarded: Clu
             assert logs[1].read_text().startswith(f"{job}: runs already")
             second.send_signal(signal.SIGINT)
             assert second.wait(30) == 130
-        assert f"{job}: goes on without this terminal" in logs[1].read_text()
+        assert f"{job}: continues without this terminal" in logs[1].read_text()
         assert guarded.row(job)["status"] == "RUNNING"
         stopped = guarded.says("stop", job)
         assert stopped.returncode == 0, stopped.stderr
@@ -114,6 +116,7 @@ def test_a_second_submission_follows_the_first_and_both_end_stopped(guarded: Clu
     assert "stopped" in guarded.says("stop", job).stdout
 
 
+@pytest.mark.suites("all")
 def test_a_refused_configuration_ends_with_2_and_its_next_try_has_an_id_of_its_own(unguarded: Cluster) -> None:
     words = ("--", "all-folds", "--config", tiny_config(unguarded.folder), "--set", "train.lr=-1")
     refused = unguarded.says("submit", *words)
@@ -127,12 +130,14 @@ def test_a_refused_configuration_ends_with_2_and_its_next_try_has_an_id_of_its_o
     assert listed.stdout.count("failed, exit code 2") == 2
 
 
+@pytest.mark.suites("all")
 def test_other_commands_are_jobs_too(unguarded: Cluster) -> None:
     done = unguarded.says("submit", "audit", "--config", tiny_config(unguarded.folder))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "60 utterances" in done.stdout
 
 
+@pytest.mark.suites("all")
 def test_a_target_that_is_missed_is_told_from_a_failure(unguarded: Cluster) -> None:
     words = ("--set", "train.epochs=1", "--set", "verify.target={ccc_valence: 0.999}")
     done = unguarded.says("submit", "verify", "--config", tiny_config(unguarded.folder), *words)
@@ -143,6 +148,7 @@ def test_a_target_that_is_missed_is_told_from_a_failure(unguarded: Cluster) -> N
     assert [path.parent.parent.parent.name for path in run.glob("*/*/*/result.json")] == ["unfrozen"]
 
 
+@pytest.mark.suites("ci", "all")
 def test_what_cannot_be_asked_is_one_sentence_and_exit_code_2(guarded: Cluster) -> None:
     wrong, none = {"RAY_AUTH_TOKEN": TOKEN[::-1]}, {"RAY_AUTH_TOKEN": ""}
     for arguments, settings, sentence in [

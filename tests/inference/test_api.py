@@ -11,8 +11,7 @@ from rich.console import Console
 from cvrunner.api import Run, as_settings, load_run, run_all_folds
 from cvrunner.config.reading import load_config
 from cvrunner.errors import ConfigError, IncompleteRunError, ResultsError, UsageError
-from cvrunner.run import commands
-from cvrunner.run import steps as run_steps
+from cvrunner.run import commands, session
 from tests.corpora import write_noise
 from tests.inference.conftest import OVERRIDES
 from tests.runs import make_run
@@ -35,10 +34,10 @@ def test_the_example_in_the_documents_runs(
 
 
 def test_the_tables_have_a_row_for_each_trial_epoch_and_test_utterance(run: Run) -> None:
-    assert len(run.trials) == 6
+    assert len(run.trials) == 10
     assert set(run.trials["status"]) == {"DONE"}
-    assert len(run.epochs) == 6 * 2
-    assert len(run.predictions) == 2 * 18
+    assert len(run.epochs) == 10 * 2
+    assert len(run.predictions) == 2 * 60
     results = run.directory.results(run.record)
     by_name = run.trials.set_index(["condition", "fold", "seed"])
     for result in results.values():
@@ -80,7 +79,7 @@ def test_a_run_whose_trials_failed_raises_and_names_them(
 
 
 def test_a_wrong_override_is_raised_and_not_printed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match=r"train\.epoch: unknown key in --set train\.epoch=5.*did you mean"):
+    with pytest.raises(ConfigError, match=r"train\.epoch: unknown key in override train\.epoch=5.*did you mean"):
         run_all_folds(home / "configs" / "demo.yaml", {"train.epoch": 5})
     assert capsys.readouterr() == ("", "")
 
@@ -102,7 +101,7 @@ def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
     seen: list[bool] = []
 
     def work() -> None:
-        with run_steps.stop_on_signals(Console(quiet=True)) as stop:
+        with session.stop_on_signals(Console(quiet=True)) as stop:
             seen.append(stop.is_set())
 
     thread = threading.Thread(target=work)

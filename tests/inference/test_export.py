@@ -33,7 +33,7 @@ def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_holds_models_encoder_code_and_signature_and_no_pickle(exported: Path) -> None:
     files = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
-    models = [f"artifacts/ensemble/models/fold-{fold:02}-seed-0000/model.safetensors" for fold in (1, 2, 3)]
+    models = [f"artifacts/ensemble/models/fold-{fold:02}-seed-0000/model.safetensors" for fold in (1, 2, 3, 4, 5)]
     assert {*models, "artifacts/ensemble/encoder/model.safetensors", "pyfunc_model.py", "MLmodel"} <= files
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pth", ".bin"))]
     assert not any(path.is_symlink() for path in exported.rglob("*"))
@@ -45,10 +45,11 @@ def test_it_holds_models_encoder_code_and_signature_and_no_pickle(exported: Path
 
 
 @pytest.mark.end_to_end
+@pytest.mark.suites("ci", "all")
 def test_mlflow_serves_it_where_neither_run_nor_encoder_are(
-    run: Run, home: Path, exported: Path, tmp_path: Path
+    run: Run, home: Path, audio: dict[str, Path], exported: Path, tmp_path: Path
 ) -> None:
-    paths = [str(home / "corpus" / "audio" / f"s{session}t1.wav") for session in (1, 2)]
+    paths = [str(path) for path in audio.values()][:2]
     expected = run.predict(paths, "unfrozen")
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(exported, elsewhere)
@@ -90,5 +91,5 @@ def test_it_can_be_put_into_mlflow_beside_its_condition_once_the_run_is_there(
 
 
 def test_a_folder_that_is_there_is_left_alone(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         predict_commands.export(run.path, tmp_path, None, None, False, Console(file=io.StringIO()))

@@ -8,7 +8,7 @@ import pytest
 
 from cvrunner.errors import ResultsError, UsageError
 from cvrunner.files import write_atomically
-from cvrunner.inference.members import best_condition, find_members
+from cvrunner.inference.ensemble import best_condition, find_members
 from cvrunner.records.run_directory import RunDirectory
 from tests.runs import make_run
 
@@ -44,12 +44,12 @@ def test_an_incomplete_condition_is_not_chosen_but_may_be_named(tmp_path: Path) 
 
 def test_without_a_complete_condition_one_has_to_be_named(tmp_path: Path) -> None:
     directory = make_run(tmp_path, folds=2, missing=[LOST, "frozen/fold-1/seed-0"])
-    with pytest.raises(UsageError, match=r"choose with --condition \(frozen, unfrozen\)"):
+    with pytest.raises(UsageError, match=r"choose the condition \(frozen, unfrozen\)"):
         find_members(directory)
 
 
 def test_a_condition_that_there_is_not_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--condition thawed: the run has frozen, unfrozen"):
+    with pytest.raises(UsageError, match="condition thawed: the run has frozen, unfrozen"):
         find_members(make_run(tmp_path, folds=2), "thawed")
 
 

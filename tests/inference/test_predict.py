@@ -41,20 +41,21 @@ def test_a_user_gets_a_table_and_nothing_else_on_standard_output(run: Run, home:
     ]  # fmt: skip
     assert [Path(path).name for path in table["path"]] == ["b.flac", "a.wav"]
     assert list(table["windows"]) == [1, 2]
-    assert set(table["models"]) == {3}
+    assert set(table["models"]) == {5}
     lines = done.stderr.splitlines()
-    assert f"{run.path.name}: 3 models of" in lines[0]
+    assert f"{run.path.name}: 5 models of" in lines[0]
     assert "mean validation CCC-Avg" in lines[0]
-    assert lines[1].startswith("longer than 15 s: the mean over windows")
-    assert lines[2].startswith(f"error: {tmp_path / 'notes.wav'}: cannot be read as audio")
-    assert len(lines) == 3
+    assert lines[1].startswith("trained on synthetic speech: ")
+    assert lines[2].startswith("longer than 15 s: the mean over windows")
+    assert lines[3].startswith(f"error: {tmp_path / 'notes.wav'}: cannot be read as audio")
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize("condition", ["frozen", "unfrozen"])
 def test_the_rating_is_the_mean_of_the_models_and_the_spread_their_sd(
-    run: Run, home: Path, capsys: pytest.CaptureFixture[str], condition: str
+    run: Run, audio: dict[str, Path], capsys: pytest.CaptureFixture[str], condition: str
 ) -> None:
-    paths = sorted((home / "corpus" / "audio").glob("s2*.wav"))
+    paths = [path for name, path in audio.items() if name.startswith("Ses02")][:6]
     assert predict(run.path, *paths, as_json=True, condition=condition) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["condition"] == condition
@@ -63,7 +64,7 @@ def test_the_rating_is_the_mean_of_the_models_and_the_spread_their_sd(
     for path, file in zip(paths, found["files"], strict=True):
         for dimension in ("valence", "arousal"):
             models = file[dimension]["models"]
-            assert list(models) == [f"fold-{fold}/seed-0" for fold in (1, 2, 3)]
+            assert list(models) == [f"fold-{fold}/seed-0" for fold in (1, 2, 3, 4, 5)]
             assert models["fold-2/seed-0"] == pytest.approx(own.loc[path.stem, f"{dimension}_predicted"], abs=1e-4)
             assert file[dimension]["mean"] == pytest.approx(np.mean(list(models.values())))
             assert file[dimension]["sd"] == pytest.approx(np.std(list(models.values()), ddof=1))
@@ -83,15 +84,15 @@ def test_a_long_file_is_the_mean_of_its_windows_which_can_be_seen(
 
 
 def test_without_a_fold_the_others_speak_and_it_is_said(
-    run: Run, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, audio: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = shutil.copytree(run.path, tmp_path / run.path.name)
     shutil.rmtree(part / "frozen" / "fold-2" / "seed-0" / "model")
-    assert predict(part, home / "corpus" / "audio" / "s1t0.wav", output=tmp_path / "out.csv") == 0
+    assert predict(part, next(iter(audio.values())), output=tmp_path / "out.csv") == 0
     told = capsys.readouterr()
     assert told.out == ""
     assert "warning: without the models of frozen/fold-2/seed-0, which are missing in the run" in told.err
-    assert list(pd.read_csv(tmp_path / "out.csv")["models"]) == [2]
+    assert list(pd.read_csv(tmp_path / "out.csv")["models"]) == [4]
 
 
 def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvrunner.errors import UsageError
-from cvrunner.inference.windows import HOP_S, WINDOW_S, chosen_windows, windows
+from cvrunner.inference.ensemble import HOP_S, WINDOW_S, chosen_windows, windows
 
 RATE_HZ = 16_000
 LENGTHS = st.integers(400, 3 * 60 * RATE_HZ)

@@ -18,6 +18,7 @@ import yaml
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
+from rich.console import Console
 
 from cvrunner.config.reading import load_config
 from cvrunner.errors import ClusterError, UsageError
@@ -127,7 +128,7 @@ def test_only_named_variables_are_taken_along_and_none_with_a_password() -> None
     here = {"CVRUNNER_HOME": "/data", "RAY_AUTH_TOKEN": "secret", "HOME": "/home/me", "HF_TOKEN": "secret"}
     taken = jobs.runtime_environment(FOLDER / "runtime_env.yaml", here)["env_vars"]
     assert taken == SETTINGS["env_vars"] | {"CVRUNNER_HOME": "/data"}
-    assert not any(SECRETS.search(name) for name in jobs.TAKEN_ALONG)
+    assert not any(SECRETS.search(name) for name in jobs.PASSED_ON)
     with pytest.raises(UsageError, match=r"MLFLOW_TRACKING_URI holds a user name or password"):
         jobs.runtime_environment(FOLDER / "runtime_env.yaml", {"MLFLOW_TRACKING_URI": "http://me:secret@host"})
 
@@ -137,7 +138,7 @@ def test_spoilt_settings_are_refused_with_their_file(tmp_path: Path, text: str |
     file = tmp_path / "env.yaml"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(UsageError, match=r"--runtime-env .*env\.yaml: \S+"):
+    with pytest.raises(UsageError, match=r"runtime environment .*env\.yaml: \S+"):
         jobs.runtime_environment(file, {})
 
 
@@ -164,7 +165,7 @@ def test_an_address_of_another_kind_is_refused(given: str) -> None:
 
 def test_a_job_needs_a_folder_to_run_in(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such folder"):
-        job_commands.Submission.prepare([], tmp_path / "none", None, "python", {})
+        job_commands.submit([], None, tmp_path / "none", None, False, "python", Console())
 
 
 # --- the upload -------------------------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ def test_stopping_leaves_time_to_save_and_nothing_is_secret() -> None:
 # --- the scripts ------------------------------------------------------------------------------------------------------
 
 RAY = """#!/usr/bin/env bash
-# Stands in for Ray: writes down what it is told, and knows the jobs in $JOBS by id and status.
+# Stands in for Ray: records its calls, and knows the jobs in $JOBS by id and status.
 echo "$RAY_ADDRESS ${RAY_AUTH_MODE:-none} $*" >> "$CALLS"
 case "$1 $2" in
 "job status")
@@ -242,7 +243,7 @@ class Stub:
         (folder / "jobs").touch()
 
     def run(self, *arguments: str, end: str = "SUCCEEDED", **settings: str) -> tuple[int, list[str]]:
-        """The exit code and what Ray was told."""
+        """Run the script; its exit code and its calls of Ray."""
         (self.folder / "calls").write_text("")
         places = {"CALLS": str(self.folder / "calls"), "JOBS": str(self.folder / "jobs"), "END": end}
         path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"

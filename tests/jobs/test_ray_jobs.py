@@ -28,7 +28,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(ray_jobs, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(ray_jobs, "POLL_S", 0.0)
 
 
 def details(status: str, **more: Any) -> SimpleNamespace:

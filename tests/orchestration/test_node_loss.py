@@ -66,6 +66,7 @@ class Watch(Notes):
             self.on_epoch(trial, event.epoch)
 
 
+@pytest.mark.suites("ci", "all")
 def test_the_trials_of_a_lost_node_continue_elsewhere_and_end_bit_identical(tmp_path: Path, nodes: Any) -> None:
     cluster, workers = nodes
     trials = [t for t in tiny_trials(tmp_path, train={"epochs": 12}) if t.condition == "unfrozen"][:2]
@@ -91,6 +92,7 @@ def test_the_trials_of_a_lost_node_continue_elsewhere_and_end_bit_identical(tmp_
         assert outcome(tmp_path, trial, "lost") == outcome(tmp_path, trial, "whole")
 
 
+@pytest.mark.suites("all")
 def test_with_no_node_left_it_reports_what_it_waits_for_and_continues_with_the_next_node(
     tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,8 +122,9 @@ def test_with_no_node_left_it_reports_what_it_waits_for_and_continues_with_the_n
     assert TrialDirectory(tmp_path / "run" / trial.name).result(trial.key) is not None
 
 
+@pytest.mark.suites("all")
 def test_nodes_that_share_no_disk_bring_their_results_home(tmp_path: Path, nodes: Any) -> None:
-    trials = [t for t in tiny_trials(tmp_path) if t.frozen]
+    trials = [t for t in tiny_trials(tmp_path) if not t.adaptation.trains_encoder]
     settings = ClusterConfig(node_dir=str(tmp_path / "node"))
     executor = RayExecutor("home", settings, tmp_path / "cache", len(trials))
     watch = Watch()

@@ -61,6 +61,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.suites("ci", "all")
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")
 def test_a_node_of_8_gpus_holds_8_trials_four_such_nodes_hold_32_and_plan_sees_them(

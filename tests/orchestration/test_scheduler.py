@@ -146,7 +146,7 @@ def test_after_the_host_ran_out_of_memory_fewer_trials_run_at_a_time() -> None:
     start = script.start
     script.start = lambda t, d: (start(t, d), seen.append(len(script.running)))  # type: ignore[assignment, func-returns-value]
     play(script, "a", "b", "c", "d", "e")
-    assert seen == [1, 2, 3, 2, 2, 2] or max(seen[3:]) == 2
+    assert seen == [1, 2, 3, 2, 2, 2]
 
 
 class FirstPauses(Preemption):

@@ -15,38 +15,37 @@ import tenacity
 from cvrunner import paths
 from cvrunner.errors import ConfigError, ResultsError
 from cvrunner.files import remove_leftovers, write_atomically, write_folder_atomically
-from cvrunner.records import journal
 from cvrunner.records.results import FeatureProgress, Summary
-from cvrunner.records.run_directory import RunDirectory
+from cvrunner.records.run_directory import RunDirectory, append_event, read_events
 from tests.runs import make_run
 
 
 def test_a_journal_reads_back_in_order_and_by_event(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "journal.jsonl"
-    journal.append(path, "epoch", epoch=1)
-    journal.append(path, "stopped")
-    journal.append(path, "epoch", epoch=2)
-    assert [line["epoch"] for line in journal.read(path, "epoch")] == [1, 2]
-    assert [line["event"] for line in journal.read(path)] == ["epoch", "stopped", "epoch"]
+    append_event(path, "epoch", epoch=1)
+    append_event(path, "stopped")
+    append_event(path, "epoch", epoch=2)
+    assert [line["epoch"] for line in read_events(path, "epoch")] == [1, 2]
+    assert [line["event"] for line in read_events(path)] == ["epoch", "stopped", "epoch"]
 
 
 @pytest.mark.parametrize("torn", [b'{"event": "epo', b"\xff\xfe garbage\n", b"[1, 2]\n", b"null\n"])
 def test_a_torn_line_is_passed_over_and_does_not_swallow_the_next(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "journal.jsonl"
-    journal.append(path, "epoch", epoch=1)
+    append_event(path, "epoch", epoch=1)
     with path.open("ab") as file:
         file.write(torn)
-    journal.append(path, "epoch", epoch=2)
-    assert [line["epoch"] for line in journal.read(path, "epoch")] == [1, 2]
+    append_event(path, "epoch", epoch=2)
+    assert [line["epoch"] for line in read_events(path, "epoch")] == [1, 2]
 
 
 def test_no_journal_has_no_lines(tmp_path: Path) -> None:
-    assert list(journal.read(tmp_path / "none.jsonl")) == []
+    assert list(read_events(tmp_path / "none.jsonl")) == []
 
 
 def test_a_journal_refuses_numbers_that_json_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
-        journal.append(tmp_path / "journal.jsonl", "epoch", loss=float("nan"))
+        append_event(tmp_path / "journal.jsonl", "epoch", loss=float("nan"))
 
 
 def test_a_write_that_fails_leaves_the_old_content_and_no_litter(

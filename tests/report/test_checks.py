@@ -1,11 +1,11 @@
-"""The checks of a run, said in words, and loudly where one of them found something."""
+"""The run checks: plain words, and capitals if a check found something."""
 
 from __future__ import annotations
 
 import json
 
 from cvrunner.records.results import FloorRecord, Score
-from cvrunner.report.checks import checks_table
+from cvrunner.report.evidence import checks_table
 from cvrunner.report.report import read_report
 from tests.runs import make_run
 
@@ -21,13 +21,18 @@ def change(directory, trial, **values):
 
 def test_a_sound_run_says_so_question_by_question(tmp_path):
     rows = found(make_run(tmp_path))
-    frozen, unfrozen = rows["did frozen train what it should?"], rows["did unfrozen train what it should?"]
-    assert frozen == "yes: encoder frozen and unchanged after every epoch in 5 of 5 trials; head moved by 30 %"
-    assert unfrozen == "yes: encoder moved by 1 % by the last epoch in 5 of 5 trials; head moved by 30 %"
+    frozen, unfrozen = rows["did frozen train the right weights?"], rows["did unfrozen train the right weights?"]
+    assert (
+        frozen == "yes: encoder frozen and unchanged after every epoch in 5 of 5 trials; head weights changed by 30 %"
+    )
+    assert (
+        unfrozen
+        == "yes: encoder weights changed by 1 % by the last epoch in 5 of 5 trials; head weights changed by 30 %"
+    )
     assert rows["collapsed predictions"].startswith("none")
-    assert rows["attempts beyond the first"] == "none"
+    assert rows["attempts after the first"] == "none"
     assert rows["out of memory"] == "never: every trial kept its batch_size"
-    assert rows["labels"].startswith("header: the rating printed beside")
+    assert rows["labels"].startswith("header: the rating printed next to")
     assert rows["labels outside the scale"] == "none outside 1 to 5"
     assert rows["encoder weights"] == "made-up-wavlm, SHA-256 eeeeeeeeeeee, the same in all trials"
     assert rows["split"] == "digest 555555555555, the same in all trials"
@@ -39,11 +44,16 @@ def test_what_is_wrong_is_named(tmp_path):
     change(directory, "unfrozen/fold-1/seed-0", encoder_digest="f" * 64, split_digest="6" * 64)
     change(directory, "unfrozen/fold-3/seed-0", batch_size=1)
     rows = found(directory)
-    assert rows["out of memory"] == "batch_size was halved, at the same effective batch, to (unfrozen/fold-3/seed-0: 1)"
-    assert rows["collapsed predictions"] == "CONSTANT, which scores CCC 0: frozen/fold-2/seed-0: valence"
+    assert (
+        rows["out of memory"]
+        == "batch_size was reduced, with the same effective batch size (unfrozen/fold-3/seed-0: 1)"
+    )
+    assert (
+        rows["collapsed predictions"] == "CONSTANT predictions, which score a CCC of 0: frozen/fold-2/seed-0: valence"
+    )
     assert rows["labels outside the scale"] == "7 outside 1 to 5; kept as they are"
-    assert "in 8 of 9 trials validation was best in the last epoch" in rows["long enough?"]
-    assert rows["attempts beyond the first"] == "unfrozen/fold-5/seed-0: 1 (worker_died 2)"
+    assert "in 8 of 9 trials, the last epoch was the best on validation" in rows["trained long enough?"]
+    assert rows["attempts after the first"] == "unfrozen/fold-5/seed-0: 1 (worker_died 2)"
     assert rows["encoder weights"].startswith("NOT THE SAME weights")
     assert rows["split"].startswith("NOT THE SAME split")
 
@@ -62,7 +72,8 @@ def test_a_condition_below_the_floor_is_named(tmp_path):
             "scenario+gender+side": {"valence": high, "arousal": low, "avg": low},
         }
     )
-    rows = dict(checks_table(read_report(directory, floor=floor)).rows)
+    directory.write_run(directory.read_run().model_copy(update={"floor": floor}))
+    rows = found(directory)
     said = rows["does unfrozen beat the floor?"].split("; ")
     assert [part.split(" (")[0] for part in said] == ["CCC-V NO", "CCC-A yes", "CCC-Avg yes"]
     assert said[0].endswith("no audio 0.9900)")

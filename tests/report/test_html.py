@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -71,13 +72,13 @@ def test_ids_are_unique_and_references_point_at_them(page):
 
 def test_the_page_links_to_mlflow_but_not_to_other_schemes(report, page):
     assert '<a href="http://127.0.0.1:5000/#/x">view</a>' in page
-    sly = read_report(report.directory, report.summary, links={"sly": "javascript:alert(1)"})
+    sly = replace(report, run=report.run.model_copy(update={"links": {"sly": "javascript:alert(1)"}}))
     assert "javascript:" not in render_html(sly, {})
 
 
 def test_text_of_a_run_cannot_become_markup(report):
     sly = report.summary.model_copy(update={"verdict": "<script>alert(1)</script>"})
-    text = render_html(read_report(report.directory, sly), {})
+    text = render_html(replace(report, summary=sly), {})
     assert "<script" not in text
     assert "&lt;script&gt;" in text
 
@@ -95,13 +96,12 @@ def test_figures_are_saved_as_png_and_svg(report):
 def test_every_prediction_is_in_sight_and_those_off_the_scale_are_counted(tmp_path):
     report = read_report(make_run(tmp_path, conditions=("frozen", "unfrozen", "top"), gain=0.1))
     figure, caption = draw(report)["predictions"]
-    data = report.predictions()
-    predicted = np.stack([values[0] for values in data.predicted.values()])
+    predicted = np.stack([values[0] for values in report.out_of_fold.predicted.values()])
     for axes in figure.axes:
         low, high = axes.get_ylim()
         assert low < predicted.min()
         assert predicted.max() < high
-    assert f"{((predicted < 1) | (predicted > 5)).sum()} of {predicted.size} predictions lie outside" in caption
+    assert f"{((predicted < 1) | (predicted > 5)).sum()} of {predicted.size} predictions are outside" in caption
     # Six panels side by side would be too narrow to read: a row for each dimension.
     assert {axes.get_subplotspec().get_gridspec().nrows for axes in figure.axes} == {2}
 

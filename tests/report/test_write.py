@@ -1,15 +1,21 @@
-"""One call writes all files of a run; the floor comes from the folds."""
+"""One call writes all files of a run, reading each of its files once; the floor comes from the folds."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from cvrunner.data.folds import make_folds
 from cvrunner.records.results import RunRecord, Summary
-from cvrunner.report.write import write_report
-from cvrunner.verdict.floor_record import floor_record, with_controlled_scores
+from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.report.report import read_report
+from cvrunner.report.tables import render_text
+from cvrunner.report.write import write_files, write_report
+from cvrunner.verdict.floor import floor_record
+from tests.blank_figures import blank_figures
 from tests.corpora import corpus
 from tests.runs import DIMENSIONS, SCENARIOS, TURNS, make_run
 
@@ -19,6 +25,12 @@ SPOKEN = [f"{side}_{scenario}" for scenario in SCENARIOS for side in "FM"]
 @pytest.fixture(scope="module")
 def folds():
     return make_folds(corpus(dialogues=SPOKEN, turns=TURNS), "leave_one_session_out")
+
+
+@pytest.fixture
+def blank():
+    with blank_figures():
+        yield
 
 
 def test_one_call_writes_all_files_and_again_the_same(tmp_path):
@@ -31,21 +43,41 @@ def test_one_call_writes_all_files_and_again_the_same(tmp_path):
     assert [file.read_bytes() for file in files] == before
 
 
+def test_every_file_is_read_once(tmp_path, folds, monkeypatch):
+    directory = make_run(tmp_path, folds=5, epochs=1)
+    directory.write_run(directory.read_run().model_copy(update={"floor": floor_record(folds, DIMENSIONS)}))
+    parsed, hashed, real_read_csv, real_result = Counter(), Counter(), pd.read_csv, TrialDirectory.result
+    monkeypatch.setattr(pd, "read_csv", lambda path, **options: parsed.update([path]) or real_read_csv(path, **options))
+    monkeypatch.setattr(
+        TrialDirectory, "result", lambda trial, key=None: hashed.update([trial.predictions]) or real_result(trial, key)
+    )
+    report = read_report(directory, folds)
+    write_files(report)
+    render_text(report.run, report.summary)
+    assert len(report.predictions_table) == 2 * len(report.out_of_fold.about)
+    files = Counter(directory.path.glob("*/*/*/predictions.csv"))
+    assert len(files) == 10
+    assert parsed == hashed == files
+
+
+@pytest.mark.usefixtures("blank")
 def test_the_floor_survives_run_json_and_stands_in_the_report(tmp_path, folds):
     directory = make_run(tmp_path, epochs=1)
-    run = directory.read_run()
-    floor = with_controlled_scores(floor_record(folds, DIMENSIONS), folds, directory, run)
+    directory.write_run(directory.read_run().model_copy(update={"floor": floor_record(folds, DIMENSIONS)}))
+    run = read_report(directory, folds).run
+    floor = run.floor
     assert set(floor.scores) == {"scenario", "scenario+gender+side"}
     assert set(floor.controlled["frozen"]) == {"valence", "arousal", "avg"}
-    directory.write_run(run.model_copy(update={"floor": floor}))
+    directory.write_run(run)
     assert directory.read_run().floor == floor
     write_report(directory)
     page = directory.report.read_text()
     assert f"{floor.scores['scenario']['avg'].mean:.4f}" in page
-    assert "scenario taken out" in page
+    assert "controlled for scenario" in page
     assert (directory.figures / "floor.svg").is_file()
 
 
+@pytest.mark.usefixtures("blank")
 def test_the_ceiling_of_rated_utterances_stands_in_the_report(tmp_path):
     raters = {"E1": (1.0, 2.0, None), "E2": (2.0, 2.5, None)}
     base = corpus(dialogues=SPOKEN, turns=TURNS)
@@ -71,19 +103,20 @@ def test_without_raters_there_is_a_reason_instead_of_a_ceiling(folds):
     assert floor.ceiling_reason == "the corpus has no utterance that two observers rated"
 
 
+@pytest.mark.usefixtures("blank")
 def test_without_scenarios_the_reason_stands_in_the_report(tmp_path):
     bare = make_folds(corpus(scenario=None), "leave_one_session_out")
     floor = floor_record(bare, DIMENSIONS)
     assert floor.scores == {}
     directory = make_run(tmp_path, epochs=1)
-    run = directory.read_run()
-    assert with_controlled_scores(floor, bare, directory, run) == floor
-    directory.write_run(run.model_copy(update={"floor": floor}))
+    directory.write_run(directory.read_run().model_copy(update={"floor": floor}))
+    assert read_report(directory, bare).run.floor == floor
     write_report(directory)
     for file in (directory.report, directory.comparison):
         assert "the corpus names no scenarios" in file.read_text()
 
 
+@pytest.mark.usefixtures("blank")
 def test_records_of_older_runs_can_still_be_read(tmp_path):
     directory = make_run(tmp_path, epochs=1)
     run = directory.read_run()

@@ -18,7 +18,8 @@ from cvrunner.orchestration.attempt import InlineExecutor
 from cvrunner.orchestration.failures import Failure
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.run import commands
-from cvrunner.run.steps import open_run, prepare
+from cvrunner.run.prepare import prepare
+from cvrunner.run.session import open_run
 from tests.corpora import manifest_rows, write_manifest
 from tests.runs import make_run
 from tests.tiny_encoders import save_encoder
@@ -156,7 +157,7 @@ def test_a_results_folder_that_cannot_be_written_is_one_sentence(config: Path) -
 def test_the_resolved_configuration_is_kept_with_the_run(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
     all_folds(config, "train.grad_clip=0.3")
-    kept = load_config(run_of(config).config)
+    kept = run_of(config).read_config()
     assert kept == load_config(config, ["train.grad_clip=0.3"])
 
 

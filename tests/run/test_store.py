@@ -8,7 +8,8 @@ from pathlib import Path
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.records.results import WorkerStarted
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.run.store import RunStore, find_run
+from cvrunner.run.provenance import choose_folder
+from cvrunner.run.store import RunStore
 from tests.runs import make_run
 from tests.trials import pick, tiny_trials
 
@@ -17,9 +18,10 @@ def test_the_newest_run_is_the_one_with_the_highest_number_whatever_the_clock_sa
     dates = {"demo-made-up-": "2026-01-03", "demo-made-up--2": "2026-01-02", "demo-made-up--10": "1970-01-01"}
     for name, date in dates.items():
         make_run(tmp_path, name, started_at=f"{date}T00:00:00+00:00")
-    found = find_run(tmp_path, "demo", "made-up-run-key")
-    assert found is not None
-    assert found.name == "demo-made-up--10"
+    found = choose_folder(tmp_path, "demo", "made-up-run-key", "run.json", new=False)
+    assert found == (tmp_path / "demo-made-up--10", False)
+    free = choose_folder(tmp_path, "demo", "made-up-run-key", "run.json", new=True)
+    assert free == (tmp_path / "demo-made-up--3", True)
 
 
 def test_failures_are_counted_by_kind_and_the_node_is_kept(tmp_path: Path) -> None:

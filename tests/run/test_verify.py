@@ -1,4 +1,4 @@
-"""`verify`: one fold in the run of `all-folds`, held against the target; claims are called claims."""
+"""`verify`: one fold in the run of `all-folds`, compared with the target; claims are called claims."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cvrunner.config.reading import load_config
 from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
 from cvrunner.orchestration import ray_executor
 from cvrunner.orchestration.machine import Gpu, gpu_lines
-from cvrunner.run.steps import open_run, prepare
-from cvrunner.run.verify import verify
-from cvrunner.run.verify_text import missed
+from cvrunner.run.prepare import prepare
+from cvrunner.run.session import open_run
+from cvrunner.run.verify import missed, verify
 from tests.run.test_commands import Inline, config
 
 __all__ = ["config"]  # a fixture

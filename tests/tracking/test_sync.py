@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from filelock import FileLock
 
@@ -17,11 +19,17 @@ def sync(*arguments):
     return ended.value.code or 0
 
 
-@pytest.fixture
-def directory(tmp_path):
-    directory = make_run(tmp_path, folds=2, epochs=3)
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A run with its report, to be copied."""
+    directory = make_run(tmp_path_factory.mktemp("reported"), folds=2, epochs=3)
     write_report(directory)
     return directory
+
+
+@pytest.fixture
+def directory(reported, tmp_path):
+    return type(reported)(shutil.copytree(reported.path, tmp_path / reported.name))
 
 
 def contents(uri):

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from cvrunner.config.reading import load_config
+from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.report.figures import draw, save_figures
 from cvrunner.report.html import render_html
 from cvrunner.report.report import read_epochs, read_report
 from cvrunner.tracking.mirror import sync_run
-from cvrunner.tracking.names import served_at
-from cvrunner.tracking.tracker import MemoryTracker, MlflowTracker, tracker_for, tracking_uri
+from cvrunner.tracking.names import page_links
+from cvrunner.tracking.tracker import RunTracker, tracker_for, tracking_uri
 from cvrunner.verdict.comparison import summarise
 from tests.runs import made_up_epoch, make_run
 
@@ -57,7 +57,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uri(directory):
-    uri = tracking_uri(load_config(directory.config), directory.path.parent)
+    uri = tracking_uri(directory.read_config(), directory.path.parent)
     sync_run(directory, uri)
     return uri
 
@@ -134,9 +134,12 @@ def test_links_need_an_address_and_lead_to_the_saved_view(directory, uri):
 
 
 def test_a_server_has_its_own_page_and_a_database_the_one_that_is_started_for_it():
-    assert served_at("https://tracking.example", "http://127.0.0.1:5000") == "https://tracking.example"
-    assert served_at("sqlite:////tmp/mlflow.db", "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
-    assert served_at("sqlite:////tmp/mlflow.db", None) is None
+    def addresses(uri, base_url):
+        return {link.split("/#")[0] for link in page_links(uri, base_url, "1", "view", ["a", "b"], "c").values()}
+
+    assert addresses("https://tracking.example", "http://127.0.0.1:5000") == {"https://tracking.example"}
+    assert addresses("sqlite:////tmp/mlflow.db", "http://127.0.0.1:5000") == {"http://127.0.0.1:5000"}
+    assert addresses("sqlite:////tmp/mlflow.db", None) == set()
 
 
 def test_parents_have_the_settings_but_not_the_name_that_groups_trials(runs):
@@ -146,24 +149,33 @@ def test_parents_have_the_settings_but_not_the_name_that_groups_trials(runs):
     assert not {"condition", "fold", "seed"} & params["frozen"].keys()
 
 
-def test_a_run_that_goes_on_is_found_again_and_orphans_are_swept(tmp_path):
+def trial_named(name):
+    return SimpleNamespace(name=name)
+
+
+def test_a_run_that_continues_is_found_again_and_orphans_are_closed(tmp_path):
     directory = make_run(tmp_path, folds=2, epochs=2, missing=["unfrozen/fold-2/seed-0"])
-    run, config = directory.read_run(), load_config(directory.config)
+    run, config = directory.read_run(), directory.read_config()
     uri, name = tracking_uri(config, tmp_path), "unfrozen/fold-2/seed-0"
-    killed = MlflowTracker(uri, pytest.fail)
+    # A trial that waits again, as the driver leaves it in run.json before it starts.
+    waiting = run.trials[name].model_copy(update={"status": "WAITING"})
+    directory.write_run(run.model_copy(update={"trials": run.trials | {name: waiting}}))
+    killed = RunTracker(uri, pytest.fail)
     killed.start(run, config, directory)
-    killed.trial_started(name)
+    killed.attempt(trial_named(name), 1)
+    assert killed.wait(60)
     assert named(runs_by_role(uri)["trial"], name).info.status == "RUNNING"
 
-    resumed = MlflowTracker(uri, pytest.fail)
+    resumed = RunTracker(uri, pytest.fail)
     resumed.start(run, config, directory)
+    assert resumed.wait(60)
     assert named(runs_by_role(uri)["trial"], name).info.status == "KILLED"
-    resumed.trial_started(name)
+    resumed.attempt(trial_named(name), 2)
     random = np.random.default_rng(0)
     for epoch in (1, 2, 3):  # the first two again, as after a restart from nothing
-        resumed.epoch(name, made_up_epoch(epoch, 3, 0.5, random))
-    resumed.trial_finished(name, None, "FAILED", "NonFiniteError: made up")
-    resumed.finish(summarise(directory), "INCOMPLETE")
+        resumed.event(trial_named(name), made_up_epoch(epoch, 3, 0.5, random))
+    resumed.failed(trial_named(name), Failure("non_finite", "NonFiniteError: made up"), Decision.FAIL)
+    resumed.finish(read_report(directory), "INCOMPLETE")
 
     found = runs_by_role(uri)
     trial = named(found["trial"], name)
@@ -179,34 +191,35 @@ def test_a_run_that_goes_on_is_found_again_and_orphans_are_swept(tmp_path):
     assert "RUNNING" not in statuses
 
 
-def test_a_server_that_is_away_costs_one_warning_and_seconds(directory, monkeypatch):
+def test_a_server_that_is_away_costs_one_warning(directory, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     warnings: list[str] = []
-    tracker = MlflowTracker("http://127.0.0.1:9", warnings.append)
-    run, config = directory.read_run(), load_config(directory.config)
-    start = time.perf_counter()
+    tracker = RunTracker("http://127.0.0.1:9", warnings.append)
+    run, config = directory.read_run(), directory.read_config()
     tracker.start(run, config, directory)
     for name in run.trials:
-        tracker.trial_started(name)
-        tracker.epoch(name, made_up_epoch(1, 1, 1.0, np.random.default_rng(0)))
-        tracker.trial_finished(name, None, "DONE")
+        tracker.attempt(trial_named(name), 1)
+        tracker.event(trial_named(name), made_up_epoch(1, 1, 1.0, np.random.default_rng(0)))
+        tracker.failed(trial_named(name), Failure("permanent", "made up"), Decision.FAIL)
+    assert tracker.wait(60)
     assert len(warnings) == 1
     assert "cvrunner sync" in warnings[0]
     assert "\n" not in warnings[0]
-    tracker.finish(summarise(directory), "COMPLETE")
+    tracker.finish(read_report(directory), "COMPLETE")
     assert tracker.links() == {}
     assert len(warnings) == 2
-    assert time.perf_counter() - start < 20
 
 
 def test_what_failed_on_the_way_is_written_at_the_end(directory, tmp_path, monkeypatch):
     uri, warnings = f"sqlite:///{tmp_path}/mlflow.db", []
-    tracker = MlflowTracker(uri, warnings.append)
-    tracker.start(directory.read_run(), load_config(directory.config), directory)
+    tracker = RunTracker(uri, warnings.append)
+    tracker.start(directory.read_run(), directory.read_config(), directory)
+    assert tracker.wait(60)
     with monkeypatch.context() as broken:
-        broken.setattr("cvrunner.tracking.mlflow_store.Store.log_metrics", lambda *_: 1 / 0)
-        tracker.epoch("frozen/fold-1/seed-0", made_up_epoch(4, 4, 1.0, np.random.default_rng(0)))
-    tracker.finish(summarise(directory), "COMPLETE")
+        broken.setattr("cvrunner.tracking.mlflow_store.MlflowStore.log_metrics", lambda *_: 1 / 0)
+        tracker.event(trial_named("frozen/fold-1/seed-0"), made_up_epoch(4, 4, 1.0, np.random.default_rng(0)))
+        assert tracker.wait(60)
+    tracker.finish(read_report(directory), "COMPLETE")
     assert len(warnings) == 1
     assert "ZeroDivisionError" in warnings[0]
     assert len(runs_by_role(uri)["trial"]) == 10
@@ -214,9 +227,15 @@ def test_what_failed_on_the_way_is_written_at_the_end(directory, tmp_path, monke
 
 
 def test_tracking_that_is_off_needs_no_mlflow(tmp_path):
-    config = load_config(make_run(tmp_path, folds=1, epochs=1).config)
+    directory = make_run(tmp_path, folds=1, epochs=1)
+    config = directory.read_config()
     off = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})})
-    assert isinstance(tracker_for(off, tmp_path), MemoryTracker)
+    tracker, report = tracker_for(off, tmp_path, pytest.fail), read_report(directory)
+    tracker.start(report.run, off, directory)
+    tracker.attempt(trial_named("frozen/fold-1/seed-0"), 1)
+    tracker.finish(report, "COMPLETE")
+    assert tracker.links("http://127.0.0.1:5000") == {}
+    assert not (tmp_path / "mlflow.db").exists()
     code = "import sys, cvrunner.tracking.tracker; sys.exit('mlflow' in sys.modules or 'matplotlib' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": "."}, check=False).returncode == 0

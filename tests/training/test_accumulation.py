@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import MambaConfig, ModelConfig
-from cvrunner.encoders.speech_encoder import SpeechEncoder
+from cvrunner.encoders.wavlm import SpeechEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.training.accumulation import averaged_backward, exact_backward
-from cvrunner.training.loss import ccc_loss
-from tests.tiny_encoders import tiny_encoder, tiny_wavlm
+from cvrunner.training.accumulation import averaged_backward, ccc_loss, exact_backward
+from tests.tiny_encoders import FULL, MASKED, tiny_encoder, tiny_wavlm
 
 CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]
 
@@ -108,7 +107,7 @@ def test_each_earlier_micro_batch_is_encoded_twice_and_the_last_once() -> None:
 @pytest.mark.parametrize("protocol", ["utterance", "dialogue"])
 @pytest.mark.parametrize(("size", "steps"), CUTS[1:])
 def test_the_whole_model_gives_the_same_gradient_for_every_cut(protocol: str, size: int, steps: int) -> None:
-    encoder = tiny_encoder(freeze=False).double()
+    encoder = tiny_encoder(adaptation=FULL).double()
     config = ModelConfig(
         width=16, dropout=0.0, protocol=protocol, mamba=MambaConfig(state_size=4, head_dim=8, layers=1)
     )
@@ -128,7 +127,7 @@ def test_the_whole_model_gives_the_same_gradient_for_every_cut(protocol: str, si
 
 def test_the_whole_model_repeats_its_dropout_in_the_second_encoding() -> None:
     wavlm = tiny_wavlm(hidden_dropout=0.3, attention_dropout=0.3, activation_dropout=0.3)
-    encoder = SpeechEncoder(wavlm, freeze=False, spec_augment=True)
+    encoder = SpeechEncoder(wavlm, adaptation=MASKED)
     config = ModelConfig(width=16, dropout=0.3, mamba=MambaConfig(state_size=4, head_dim=8, layers=1))
     model = MambaEMAModel(encoder, config, 2).double().train()
     batches = cut([encoder.conv_features(torch.randn(4000 + 500 * i, dtype=torch.float64)) for i in range(8)], 2, ORDER)

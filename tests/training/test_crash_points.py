@@ -41,13 +41,16 @@ def killed_at(trial: Trial, folder: Path, name: str, at: int) -> bool:
     return process.exitcode != 0
 
 
+@pytest.mark.suites("test", "all")
 @pytest.mark.parametrize("condition", ["frozen", "unfrozen"])
-def test_killed_wherever_something_becomes_durable_it_ends_bit_identical(tmp_path: Path, condition: str) -> None:
+def test_killed_wherever_something_becomes_durable_it_ends_bit_identical(
+    tmp_path: Path, condition: str, suite: str
+) -> None:
     trial = pick(tiny_trials(tmp_path, **SETTINGS), condition)
     train(trial, tmp_path, "whole")
     whole = outcome(tmp_path, trial, "whole")
     # All points take a minute; every few in turn find most of what all of them find.
-    step = 1 if os.environ.get("CVRUNNER_THOROUGH") else {"frozen": 4, "unfrozen": 7}[condition]
+    step = 1 if suite == "all" else {"frozen": 7, "unfrozen": 11}[condition]
     points = 0
     for at in itertools.count(1, step):
         name = f"killed-{at}"

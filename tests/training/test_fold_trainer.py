@@ -17,15 +17,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cvrunner.encoders.speech_encoder import Boundary, SpeechEncoder, load_wavlm
+from cvrunner.encoders.wavlm import Boundary, SpeechEncoder, load_wavlm
 from cvrunner.errors import EncoderError, MemoryLimitError, NonFiniteError, Stopped, TrialInUseError, WeightChangeError
-from cvrunner.records import journal
+from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
-from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.records.run_directory import TrialDirectory, read_events
 from cvrunner.training import fold_trainer
+from cvrunner.training import learner as learner_module
+from cvrunner.training.checkpoint import Position
 from cvrunner.training.inputs import pack
+from cvrunner.training.learner import Learner
 from cvrunner.training.trial import Trial
-from tests.trials import pick, tiny_trials, train, trainer
+from tests.trials import learner, pick, tiny_trials, train, trainer
 
 CONDITIONS = ("frozen", "unfrozen")
 
@@ -52,6 +55,24 @@ def break_off_after_epoch_2(trial: Trial, folder: Path) -> None:
     events.close()
 
 
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Path]:
+    """An unfrozen trial and its folder: finished in `whole`, and broken off after two epochs in `parts`."""
+    folder = tmp_path_factory.mktemp("broken-off")
+    trial = pick(tiny_trials(folder), "unfrozen")
+    train(trial, folder, "whole")
+    break_off_after_epoch_2(trial, folder)
+    return trial, folder
+
+
+@pytest.fixture
+def halfway(broken_off: tuple[Trial, Path], tmp_path: Path) -> Trial:
+    """The trial of `broken_off`, with a copy of its folder in `tmp_path`."""
+    trial, folder = broken_off
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return trial
+
+
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_trial_tells_what_it_does_and_leaves_its_records(tmp_path: Path, condition: str) -> None:
     trial = pick(tiny_trials(tmp_path), condition)
@@ -63,7 +84,7 @@ def test_a_trial_tells_what_it_does_and_leaves_its_records(tmp_path: Path, condi
     assert result == events[-1]
     assert files.result("another key") is None
     assert not files.checkpoint.exists()
-    epochs = list(journal.read(files.journal, "epoch"))
+    epochs = list(read_events(files.journal, "epoch"))
     assert [e["epoch"] for e in epochs] == [1, 2, 3]
     assert result.best_epoch == max(epochs, key=lambda e: e["validation_ccc"]["avg"])["epoch"]
     assert result.weight_change.keys() == ({"head"} if condition == "frozen" else {"encoder", "head"})
@@ -84,10 +105,10 @@ def test_the_test_scores_are_those_of_the_predictions_on_the_rating_scale(tmp_pa
 def test_the_test_set_is_predicted_once_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = pick(tiny_trials(tmp_path), "frozen")
     predicted: list[tuple[str, ...]] = []
-    original = fold_trainer.FoldTrainer._predict
+    original = Learner.predict
     monkeypatch.setattr(
-        fold_trainer.FoldTrainer,
-        "_predict",
+        Learner,
+        "predict",
         lambda self, utterances: predicted.append(tuple(u.id for u in utterances)) or original(self, utterances),
     )
     train(trial, tmp_path)
@@ -117,13 +138,10 @@ def test_stopped_at_any_update_and_continued_it_is_bit_identical(tmp_path: Path,
     assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
 
 
-def test_killed_between_epochs_it_goes_on_from_the_last_one(tmp_path: Path) -> None:
-    trial = pick(tiny_trials(tmp_path), "unfrozen")
-    train(trial, tmp_path, "whole")
-    break_off_after_epoch_2(trial, tmp_path)
-    again = train(trial, tmp_path, "parts")
+def test_killed_between_epochs_it_goes_on_from_the_last_one(tmp_path: Path, halfway: Trial) -> None:
+    again = train(halfway, tmp_path, "parts")
     assert [e.epoch for e in again if isinstance(e, EpochRecord)] == [3]
-    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+    assert outcome(tmp_path, halfway, "whole") == outcome(tmp_path, halfway, "parts")
 
 
 def flip_a_bit(path: Path) -> None:
@@ -135,31 +153,25 @@ def flip_a_bit(path: Path) -> None:
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.json", "sha256.json"])
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.unlink(), flip_a_bit])
 def test_a_damaged_checkpoint_costs_one_generation_and_is_mentioned(
-    tmp_path: Path, damage: Callable[[Path], object], file: str
+    tmp_path: Path, halfway: Trial, damage: Callable[[Path], object], file: str
 ) -> None:
-    trial = pick(tiny_trials(tmp_path), "unfrozen")
-    train(trial, tmp_path, "whole")
-    break_off_after_epoch_2(trial, tmp_path)
-    newest = sorted(directory(tmp_path, trial, "parts").checkpoint.glob("0*"))[-1]
+    newest = sorted(directory(tmp_path, halfway, "parts").checkpoint.glob("0*"))[-1]
     damage(newest / file)
-    again = train(trial, tmp_path, "parts")
+    again = train(halfway, tmp_path, "parts")
     started = next(e for e in again if isinstance(e, TrialStarted))
     assert started.resumed_epoch == 2
     assert started.note is not None
     assert f"checkpoint {newest.name} is damaged" in started.note
-    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+    assert outcome(tmp_path, halfway, "whole") == outcome(tmp_path, halfway, "parts")
 
 
-def test_damaged_weights_of_the_best_epoch_are_never_tested(tmp_path: Path) -> None:
-    trial = pick(tiny_trials(tmp_path), "unfrozen")
-    train(trial, tmp_path, "whole")
-    break_off_after_epoch_2(trial, tmp_path)
-    for best in directory(tmp_path, trial, "parts").checkpoint.glob("best-*"):
+def test_damaged_weights_of_the_best_epoch_are_never_tested(tmp_path: Path, halfway: Trial) -> None:
+    for best in directory(tmp_path, halfway, "parts").checkpoint.glob("best-*"):
         flip_a_bit(best)
-    started = next(e for e in train(trial, tmp_path, "parts") if isinstance(e, TrialStarted))
+    started = next(e for e in train(halfway, tmp_path, "parts") if isinstance(e, TrialStarted))
     assert started.note is not None
     assert "does not match its hash" in started.note
-    assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")
+    assert outcome(tmp_path, halfway, "whole") == outcome(tmp_path, halfway, "parts")
 
 
 def test_a_start_tells_what_saving_takes(tmp_path: Path) -> None:
@@ -193,12 +205,10 @@ def test_keys_depend_on_settings_that_matter_and_on_no_others(tmp_path: Path) ->
 
 
 def test_both_conditions_of_a_fold_see_the_same_updates_and_start_from_the_same_head(tmp_path: Path) -> None:
-    trainers = [trainer(pick(tiny_trials(tmp_path), c), tmp_path) for c in CONDITIONS]
-    for one in trainers:
-        one._build()
-    first, second = ([[u.id for u in update.utterances] for update in t._updates(2)] for t in trainers)
+    learners = [learner(pick(tiny_trials(tmp_path), c), tmp_path) for c in CONDITIONS]
+    first, second = ([[u.id for u in update.utterances] for update in one.updates(2)] for one in learners)
     assert first == second
-    heads = [t.model.head.state_dict() for t in trainers]
+    heads = [one.model.head.state_dict() for one in learners]
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
 
 
@@ -207,7 +217,9 @@ def test_a_frozen_encoder_is_bit_identical_after_training(tmp_path: Path) -> Non
     one = trainer(trial, tmp_path)
     list(one.run())
     pretrained = load_wavlm(trial.encoder).state_dict()
-    assert all(torch.equal(value, pretrained[name]) for name, value in one.model.encoder.wavlm.state_dict().items())
+    assert all(
+        torch.equal(value, pretrained[name]) for name, value in one.learner.model.encoder.wavlm.state_dict().items()
+    )
     weights = load_file(directory(tmp_path, trial).model.weights)
     assert all(name.startswith("head.") for name in weights)
 
@@ -217,7 +229,7 @@ def test_an_unfrozen_encoder_moves_but_for_its_front_end(tmp_path: Path) -> None
     one = trainer(trial, tmp_path)
     list(one.run())
     pretrained = load_wavlm(trial.encoder).state_dict()
-    trained = one.model.encoder.wavlm.state_dict()
+    trained = one.learner.model.encoder.wavlm.state_dict()
     assert all(torch.equal(trained[n], pretrained[n]) for n in trained if n.startswith("feature_extractor"))
     assert not torch.equal(
         trained["encoder.layers.0.attention.q_proj.weight"], pretrained["encoder.layers.0.attention.q_proj.weight"]
@@ -227,15 +239,12 @@ def test_an_unfrozen_encoder_moves_but_for_its_front_end(tmp_path: Path) -> None
 def test_cached_features_equal_live_ones(tmp_path: Path) -> None:
     """The frozen trial reads hidden states; the same encoder on conv features gives them, up to float16."""
     trial = pick(tiny_trials(tmp_path), "frozen")
-    one = trainer(trial, tmp_path)
-    one._build()
-    list(one.inputs.fill_cache())
-    update = one._updates(1)[0]
+    one = learner(trial, tmp_path)
+    list(one.fill_cache())
+    update = one.updates(1)[0]
     for cached in one.inputs.batches(update):
-        one.inputs.encoder.freeze = False  # now `store` is the one of conv features
-        live = next(b for b in one.inputs.batches(update) if torch.equal(b.positions, cached.positions))
-        one.inputs.encoder.freeze = True
-        states, lengths = one.model.encoder(live.features, live.lengths)
+        conv = [one.inputs.conv.read(update.utterances[i]) for i in cached.positions]
+        states, lengths = one.model.encoder(pack(conv).float(), torch.tensor([len(array) for array in conv]))
         assert torch.equal(lengths, cached.lengths)
         torch.testing.assert_close(states, cached.features, atol=5e-3, rtol=5e-3)
 
@@ -244,12 +253,10 @@ def test_what_lies_below_the_boundary_comes_from_the_cache_and_is_shared_with_th
     tmp_path: Path,
 ) -> None:
     trials = tiny_trials(tmp_path, model={"unfreeze_top_layers": 1})
-    one, frozen = trainer(pick(trials, "unfrozen"), tmp_path), trainer(pick(trials, "frozen"), tmp_path)
-    for each in (one, frozen):
-        each._build()
-    assert [progress.kind for progress in one.inputs.fill_cache()][-1] == "hidden states at the boundary"
+    one, frozen = learner(pick(trials, "unfrozen"), tmp_path), learner(pick(trials, "frozen"), tmp_path)
+    assert [progress.kind for progress in one.fill_cache()][-1] == "hidden states at the boundary"
     assert not frozen.inputs.hidden.missing()
-    update = one._updates(1)[0]
+    update = one.updates(1)[0]
     cached = next(one.inputs.batches(update))
     assert isinstance(cached.features, Boundary)
     conv = pack([one.inputs.conv.read(update.utterances[i]) for i in cached.positions]).float()
@@ -257,6 +264,16 @@ def test_what_lies_below_the_boundary_comes_from_the_cache_and_is_shared_with_th
     torch.testing.assert_close(
         one.model.encode(cached.features, cached.lengths), one.model.encode(conv, cached.lengths), atol=5e-3, rtol=5e-3
     )
+
+
+def test_masking_is_refused_for_an_encoder_without_a_mask_embedding(tmp_path: Path) -> None:
+    trials = tiny_trials(tmp_path, model={"spec_augment": True})
+    folder = trials[0].encoder.folder
+    settings = json.loads((folder / "config.json").read_text()) | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(EncoderError, match=r"model\.spec_augment: the encoder .* has no embedding for masked frames"):
+        learner(pick(trials, "unfrozen"), tmp_path)
+    learner(pick(trials, "frozen"), tmp_path)
 
 
 def test_the_guard_stops_an_unfrozen_trial_whose_encoder_gets_no_gradient(
@@ -276,17 +293,18 @@ def test_the_guard_stops_an_unfrozen_trial_whose_encoder_gets_no_gradient(
 
 def test_a_loss_that_is_not_a_number_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = pick(tiny_trials(tmp_path), "frozen")
-    one = trainer(trial, tmp_path)
-    monkeypatch.setattr(fold_trainer, "scaled_labels", lambda u, *_: torch.full((len(u), 2), torch.nan))
-    before: dict[str, Tensor] = {}
-    monkeypatch.setattr(
-        one.checkpoints,
-        "load",
-        lambda key: before.update({n: p.clone() for n, p in one.weights.items()}) or (None,) * 3,
-    )
+    one = learner(trial, tmp_path)
+    list(one.fill_cache())
+    one.begin_epoch(1)
+    before = {name: weight.detach().clone() for name, weight in one.weights.items()}
+    monkeypatch.setattr(learner_module, "scaled_labels", lambda u, *_: torch.full((len(u), 2), torch.nan))
     with pytest.raises(NonFiniteError, match="epoch 1, update 1: loss nan"):
-        list(one.run())
-    assert all(torch.equal(before[n], p) for n, p in one.weights.items())
+        one.update(one.updates(1)[0], Position(1, 0, 0))
+    assert all(torch.equal(before[name], weight) for name, weight in one.weights.items())
+    with pytest.raises(NonFiniteError, match="epoch 1, update 1: loss nan"):
+        train(trial, tmp_path)
+    (line,) = read_events(directory(tmp_path, trial).journal, "not_finite")
+    assert (line["epoch"], line["update"]) == (1, 0)
 
 
 def test_two_processes_do_not_train_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,27 +366,21 @@ def test_a_limit_of_seconds_changes_memory_and_not_the_gradient(tmp_path: Path) 
     losses = []
     for name, limit in (("free", None), ("limited", 0.6)):
         trial = pick(tiny_trials(tmp_path, train={"batch_size": 4, "max_batch_s": limit}, **quiet), "unfrozen")
-        sizes = {len(m) for u in trainer_updates(trial, tmp_path) for m in u.micro_batches}
+        sizes = {len(m) for u in learner(trial, tmp_path).updates(1) for m in u.micro_batches}
         assert (4 in sizes) == (limit is None)
         losses.append([e.train_loss for e in train(trial, tmp_path, name) if isinstance(e, EpochRecord)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-
-
-def trainer_updates(trial: Trial, folder: Path) -> list[Any]:
-    one = trainer(trial, folder)
-    one._build()
-    return one._updates(1)
 
 
 def test_with_unfreeze_layers_what_is_below_does_not_move(tmp_path: Path) -> None:
     trial = pick(tiny_trials(tmp_path, model={"unfreeze_top_layers": 1}), "unfrozen")
     one = trainer(trial, tmp_path)
     list(one.run())
-    pretrained, trained = load_wavlm(trial.encoder).state_dict(), one.model.encoder.wavlm.state_dict()
+    pretrained, trained = load_wavlm(trial.encoder).state_dict(), one.learner.model.encoder.wavlm.state_dict()
     moved = {n for n in trained if not torch.equal(trained[n], pretrained[n])}
     assert moved
     assert all(n.startswith("encoder.layers.1.") for n in moved)
-    assert not any(module.training for module in one.model.encoder.wavlm.encoder.layers[0].modules())
+    assert not any(module.training for module in one.learner.model.encoder.wavlm.encoder.layers[0].modules())
     assert all(
         n.startswith(("head.", "encoder.wavlm.encoder.layers.1."))
         for n in load_file(directory(tmp_path, trial).model.weights)
@@ -377,7 +389,7 @@ def test_with_unfreeze_layers_what_is_below_does_not_move(tmp_path: Path) -> Non
 
 def test_more_unfrozen_layers_than_there_are_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"model\.unfreeze_top_layers 9: the encoder has 2 transformer layers"):
-        trainer(pick(tiny_trials(tmp_path, model={"unfreeze_top_layers": 9}), "unfrozen"), tmp_path)._build()
+        learner(pick(tiny_trials(tmp_path, model={"unfreeze_top_layers": 9}), "unfrozen"), tmp_path)
 
 
 def test_early_stopping_ends_after_so_many_epochs_without_a_better_one(
@@ -395,14 +407,14 @@ class TestOutOfMemory:
     @staticmethod
     def limit(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
         """A device that cannot encode more than `largest` utterances at once with their graph."""
-        encode = fold_trainer.MambaEMAModel.encode
+        encode = MambaEMAModel.encode
 
         def limited(self: Any, features: Tensor, lengths: Tensor) -> Tensor:
             if torch.is_grad_enabled() and len(lengths) > largest:
                 raise torch.OutOfMemoryError("injected")
             return encode(self, features, lengths)
 
-        monkeypatch.setattr(fold_trainer.MambaEMAModel, "encode", limited)
+        monkeypatch.setattr(MambaEMAModel, "encode", limited)
 
     def test_it_goes_on_with_smaller_micro_batches_and_the_same_effective_batch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -415,7 +427,7 @@ class TestOutOfMemory:
         whole = train(trial, tmp_path, "whole")
         self.limit(monkeypatch, 1)
         small = train(trial, tmp_path, "small")
-        halved = list(journal.read(directory(tmp_path, trial, "small").journal, "memory"))
+        halved = list(read_events(directory(tmp_path, trial, "small").journal, "memory"))
         assert [(line["epoch"], line["update"], line["batch_size"]) for line in halved] == [(1, 0, 2), (1, 0, 1)]
         assert isinstance(small[-1], TrialResult)
         assert small[-1].batch_size == 1
@@ -436,21 +448,22 @@ class TestOutOfMemory:
             train(pick(tiny_trials(tmp_path, train={"accumulation": "averaged"}), "unfrozen"), tmp_path)
 
 
-def test_checkpoints_are_written_within_an_epoch_too(tmp_path: Path) -> None:
+def test_checkpoints_are_written_within_an_epoch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill in the middle of an epoch costs what was done since the last of them."""
     trial = pick(tiny_trials(tmp_path, cluster={"checkpoint_every_s": 0.0}), "unfrozen")
     train(trial, tmp_path, "whole")
     one = trainer(trial, tmp_path, "parts")
-    step, steps = one._step, itertools.count(1)
+    step, steps = Learner.update, itertools.count(1)
 
     def dies(*arguments: Any) -> Any:
         if next(steps) == 6:
             raise SystemExit
         return step(*arguments)
 
-    one._step = dies  # type: ignore[method-assign]
+    monkeypatch.setattr(Learner, "update", dies)
     with pytest.raises(SystemExit):
         list(one.run())
+    monkeypatch.undo()
     started = next(e for e in train(trial, tmp_path, "parts") if isinstance(e, TrialStarted))
     assert (started.resumed_epoch, started.resumed_update) == (2, 2)
     assert outcome(tmp_path, trial, "whole") == outcome(tmp_path, trial, "parts")

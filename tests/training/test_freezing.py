@@ -5,27 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cvrunner.config.adaptation import FROZEN, Adaptation, adaptation_of
 from cvrunner.config.sections import MambaConfig, ModelConfig, TrainConfig
 from cvrunner.errors import WeightChangeError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.freezing import NEVER, Schedule, match, rules
-from tests.tiny_encoders import tiny_encoder
+from tests.tiny_encoders import FULL, TOP_LAYER, tiny_encoder
 
 TRAIN = TrainConfig(epochs=10, lr=1e-3, encoder_lr=1e-5, warmup_ratio=0.1)
 
 
-def model(freeze: bool, protocol: str = "utterance") -> MambaEMAModel:
+def model(adaptation: Adaptation = FULL, protocol: str = "utterance", stable: bool = False) -> MambaEMAModel:
     config = ModelConfig(width=16, protocol=protocol, mamba=MambaConfig(state_size=4, head_dim=8, layers=1))
-    return MambaEMAModel(tiny_encoder(freeze=freeze), config, 2)
+    return MambaEMAModel(tiny_encoder(stable, adaptation=adaptation), config, 2)
 
 
 def test_a_parameter_that_no_rule_matches_is_named() -> None:
     with pytest.raises(LookupError, match=r"parameter decoder\.weight is in no group"):
-        match("decoder.weight", rules(TRAIN, False))
+        match("decoder.weight", rules(tiny_encoder(), TRAIN))
 
 
 def test_every_trained_parameter_is_in_the_optimizer_once_and_no_other_is() -> None:
-    schedule = Schedule(model(freeze=False, protocol="dialogue"), TRAIN, False)
+    schedule = Schedule(model(protocol="dialogue"), TRAIN)
     inside = [id(p) for group in schedule.optimizer().param_groups for p in group["params"]]
     trained = [id(p) for g in ("encoder", "head") for p in schedule.members[g].values()]
     assert sorted(inside) == sorted(trained)
@@ -33,13 +34,13 @@ def test_every_trained_parameter_is_in_the_optimizer_once_and_no_other_is() -> N
 
 
 def test_a_frozen_encoder_is_in_no_optimizer() -> None:
-    schedule = Schedule(model(freeze=True), TRAIN, True)
+    schedule = Schedule(model(FROZEN), TRAIN)
     assert schedule.groups == ["head"]
     assert {group["group"] for group in schedule.optimizer().param_groups} == {"head"}
 
 
 def test_norms_biases_and_layer_weights_do_not_decay() -> None:
-    schedule = Schedule(model(freeze=False, protocol="dialogue"), TRAIN, False)
+    schedule = Schedule(model(protocol="dialogue"), TRAIN)
     names = {id(p): n for named in schedule.members.values() for n, p in named.items()}
     for group in schedule.optimizer().param_groups:
         for parameter in group["params"]:
@@ -50,7 +51,7 @@ def test_norms_biases_and_layer_weights_do_not_decay() -> None:
 
 @pytest.mark.parametrize("stable", [False, True])
 def test_with_unfreeze_layers_only_the_top_ones_train(stable: bool) -> None:
-    schedule = Schedule(model(freeze=False), TRAIN, False, below=1, stable=stable)
+    schedule = Schedule(model(TOP_LAYER, stable=stable), TRAIN)
     schedule.begin_epoch(1)
     trained = {n.removeprefix("encoder.wavlm.") for n, p in schedule.members["encoder"].items() if p.requires_grad}
     below = {n.removeprefix("encoder.wavlm.") for n in schedule.members["encoder_below"]}
@@ -64,7 +65,8 @@ def test_with_unfreeze_layers_only_the_top_ones_train(stable: bool) -> None:
 
 def test_the_encoder_joins_after_freeze_epochs() -> None:
     train = TrainConfig(epochs=4, freeze_epochs=2)
-    schedule = Schedule(model(freeze=False), train, False)
+    assert adaptation_of(ModelConfig(freeze_speech_encoder=False), train).start_epoch == 3
+    schedule = Schedule(model(Adaptation("full", start_epoch=3)), TrainConfig(epochs=4))
     for epoch, expected in ((1, False), (2, False), (3, True), (4, True)):
         schedule.begin_epoch(epoch)
         assert {p.requires_grad for p in schedule.members["encoder"].values()} == {expected}
@@ -80,12 +82,12 @@ def test_a_fixed_ema_decay_stays_fixed() -> None:
         mamba=MambaConfig(state_size=4, head_dim=8, layers=1),
     )
     whole = MambaEMAModel(tiny_encoder(), config, 2)
-    Schedule(whole, TRAIN, True).begin_epoch(1)
+    Schedule(whole, TRAIN).begin_epoch(1)
     assert not whole.head.turn_ema.ema_logit.requires_grad
 
 
 def test_learning_rates_warm_up_from_each_groups_own_start_and_end_near_zero() -> None:
-    schedule = Schedule(model(freeze=False), TrainConfig(epochs=10, lr=1e-3, encoder_lr=1e-5, freeze_epochs=5), False)
+    schedule = Schedule(model(Adaptation("full", start_epoch=6)), TrainConfig(epochs=10, lr=1e-3, encoder_lr=1e-5))
     head = [schedule.learning_rate("head", i, 20) for i in range(200)]
     encoder = [schedule.learning_rate("encoder", i, 20) for i in range(200)]
     assert max(head) == pytest.approx(1e-3)
@@ -99,13 +101,13 @@ def test_learning_rates_warm_up_from_each_groups_own_start_and_end_near_zero() -
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_counts_add_up(frozen: bool) -> None:
-    whole = model(freeze=frozen)
-    count = Schedule(whole, TRAIN, frozen).count()
+    whole = model(FROZEN if frozen else FULL)
+    count = Schedule(whole, TRAIN).count()
     assert count.total == sum(p.numel() for p in whole.parameters()) == sum(count.groups.values())
     assert count.trainable == count.groups["head"] + (0 if frozen else count.groups["encoder"])
 
 
-class TestMovement:
+class TestWeightChange:
     NORMS = {"front_end": 0.0, "encoder": 1.0, "head": 1.0}  # noqa: RUF012
 
     def moved(self, whole: MambaEMAModel, *prefixes: str) -> None:
@@ -115,23 +117,23 @@ class TestMovement:
                     parameter.mul_(1.01)
 
     def test_it_is_the_relative_distance_from_the_start(self) -> None:
-        whole = model(freeze=False)
-        schedule = Schedule(whole, TRAIN, False)
+        whole = model()
+        schedule = Schedule(whole, TRAIN)
         assert set(schedule.weight_change().values()) == {0.0}
         self.moved(whole, "head.")
         assert schedule.weight_change()["head"] == pytest.approx(0.01, rel=1e-4)
         assert schedule.weight_change()["encoder"] == 0
 
     def test_an_unfrozen_encoder_that_stands_still_is_an_error(self) -> None:
-        whole = model(freeze=False)
-        schedule = Schedule(whole, TRAIN, False)
+        whole = model()
+        schedule = Schedule(whole, TRAIN)
         self.moved(whole, "head.")
         with pytest.raises(WeightChangeError, match="encoder should train since epoch 1, but after epoch 1"):
             schedule.check_weight_change(1, schedule.weight_change(), self.NORMS)
 
     def test_weight_decay_alone_does_not_count_as_fine_tuning(self) -> None:
-        whole = model(freeze=False)
-        schedule = Schedule(whole, TRAIN, False)
+        whole = model()
+        schedule = Schedule(whole, TRAIN)
         self.moved(whole, "head.", "encoder.wavlm.encoder.")
         schedule.check_weight_change(1, schedule.weight_change(), self.NORMS)
         with pytest.raises(WeightChangeError, match="gradient norm of 0"):
@@ -141,12 +143,12 @@ class TestMovement:
         ("frozen", "prefix"), [(True, "encoder.wavlm.encoder."), (False, "encoder.wavlm.feature_extractor.")]
     )
     def test_what_is_frozen_and_moved_is_an_error(self, frozen: bool, prefix: str) -> None:
-        whole = model(freeze=frozen)
-        schedule = Schedule(whole, TRAIN, frozen)
+        whole = model(FROZEN if frozen else FULL)
+        schedule = Schedule(whole, TRAIN)
         self.moved(whole, prefix, "head.", "encoder.wavlm.encoder.")
         with pytest.raises(WeightChangeError, match=r"is frozen in epoch 1, but its weights moved by 0\.0"):
             schedule.check_weight_change(1, schedule.weight_change(), self.NORMS)
 
 
 def test_never_is_after_every_epoch() -> None:
-    assert all(rule.start == NEVER for rule in rules(TRAIN, True) if rule.group != "head")
+    assert all(rule.start == NEVER for rule in rules(tiny_encoder(), TRAIN) if rule.group != "head")

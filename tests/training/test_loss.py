@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cvrunner.training.loss import batch_ccc, ccc_loss
+from cvrunner.training.accumulation import batch_ccc, ccc_loss
 
 
 def pearson_form(p: torch.Tensor, t: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""A sweep's decisions, without a cluster: what is drawn, what a setting is judged by, and what a restart obeys."""
+"""A sweep's decisions, without a cluster: what is drawn, how a setting is scored, and what a restart obeys."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from cvrunner.data.folds import make_folds
 from cvrunner.errors import ClusterError, ConfigError
 from cvrunner.orchestration.resources import capacity_by_node
 from cvrunner.records.results import EpochRecord
-from cvrunner.tune.objective import Objective
-from cvrunner.tune.records import SettingEpoch, SettingState
+from cvrunner.tune.command import settings_table, tuned_yaml
 from cvrunner.tune.settings import (
+    Objective,
     current_values,
     draw_settings,
-    laid_over,
     plan_setting,
     rungs,
     searched_keys,
     sweep_key,
+    with_setting,
 )
-from cvrunner.tune.store import SweepStore
-from cvrunner.tune.text import sentence, settings_table, tuned_yaml
+from cvrunner.tune.store import SettingEpoch, SettingState, SweepStore
 from tests.tiny_encoders import save_encoder
 from tests.trials import tiny_config, tiny_corpus
 
@@ -55,7 +54,7 @@ def test_the_first_setting_is_the_configuration_and_the_others_lie_in_the_space(
     assert all(5e-6 <= values["train.encoder_lr"] <= 5e-5 for values in others)
     assert {values["train.grad_clip"] for values in others} == {0.3, 1.0}
     assert {values["model.unfreeze_top_layers"] for values in others} == {None, 2, 4}
-    # Even in the logarithm: about half lie below the middle, 1.6e-5, where a linear draw would put a quarter.
+    # Even in the logarithm: about half are below the middle, 1.6e-5, where a linear draw would put a quarter.
     assert 12 <= sum(values["train.encoder_lr"] < 1.6e-5 for values in others) <= 27
 
 
@@ -75,7 +74,7 @@ def test_a_small_space_gives_each_of_its_settings_once() -> None:
 
 def test_a_setting_changes_its_condition_alone() -> None:
     config = validate({}, "test")
-    tuned = laid_over(config, "unfrozen", {"train.lr": 0.25, "model.unfreeze_top_layers": 2})
+    tuned = with_setting(config, "unfrozen", {"train.lr": 0.25, "model.unfreeze_top_layers": 2})
     assert tuned.for_condition("unfrozen").train.lr == 0.25
     assert tuned.for_condition("unfrozen").model.unfreeze_top_layers == 2
     assert tuned.for_condition("frozen").numerics == config.for_condition("frozen").numerics
@@ -87,7 +86,7 @@ def test_of_a_frozen_condition_only_what_changes_something_is_searched() -> None
 
 def test_a_setting_breaks_no_rule_of_the_configuration() -> None:
     with pytest.raises(ConfigError, match="head_dim 32 must divide"):
-        laid_over(validate({}, "test"), "unfrozen", {"model.width": 7})
+        with_setting(validate({}, "test"), "unfrozen", {"model.width": 7})
 
 
 def test_a_sweeps_trials_have_no_test_part_and_its_key_holds_what_decides_the_table(tmp_path: Path) -> None:
@@ -111,7 +110,7 @@ def test_comparisons_come_at_powers_of_the_factor() -> None:
     assert rungs(TuneConfig(grace_period=60), 50) == []
 
 
-# --- what a setting is judged by --------------------------------------------------------------------------------------
+# --- how a setting is scored --------------------------------------------------------------------------------------
 
 
 def epoch(number: int, average: float | None) -> EpochRecord:
@@ -119,19 +118,19 @@ def epoch(number: int, average: float | None) -> EpochRecord:
     return EpochRecord.model_construct(epoch=number, validation_ccc=ccc)
 
 
-def test_an_epoch_is_told_when_all_folds_have_it_with_each_folds_best_so_far() -> None:
+def test_an_epoch_is_reported_when_all_folds_have_it_with_each_folds_best_so_far() -> None:
     objective = Objective([1, 2])
     for number, average in enumerate((0.1, 0.5, 0.4), 1):
         objective.epoch(1, epoch(number, average))
-    assert list(objective.news()) == []
+    assert list(objective.new_epochs()) == []
     objective.epoch(2, epoch(1, 0.3))
     objective.epoch(2, epoch(2, 0.1))
-    told = list(objective.news())
-    assert [(one.epoch, one.score) for one in told] == [(1, pytest.approx(0.2)), (2, pytest.approx(0.4))]
+    reported = list(objective.new_epochs())
+    assert [(one.epoch, one.score) for one in reported] == [(1, pytest.approx(0.2)), (2, pytest.approx(0.4))]
     objective.epoch(2, epoch(2, 0.9))  # repeated after a kill
-    assert list(objective.news()) == []
+    assert list(objective.new_epochs()) == []
     objective.epoch(2, epoch(3, 0.2))
-    assert [one.score for one in objective.news()] == [pytest.approx(0.4)]
+    assert [one.score for one in objective.new_epochs()] == [pytest.approx(0.4)]
 
 
 def test_a_fold_that_stopped_early_counts_with_its_best_epoch() -> None:
@@ -141,17 +140,20 @@ def test_a_fold_that_stopped_early_counts_with_its_best_epoch() -> None:
     for number in (1, 2):
         objective.epoch(2, epoch(number, 0.2 * number))
     objective.end(2)
-    assert [(one.epoch, one.score) for one in objective.news()] == [(1, pytest.approx(0.4)), (2, pytest.approx(0.5))]
+    assert [(one.epoch, one.score) for one in objective.new_epochs()] == [
+        (1, pytest.approx(0.4)),
+        (2, pytest.approx(0.5)),
+    ]
 
 
 def test_an_undefined_ccc_makes_the_score_undefined_and_is_never_the_best() -> None:
     objective = Objective([1])
     for number, average in enumerate((None, -0.9), 1):
         objective.epoch(1, epoch(number, average))
-    assert [one.score for one in objective.news()] == [None, -0.9]
+    assert [one.score for one in objective.new_epochs()] == [None, -0.9]
 
 
-# --- the record, the judge, what is written ---------------------------------------------------------------------------
+# --- the record, the scheduler, what is written -----------------------------------------------------------------------
 
 
 def store_of(folder: Path, samples: int = 4, epochs: int = 9) -> SweepStore:
@@ -165,7 +167,7 @@ def store_of(folder: Path, samples: int = 4, epochs: int = 9) -> SweepStore:
     )
 
 
-def judged(folder: Path, number: int, score: float) -> SettingEpoch:
+def epoch_of(folder: Path, number: int, score: float) -> SettingEpoch:
     ccc = {"valence": score, "arousal": score, "avg": score}
     return SettingEpoch(epoch=number, folds={1: ccc, 2: ccc}, score=score)
 
@@ -175,51 +177,51 @@ class TuneTrial:
         self.config = {"setting": setting}
 
 
-def tell(judge: Any, setting: str, number: int, score: float) -> str:
+def report(scheduler: Any, setting: str, number: int, score: float) -> str:
     from cvrunner.tune import sweep
 
-    record = judged(Path(), number, score).model_dump_json()
+    record = epoch_of(Path(), number, score).model_dump_json()
     result = {sweep.SETTING: setting, sweep.EPOCH: number, sweep.SCORE: score, sweep.RECORD: record}
-    decision: str = judge.on_trial_result(None, TuneTrial(setting), result)
+    decision: str = scheduler.on_trial_result(None, TuneTrial(setting), result)
     return decision
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_bad_settings_are_stopped_and_a_restart_obeys_what_was_decided(tmp_path: Path) -> None:
-    from cvrunner.tune.sweep import Judge
+    from cvrunner.tune.sweep import SweepScheduler
 
     rule = TuneConfig(grace_period=1, reduction_factor=3.0)
-    judge = Judge(store_of(tmp_path), rule, threading.Event())
-    names = list(judge.store.record.settings)
-    decisions = [tell(judge, name, 1, score) for name, score in zip(names, (0.5, 0.6, 0.1, 0.7), strict=True)]
+    scheduler = SweepScheduler(store_of(tmp_path), rule, threading.Event())
+    names = list(scheduler.store.record.settings)
+    decisions = [report(scheduler, name, 1, score) for name, score in zip(names, (0.5, 0.6, 0.1, 0.7), strict=True)]
     assert decisions == ["CONTINUE", "CONTINUE", "STOP", "CONTINUE"]
-    assert judge.store.record.settings[names[2]].status == "PRUNED"
+    assert scheduler.store.record.settings[names[2]].status == "PRUNED"
 
-    again = Judge(store_of(tmp_path), rule, threading.Event())
-    assert again.store.directory == judge.store.directory
+    again = SweepScheduler(store_of(tmp_path), rule, threading.Event())
+    assert again.store.directory.path == scheduler.store.directory.path
     assert again.store.pending == [names[0], names[1], names[3]]
     # With all that is known now the first would not have gone on, but that was decided.
-    assert tell(again, names[0], 1, 0.5) == "CONTINUE"
-    assert again.asha.debug_string() == judge.asha.debug_string()
-    assert tell(again, names[3], 9, 0.8) == "STOP"
+    assert report(again, names[0], 1, 0.5) == "CONTINUE"
+    assert again.asha.debug_string() == scheduler.asha.debug_string()
+    assert report(again, names[3], 9, 0.8) == "STOP"
     assert again.store.record.settings[names[3]].status == "DONE"
     assert again.store.record.best == names[3]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_setting_that_cannot_be_trained_fails_alone_unless_all_would(tmp_path: Path) -> None:
-    from cvrunner.tune.sweep import Judge
+    from cvrunner.tune.sweep import SweepScheduler
 
-    judge = Judge(store_of(tmp_path), TuneConfig(), threading.Event())
-    first, second, *_ = judge.store.record.settings
-    said = {"setting": first, "failure": "fold 1: loss is not a number", "aborts": False}
-    assert judge.on_trial_result(None, TuneTrial(first), said) == "STOP"
-    assert not judge.stopping
-    judge.on_trial_result(None, TuneTrial(second), {"setting": second, "failure": "no encoder", "aborts": True})
-    assert judge.stopping
-    assert judge.choose_trial_to_run(None) is None
-    judge.store.begin()
-    assert first in judge.store.pending  # tried again by the next command
+    scheduler = SweepScheduler(store_of(tmp_path), TuneConfig(), threading.Event())
+    first, second, *_ = scheduler.store.record.settings
+    result = {"setting": first, "failure": "fold 1: loss is not a number", "aborts": False}
+    assert scheduler.on_trial_result(None, TuneTrial(first), result) == "STOP"
+    assert not scheduler.stopping
+    scheduler.on_trial_result(None, TuneTrial(second), {"setting": second, "failure": "no encoder", "aborts": True})
+    assert scheduler.stopping
+    assert scheduler.choose_trial_to_run(None) is None
+    scheduler.store.begin()
+    assert first in scheduler.store.pending  # tried again by the next command
 
 
 def test_the_table_has_the_settings_trained_to_the_end_first(tmp_path: Path) -> None:
@@ -227,11 +229,11 @@ def test_the_table_has_the_settings_trained_to_the_end_first(tmp_path: Path) -> 
     a, b, c, d = store.record.settings
     for name, scores in {a: (0.1, 0.3), b: (0.2, 0.4), c: (0.5,)}.items():
         for number, score in enumerate(scores, 1):
-            store.decide(name, judged(tmp_path, number, score).model_copy(update={"stops": name == c}))
-    assert sentence(store.record).startswith(
+            store.decide(name, epoch_of(tmp_path, number, score).model_copy(update={"stops": name == c}))
+    assert store.record.sentence.startswith(
         f"{b} is the best of 4: mean validation CCC-Avg 0.4000, as configured 0.3000"
     )
-    store.failed(d, "made up")
+    store.end_setting(d, "made up")
     table = settings_table(store.record)
     assert [(row[0], row[-2], row[-1]) for row in table.rows] == [
         (b, "0.4000", "done"),
@@ -247,9 +249,9 @@ def test_the_tuned_configuration_is_complete_and_its_header_is_honest(tmp_path: 
     first, best = store.record.settings
     for name, score in {first: 0.2, best: 0.3}.items():
         for number in (1, 2):
-            store.decide(name, judged(tmp_path, number, score))
+            store.decide(name, epoch_of(tmp_path, number, score))
     values = store.record.settings[best].values
-    text = tuned_yaml(config, laid_over(config, "unfrozen", values), store.record)
+    text = tuned_yaml(config, with_setting(config, "unfrozen", values), store.record)
     path = tmp_path / "elsewhere" / "tuned.yaml"
     path.parent.mkdir()
     path.write_text(text)
@@ -260,18 +262,18 @@ def test_the_tuned_configuration_is_complete_and_its_header_is_honest(tmp_path: 
     assert tuned.for_condition("frozen").numerics == config.for_condition("frozen").numerics
     assert tuned.train.epochs == 3
     header = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
-    for said in (
+    for text_part in (
         "2 settings of unfrozen were searched by the mean validation CCC-Avg of folds 1, 2",
         f"Best: {best} with 0.3000; as configured 0.2000",
         "Only unfrozen was searched, so a comparison with frozen favours it",
         "cvrunner tune --config <this file> --set tune.condition=frozen",
-        "training data of others",
-        "searched with 2 epochs; below are the configuration's own",
+        "training data of other folds",
+        "search used 2 epochs; the configuration below keeps its own number",
     ):
-        assert said in header, said
+        assert text_part in header, text_part
 
 
-def test_a_state_counts_as_ended_once_it_is_no_longer_waited_for() -> None:
+def test_a_state_has_ended_once_it_is_no_longer_waiting() -> None:
     assert [SettingState(values={}, status=status).ended for status in ("WAITING", "DONE", "PRUNED", "FAILED")] == [
         False, True, True, True,
     ]  # fmt: skip

@@ -1,10 +1,11 @@
-"""The same numbers in every dress, and no numbers where trials are missing."""
+"""The same numbers in all formats, and no numbers while trials are missing."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import re
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pytest
@@ -12,11 +13,11 @@ import pytest
 from cvrunner.errors import ResultsError
 from cvrunner.records.results import CorrectedT, Difference, FloorRecord, Interval, Score, Summary
 from cvrunner.report.evidence import claims_table, floor_table, trials_table
-from cvrunner.report.experiment_comparison import update_experiment_comparison
 from cvrunner.report.figures import draw
 from cvrunner.report.html import render_html
-from cvrunner.report.render import render_markdown, render_text
 from cvrunner.report.report import read_report
+from cvrunner.report.tables import render_markdown, render_text
+from cvrunner.report.write import update_experiment_comparison
 from cvrunner.verdict.comparison import summarise
 from cvrunner.verdict.sentence import clause, decide
 from tests.runs import make_run
@@ -30,6 +31,10 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(directory):
     return read_report(directory)
+
+
+def with_floor(report, floor):
+    return replace(report, run=report.run.model_copy(update={"floor": floor}))
 
 
 def test_mean_and_sd_are_those_of_the_result_files(directory, report):
@@ -50,11 +55,11 @@ def test_differences_are_paired_by_fold(report):
     assert difference.interval.low < difference.mean < difference.interval.high
 
 
-def test_every_dress_has_the_same_numbers(directory, report):
+def test_all_formats_show_the_same_numbers(directory, report):
     directory.write_summary(report.summary)
     written = Summary.from_json(directory.summary_file.read_bytes(), "summary.json")
     assert written == report.summary
-    shown = [render_markdown(report), render_text(report, 200), render_html(report, draw(report))]
+    shown = [render_markdown(report), render_text(report.run, report.summary, 200), render_html(report, draw(report))]
     numbers = [f"{score.mean:.4f}" for scores in written.scores.values() for score in scores.values()]
     numbers += [f"{d.mean:+.4f}" for d in written.differences["unfrozen"].values()]
     numbers += [f"{v:+.4f}" for d in written.differences["unfrozen"].values() for v in d.by_trial.values()]
@@ -85,7 +90,7 @@ def test_no_gain_is_not_distinguishable(tmp_path):
     assert "synthetic" not in summary.verdict
 
 
-def test_three_conditions_are_each_held_against_the_first(tmp_path):
+def test_three_conditions_are_each_compared_with_the_first(tmp_path):
     summary = summarise(make_run(tmp_path, conditions=("frozen", "unfrozen", "top"), seeds=(0, 1), gain=0.15))
     assert list(summary.differences) == ["unfrozen", "top"]
     assert "unfrozen is" in summary.verdict
@@ -104,7 +109,7 @@ def test_an_incomplete_run_names_what_is_missing_and_prints_no_mean(tmp_path):
     summary = report.summary
     assert (summary.status, summary.missing) == ("INCOMPLETE", ["unfrozen/fold-3/seed-0"])
     assert (summary.scores, summary.differences, summary.groups) == ({}, {}, {})
-    for text in (render_markdown(report), render_text(report), render_html(report, draw(report))):
+    for text in (render_markdown(report), render_text(report.run, report.summary), render_html(report, draw(report))):
         assert "unfrozen/fold-3/seed-0" in text
         assert "±" not in text
         assert "pooled" not in text
@@ -114,7 +119,7 @@ def test_predictions_of_another_trial_are_refused(tmp_path):
     directory = make_run(tmp_path)
     one, other = (directory.trial("frozen", fold, 0).predictions for fold in (1, 2))
     one.write_bytes(other.read_bytes())
-    with pytest.raises(ResultsError, match="not of the same trial"):
+    with pytest.raises(ResultsError, match="not from the same trial"):
         summarise(directory)
 
 
@@ -144,28 +149,28 @@ def test_claims_are_tested_on_real_data_only(tmp_path, report):
     assert [row[-1] for row in claims_table(real).rows] == ["met", "missed", "not testable here"]
 
 
-def test_the_floor_stands_beside_the_conditions(directory):
+def test_the_floor_is_shown_next_to_the_conditions(report):
     scores = {name: Score(mean=0.626, pooled=0.6) for name in ("valence", "arousal", "avg")}
     floor = FloorRecord(scores={"scenario": scores}, controlled={"frozen": scores}, ceiling=scores)
-    report = read_report(directory, floor=floor)
+    report = with_floor(report, floor)
     rows = {row[0]: row[1:] for row in floor_table(report).rows}
-    names = ["no audio: scenario", "frozen", "unfrozen", "frozen, scenario taken out", "one human rater"]
+    names = ["no audio: scenario", "frozen", "unfrozen", "frozen, controlled for scenario", "one human rater"]
     assert list(rows) == [*names, "frozen / one human rater", "unfrozen / one human rater"]
     unfrozen = report.summary.scores["unfrozen"]
     expected = [unfrozen[d].mean / 0.626 for d in scores] + [unfrozen[d].pooled / 0.6 for d in scores]
     assert rows["unfrozen / one human rater"] == [f"{share:.2f}" for share in expected]
 
 
-def test_a_human_rater_who_reaches_nothing_has_no_ratio(directory):
+def test_a_human_rater_who_reaches_nothing_has_no_ratio(report):
     none = {name: Score(mean=0.0, pooled=None) for name in ("valence", "arousal", "avg")}
-    rows = floor_table(read_report(directory, floor=FloorRecord(ceiling=none))).rows
+    rows = floor_table(with_floor(report, FloorRecord(ceiling=none))).rows
     assert rows[-1] == ["unfrozen / one human rater", *["–"] * 6]
 
 
 def test_scripted_and_improvised_are_scored_apart(report):
     parts = list(report.summary.groups["frozen"])
     assert parts[:4] == ["gender F", "gender M", "scripted", "improvised"]
-    table = report.predictions().about
+    table = report.out_of_fold.about
     assert set(table["improvised"]) == {"true", "false"}
 
 
@@ -239,4 +244,4 @@ def test_a_claim_needs_the_interval_and_the_folds(low, high, p, expected):
     )
     assert decide(difference) == expected
     said = clause("unfrozen", "frozen", difference, decide(difference))
-    assert ("more seeds would tell" in said) == (p == 0.30)
+    assert ("more seeds would help" in said) == (p == 0.30)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 
 import audmetric
 import numpy as np
 import pytest
 
+from cvrunner.records.results import SignCount
 from cvrunner.verdict.statistics import (
     Paired,
     ccc_of_moments,
@@ -158,21 +158,20 @@ def test_a_ccc_that_is_undefined_in_most_resamples_has_no_interval():
     assert paired_bootstrap(data, 500).interval(0) is None
 
 
-def test_the_size_of_iemocap_takes_seconds():
+def test_a_corpus_of_the_size_of_iemocap_has_an_interval():
     random = np.random.default_rng(9)
     truth = random.normal(size=(10_000, 3))
     predicted = truth + random.normal(size=(2, 1, 10_000, 3))
     fold = np.repeat(np.arange(5), 2000)
-    start = time.perf_counter()
-    paired_bootstrap(paired(predicted[0], predicted[1], truth, fold, np.arange(10_000) // 66), 2000)
-    assert time.perf_counter() - start < 10
+    found = paired_bootstrap(paired(predicted[0], predicted[1], truth, fold, np.arange(10_000) // 66), 2000)
+    assert found.interval(0) is not None
 
 
 def test_corrected_t_is_wider_than_the_plain_one():
-    t, p = corrected_t(np.array([0.01, 0.03, 0.02, 0.04, 0.05]), 1 / 3)
+    found = corrected_t(np.array([0.01, 0.03, 0.02, 0.04, 0.05]), 1 / 3)
     # mean 0.03, variance 0.00025: 0.03 / sqrt((1/5 + 1/3) * 0.00025), four degrees of freedom.
-    assert t == pytest.approx(2.598, abs=1e-3)
-    assert p == pytest.approx(0.0602, abs=1e-3)
+    assert found.t == pytest.approx(2.598, abs=1e-3)
+    assert found.p == pytest.approx(0.0602, abs=1e-3)
 
 
 @pytest.mark.parametrize("values", [[0.1], [0.1, 0.1], [0.1, float("nan")]])
@@ -181,9 +180,10 @@ def test_corrected_t_is_none_where_it_has_no_meaning(values):
 
 
 def test_five_folds_cannot_go_below_one_in_sixteen():
-    assert sign_count(np.full(5, 0.1)) == (5, 0, pytest.approx(0.0625), pytest.approx(0.0625))
-    assert sign_count(np.array([0.1, -0.1, 0.0])) == (1, 1, 1.0, 0.25)
-    assert sign_count(np.zeros(3))[:3] == (0, 0, 1.0)
+    five = sign_count(np.full(5, 0.1))
+    assert (five.above, five.below, five.p, five.smallest_p) == (5, 0, pytest.approx(0.0625), pytest.approx(0.0625))
+    assert sign_count(np.array([0.1, -0.1, 0.0])) == SignCount(above=1, below=1, p=1.0, smallest_p=0.25)
+    assert sign_count(np.zeros(3)) == SignCount(above=0, below=0, p=1.0, smallest_p=0.25)
 
 
 def test_no_warning_for_constant_predictions():

@@ -1,0 +1,292 @@
+"""WavLM as cvrunner uses it: from conv features computed unpadded to hidden states at the model's frame rate.
+
+The forward pass is WavLM's own (Chen et al. 2022, arXiv 2110.13900), written out for three reasons: it starts at conv
+features, so that an utterance's features do not depend on who shares its batch; it keeps no attention maps; and frozen
+means `eval()` under `no_grad`, whatever `train()` says.
+
+`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `S` frames of all utterances one after the other, `S'` of
+them at the model's frame rate, `C` conv channels, `L` mixed layers, `D` width of the encoder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import WavLMModel
+from transformers.utils import logging
+
+from cvrunner.config.adaptation import FROZEN, Adaptation
+from cvrunner.config.sections import ModelConfig
+from cvrunner.encoders.attention import relative_position_bias, self_attention
+from cvrunner.encoders.files import EncoderFiles
+from cvrunner.encoders.packing import Packing
+from cvrunner.errors import EncoderError
+
+ENCODER_FRAME_RATE_HZ = 50.0
+
+
+class Boundary(NamedTuple):
+    """What the frozen layers of an encoder whose top layers train make of some utterances: the same in every epoch."""
+
+    hidden: Tensor
+    """`[S, D]`, what goes into the first layer that trains."""
+    mixed: Tensor | None
+    """`[S', l, D]`, the mixed hidden states up to there, `l` of the `L`; None where none is."""
+
+
+class SpeechEncoder(nn.Module):
+    """A WavLM, frozen or to be fine-tuned; its convolutional front-end is always frozen.
+
+    `layers`: which hidden states to return, 0 being the input of the first transformer layer.
+    """
+
+    def __init__(
+        self,
+        wavlm: Any,
+        *,
+        layers: tuple[int, ...] | None = None,
+        frame_rate_hz: float = 12.5,
+        adaptation: Adaptation = FROZEN,
+        normalize: bool = False,
+        gradient_checkpointing: bool = False,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.wavlm = wavlm
+        self.layers = layers if layers is not None else tuple(range(wavlm.config.num_hidden_layers + 1))
+        self.group = round(ENCODER_FRAME_RATE_HZ / frame_rate_hz)
+        self.adaptation = adaptation
+        self.normalize = normalize
+        self.gradient_checkpointing = gradient_checkpointing
+        self.precision = precision
+        depth = wavlm.config.num_hidden_layers
+        self.below = 0 if adaptation.top_layers is None else depth - adaptation.top_layers
+        """Number of transformer layers that stay frozen below those that train, and with them all below the first."""
+        if not 0 <= self.below <= depth:
+            raise EncoderError(
+                f"model.unfreeze_top_layers {adaptation.top_layers}: the encoder has {depth} transformer layers"
+            )
+        if max(self.layers) > wavlm.config.num_hidden_layers:
+            raise EncoderError(
+                f"model.layers {max(self.layers)}: the encoder has hidden states 0..{wavlm.config.num_hidden_layers}"
+            )
+        if adaptation.trains_encoder and max(self.layers) <= self.below:
+            raise EncoderError(
+                f"model.layers {max(self.layers)}: none up to there trains with "
+                f"model.unfreeze_top_layers {adaptation.top_layers}"
+            )
+        wavlm.freeze_feature_encoder()
+        if not adaptation.trains_encoder:
+            self.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def stable(self) -> bool:
+        """Pre-norm layers (large), not post-norm ones (base)."""
+        return bool(self.wavlm.config.do_stable_layer_norm)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.wavlm.config.hidden_size)
+
+    def parameter_groups(self) -> tuple[tuple[str, str], ...]:
+        """Return (name pattern, group) rows; the first match counts. Groups: front_end, encoder_below, encoder.
+
+        With frozen layers below those that train, everything that feeds them is frozen too. A post-norm encoder has its
+        layer norm before the first layer, a pre-norm one after the last.
+        """
+        frozen = []
+        if self.below and self.adaptation.trains_encoder:
+            frozen = [f"encoder.layers.{layer}.*" for layer in range(self.below)]
+            frozen += ["feature_projection.*", "encoder.pos_conv_embed.*", "masked_spec_embed"]
+            if not self.stable:
+                frozen.append("encoder.layer_norm.*")
+        below = ((f"wavlm.{pattern}", "encoder_below") for pattern in frozen)
+        return ("wavlm.feature_extractor.*", "front_end"), *below, ("wavlm.*", "encoder")
+
+    @property
+    def starts_at_boundary(self) -> bool:
+        """Whether training needs only the layers above `below`: SpecAugment would change what goes into the first."""
+        return self.below > 0 and self.adaptation.cached == "boundary"
+
+    @property
+    def layers_below(self) -> list[int]:
+        """Where the mixed hidden states that never change stand among `layers`."""
+        return [place for place, number in enumerate(self.layers) if number <= self.below]
+
+    def train(self, mode: bool = True) -> SpeechEncoder:
+        """What is frozen always stays in evaluation mode: the front-end, all below `unfreeze_top_layers`, or all."""
+        super().train(mode and self.adaptation.trains_encoder)
+        self.wavlm.feature_extractor.eval()
+        if self.below:
+            for part in (self.wavlm.feature_projection, self.wavlm.encoder.pos_conv_embed, self.wavlm.encoder.dropout):
+                part.eval()
+            for layer in self.wavlm.encoder.layers[: self.below]:
+                layer.eval()
+        return self
+
+    def frames(self, samples: int) -> int:
+        """F for an utterance of `samples` at 16 kHz, by WavLM's own length formula."""
+        for kernel, stride in zip(self.wavlm.config.conv_kernel, self.wavlm.config.conv_stride, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def averaged_frames(self, samples: int) -> int:
+        """N for an utterance of `samples` at 16 kHz."""
+        return -(-self.frames(samples) // self.group)
+
+    @torch.no_grad()
+    def conv_features(self, waveform: Tensor) -> Tensor:
+        """`[T]` to `[F, C]`: the front-end on one utterance, without padding."""
+        if self.normalize:
+            waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
+        features: Tensor = self.wavlm.feature_extractor(waveform[None])
+        return features[0].T
+
+    def forward(self, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Conv features `[S, C]`, one utterance after the other, and lengths `[B]`, to hidden states `[S', L, D]`, in
+        float32 or better, and lengths `[B]`.
+        """
+        packing = Packing(lengths.tolist(), conv.device)
+        with self._computing(conv.device):
+            states = self._above(0, self._first(conv, packing), packing, max(self.layers))
+        return packing.averaged([states[number] for number in self.layers], self.group), self._averaged(lengths)
+
+    def from_boundary(self, boundary: Boundary, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from where the layers that train begin."""
+        packing = Packing(lengths.tolist(), boundary.hidden.device)
+        with self._computing(boundary.hidden.device):
+            states = self._above(self.below, boundary.hidden, packing, max(self.layers))
+        above = [number for number in self.layers if number > self.below]
+        averaged = packing.averaged([states[number] for number in above], self.group)
+        if boundary.mixed is not None:
+            averaged = torch.cat([boundary.mixed, averaged], dim=1)
+            order = [*(number for number in self.layers if number <= self.below), *above]
+            if order != list(self.layers):
+                averaged = averaged[:, [order.index(number) for number in self.layers]]
+        return averaged, self._averaged(lengths)
+
+    @torch.no_grad()
+    def to_boundary(self, conv: Tensor, lengths: Tensor) -> Tensor:
+        """Conv features `[S, C]` and lengths `[B]` to the hidden states `[S, D]` that go into the first layer that
+        trains.
+        """
+        packing = Packing(lengths.tolist(), conv.device)
+        with self._computing(conv.device):
+            return self._above(0, self._first(conv, packing), packing, self.below)[self.below]
+
+    @contextlib.contextmanager
+    def _computing(self, device: torch.device) -> Iterator[None]:
+        gradient: Any = contextlib.nullcontext() if self.adaptation.trains_encoder else torch.no_grad()
+        with gradient, torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            yield
+
+    def _averaged(self, lengths: Tensor) -> Tensor:
+        return (lengths + self.group - 1) // self.group
+
+    def _first(self, conv: Tensor, packing: Packing) -> Tensor:
+        """What goes into the first transformer layer: `[S, D]`."""
+        encoder = self.wavlm.encoder
+        hidden, _ = self.wavlm.feature_projection(conv)
+        if self.adaptation.masks_input and self.training:
+            hidden = self._mask_spans(hidden, packing.lengths)
+        # Padding is zero for the positional convolution, as the end of an utterance is.
+        hidden = hidden + torch.cat([group.pack(encoder.pos_conv_embed(group.pad(hidden))) for group in packing.groups])
+        if not self.stable:
+            hidden = encoder.layer_norm(hidden)
+        first: Tensor = encoder.dropout(hidden)
+        return first
+
+    def _above(self, below: int, hidden: Tensor, packing: Packing, top: int) -> dict[int, Tensor]:
+        """Hidden states `[S, D]` by layer, from those of layer `below` up to `top`."""
+        encoder, stable = self.wavlm.encoder, self.stable
+        bias = relative_position_bias(encoder.layers[0].attention, packing.frames)
+        states = {below: hidden}
+        for number, layer in enumerate(encoder.layers[below:top], start=below + 1):
+            if self.gradient_checkpointing and hidden.requires_grad:
+                hidden = checkpoint(_transformer_layer, layer, hidden, bias, packing, stable, use_reentrant=False)
+            else:
+                hidden = _transformer_layer(layer, hidden, bias, packing, stable)
+            states[number] = hidden
+        if stable and len(encoder.layers) in states:
+            states[len(encoder.layers)] = encoder.layer_norm(hidden)
+        return states
+
+    def _mask_spans(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+        """SpecAugment (Park et al. 2019, arXiv 1904.08779) in time, each utterance by itself, none if too short."""
+        span = self.wavlm.config.mask_time_length
+        share = self.wavlm.config.mask_time_prob
+        masked = torch.zeros(len(hidden), dtype=torch.bool)
+        first = 0
+        for frames in lengths:
+            if frames > span:
+                count = int(share * frames / span + torch.rand(()).item())
+                for start in torch.randint(frames - span + 1, (count,)).tolist():
+                    masked[first + start : first + start + span] = True
+            first += frames
+        masked = masked.to(hidden.device)
+        return torch.where(masked[:, None], self.wavlm.masked_spec_embed.to(hidden.dtype), hidden)
+
+
+def _transformer_layer(layer: Any, hidden: Tensor, bias: Tensor, packing: Packing, stable: bool) -> Tensor:
+    """One WavLM layer, post-norm (base) or pre-norm (`stable`, large): `[S, D]` to `[S, D]`."""
+    if stable:
+        hidden = hidden + layer.dropout(self_attention(layer.attention, layer.layer_norm(hidden), bias, packing))
+        return hidden + layer.feed_forward(layer.final_layer_norm(hidden))  # type: ignore[no-any-return]
+    hidden = layer.layer_norm(hidden + layer.dropout(self_attention(layer.attention, hidden, bias, packing)))
+    return layer.final_layer_norm(hidden + layer.feed_forward(hidden))  # type: ignore[no-any-return]
+
+
+def build_encoder(
+    files: EncoderFiles,
+    config: ModelConfig,
+    adaptation: Adaptation,
+    precision: torch.dtype,
+    gradient_checkpointing: bool = False,
+) -> SpeechEncoder:
+    """Return the pretrained encoder as configured. Raises EncoderError if its files do not allow that."""
+    wavlm = load_wavlm(files, config.encoder_dropout)
+    # transformers creates this parameter only if the checkpoint was pretrained with masking.
+    if adaptation.trains_encoder and adaptation.masks_input and not hasattr(wavlm, "masked_spec_embed"):
+        raise EncoderError(
+            f"model.spec_augment: the encoder {files.name} has no embedding for masked frames (mask_time_prob is 0 "
+            "in its config.json); set model.spec_augment to false or choose another encoder"
+        )
+    return SpeechEncoder(
+        wavlm,
+        layers=None if config.layers == "all" else config.layers,
+        frame_rate_hz=config.frame_rate_hz,
+        adaptation=adaptation,
+        normalize=files.normalize,
+        gradient_checkpointing=gradient_checkpointing,
+        precision=precision,
+    )
+
+
+def load_wavlm(files: EncoderFiles, dropout: float | None = None) -> Any:
+    """The pretrained WavLMModel in float32, without layer drop. Raises EncoderError where weights are missing."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    changes: dict[str, Any] = {"layerdrop": 0.0}
+    if dropout is not None:
+        names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+        changes |= dict.fromkeys(names, dropout)
+    try:
+        loaded: Any = WavLMModel.from_pretrained(
+            files.folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **changes
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EncoderError(f"model.encoder {files.name}: {str(error).strip().partition(chr(10))[0]}") from None
+    wavlm, info = loaded
+    missing = sorted(name for name in info["missing_keys"] if name != "masked_spec_embed")
+    if missing:
+        raise EncoderError(
+            f"model.encoder {files.name}: {len(missing)} weights are missing in its files, first {missing[0]}"
+        )
+    return wavlm

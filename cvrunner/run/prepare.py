@@ -1,0 +1,89 @@
+"""From a configuration to a checked experiment, and from a name to a finished run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cvrunner import paths
+from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config
+from cvrunner.config.sections import ModelConfig
+from cvrunner.data.corpus import load_corpus
+from cvrunner.data.folds import Fold, check_labels, check_leaks, make_folds
+from cvrunner.data.utterance import Corpus
+from cvrunner.encoders.files import check_encoder, encoder_depth
+from cvrunner.errors import ConfigError, CvrunnerError, ResultsError, UsageError
+from cvrunner.records.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration with its corpus and folds; every check before training has passed."""
+
+    name: str
+    config: Config
+    corpus: Corpus
+    folds: tuple[Fold, ...]
+    results_root: Path
+    cache_dir: Path
+
+
+def prepare(config_path: Path | None, overrides: Sequence[str], for_training: bool = True) -> Experiment:
+    """Read and check the configuration (default: the demo), then as `prepare_config`."""
+    path = config_path or paths.default_config()
+    return prepare_config(load_config(path, overrides), path.stem, for_training)
+
+
+def prepare_config(config: Config, name: str, for_training: bool = True) -> Experiment:
+    """Read and check everything that training needs.
+
+    Raises ConfigError, CorpusError and, if it is for training, EncoderError and LeakError.
+    """
+    results_root = paths.lasting(config.results.root, "results.root")
+    cache_dir = paths.lasting(config.cluster.cache_dir, "cluster.cache_dir")
+    # Cheap checks come first: a large corpus takes minutes to read.
+    if for_training:
+        _check_encoders(config)
+    corpus = load_corpus(config.corpus, paths.corpus_root(config.corpus.root))
+    folds = make_folds(corpus, config.folds.scheme)
+    if for_training:
+        check_leaks(folds)
+    check_labels(corpus, folds, config.corpus.dimensions)
+    return Experiment(name, config, corpus, folds, results_root, cache_dir)
+
+
+def _check_encoders(config: Config) -> None:
+    """Raise EncoderError or ConfigError for an encoder that a condition cannot use."""
+    for name in config.conditions:
+        model = config.for_condition(name).model
+        check_encoder(model.encoder, model.revision, () if model.layers == "all" else model.layers)
+        if model.unfreeze_top_layers is not None:
+            check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
+
+
+def check_depth(model: ModelConfig, requested: Sequence[int], key: str) -> None:
+    """Raise ConfigError naming `key` if it requests more transformer layers than the encoder has."""
+    depth = encoder_depth(model.encoder, model.revision)
+    if (most := max(requested, default=0)) > depth:
+        raise ConfigError(f"{key}: {most} is more than the {depth} transformer layers of the encoder {model.encoder}")
+
+
+def check_fold(fold: int, count: int | None, key: str = "fold", error: type[CvrunnerError] = UsageError) -> None:
+    """Raise an error naming `key` unless `fold` is one of `count` folds; None: the count is not known yet."""
+    if fold < 1 and count is None:
+        raise error(f"{key} {fold}: folds are numbered from 1")
+    if count is not None and not 1 <= fold <= count:
+        raise error(f"{key} {fold}: there are folds 1 to {count}")
+
+
+def find_run_directory(run: Path) -> RunDirectory:
+    """Find a run by its folder, or by its name in the results folder. Raises ResultsError if there is none."""
+    for path in (run, paths.lasting("results", "results.root") / run):
+        if (path / "run.json").is_file():
+            return RunDirectory(path.absolute())
+    near = difflib.get_close_matches(run.name, paths.run_names(), n=3, cutoff=0.3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ResultsError(f"{run}: no run here (run.json is missing){hint}")

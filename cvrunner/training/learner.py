@@ -1,0 +1,253 @@
+"""The model of one trial and everything that changes or reads it: one update, prediction, and the tensors to save.
+
+The learner knows no loop and no files but the feature cache; `fold_trainer.py` decides what happens when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cvrunner.data.batches import Update, evaluation_update, training_updates
+from cvrunner.data.utterance import Utterance
+from cvrunner.encoders.wavlm import build_encoder
+from cvrunner.errors import MemoryLimitError, NonFiniteError
+from cvrunner.model.mamba_ema import MambaEMAModel
+from cvrunner.records.results import FeatureProgress
+from cvrunner.training.accumulation import averaged_backward, exact_backward
+from cvrunner.training.checkpoint import Position, Tensors
+from cvrunner.training.device import choose_precision, free_memory, start_memory_count
+from cvrunner.training.freezing import Schedule
+from cvrunner.training.inputs import Inputs, ratings, scaled_labels
+from cvrunner.training.trial import Trial
+
+Predictions = dict[str, npt.NDArray[np.float64]]
+"""Values on the rating scale by dimension, one per utterance."""
+HEAD_BATCH = 32
+"""Utterances that a frozen condition predicts at once."""
+
+
+class Learner:
+    """Model, optimizer and inputs of a trial on one device. `batch_size` may shrink when memory runs out."""
+
+    def __init__(self, trial: Trial, cache_dir: Path, device: torch.device) -> None:
+        model, train = trial.config.model, trial.config.train
+        torch.set_num_threads(trial.config.cluster.cpus_per_trial)
+        start_memory_count(device)
+        self.trial = trial
+        self.device = device
+        self.dimensions = trial.config.corpus.dimensions
+        self.batch_size = train.batch_size
+        self.precision = choose_precision(train.precision, device)
+        encoder = build_encoder(trial.encoder, model, trial.adaptation, self.precision, train.gradient_checkpointing)
+        # All conditions of a fold start from the same head: the seed is set after the encoder has been loaded.
+        torch.manual_seed(_seed(trial.seed, 0, 0))
+        self.model = MambaEMAModel(encoder, model, len(self.dimensions)).to(device)
+        self.schedule = Schedule(self.model, train)
+        self.optimizer = self.schedule.optimizer()
+        self.weights = {n: p for g in self.schedule.groups for n, p in self.schedule.members[g].items()}
+        self.averages = WeightAverages(self.weights, train.ema_decay)
+        self.inputs = Inputs(
+            encoder, trial.encoder, trial.fold.utterances, cache_dir, device, trial.config.corpus.resample
+        )
+        self.updates_per_epoch = len(self.updates(epoch=1))
+
+    def fill_cache(self) -> Iterator[FeatureProgress]:
+        """Compute the features that are missing from the cache. Call before any update: the encoder is pretrained."""
+        yield from self.inputs.fill_cache()
+
+    def updates(self, epoch: int) -> list[Update]:
+        """Updates of one epoch, cut into micro-batches of the current batch size."""
+        return updates_of(self.trial, self.batch_size, epoch)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Enable gradients for the groups that train in this epoch, and dropout."""
+        self.schedule.begin_epoch(epoch)
+        self.model.train()
+
+    # --- one update ---------------------------------------------------------------------------------------------------
+
+    def update(self, update: Update, position: Position) -> tuple[float, dict[str, float]]:
+        """Take one optimizer step over an effective batch; return its loss and the gradient norm of each group.
+
+        Raises NonFiniteError before the step if loss or gradient is not finite, and torch.OutOfMemoryError.
+        """
+        train = self.trial.config.train
+        # Dropout depends on (seed, epoch, update) alone, so a resumed epoch repeats nothing and skips nothing.
+        torch.manual_seed(_seed(self.trial.seed, position.epoch, position.step + 1))
+        backward = exact_backward if train.accumulation == "exact" else averaged_backward
+        labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
+        self.optimizer.zero_grad()
+        loss = float(backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns)))
+        norms = {group: float(norm) for group, norm in self.schedule.gradient_norms().items()}
+        total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
+        if not np.isfinite(loss) or not np.isfinite(total):
+            raise NonFiniteError(
+                f"epoch {position.epoch}, update {position.step + 1}: loss {loss}, gradient norm {total}; utterances "
+                f"{', '.join(u.id for u in update.utterances[:8])}. Try a lower train.encoder_lr (5e-6) or a lower "
+                "train.grad_clip (0.3)"
+            )
+        norm = torch.tensor(total, device=self.device)
+        torch.nn.utils.clip_grads_with_norm_(self.weights.values(), train.grad_clip, norm)
+        self.schedule.set_learning_rates(self.optimizer, position.updates, self.updates_per_epoch)
+        self.optimizer.step()
+        self.averages.update()
+        return loss, norms
+
+    @property
+    def can_halve(self) -> bool:
+        """Whether smaller micro-batches are possible and leave the update as it is."""
+        return self.batch_size > 1 and self.trial.config.train.accumulation == "exact"
+
+    def pretend_out_of_memory(self) -> None:
+        """Raise the error of a full device, for fault injection, if the next update can survive it."""
+        if self.can_halve:
+            raise torch.OutOfMemoryError("injected by --chaos")
+
+    def halve_batch_size(self, position: Position, error: Exception) -> None:
+        """Prepare to repeat an update in smaller micro-batches after `error`: with exact accumulation, the same step.
+
+        Raises MemoryLimitError if that is impossible.
+        """
+        if not self.can_halve:
+            raise MemoryLimitError(
+                f"out of memory in epoch {position.epoch}, update {position.step + 1}, at train.batch_size "
+                f"{self.batch_size} with train.accumulation {self.trial.config.train.accumulation}: use a GPU with "
+                "more memory, a smaller encoder, or train.accumulation exact"
+            ) from error
+        self.batch_size //= 2
+        self.optimizer.zero_grad()
+        free_memory(self.device)
+
+    # --- prediction ---------------------------------------------------------------------------------------------------
+
+    def predict(self, utterances: Sequence[Utterance]) -> Predictions:
+        """Predict utterances on the rating scale, in their order. Raises NonFiniteError."""
+        # A head alone needs little memory; an encoder gets the batch size that fits while it trains.
+        batch_size = self.batch_size
+        if not self.trial.adaptation.trains_encoder:
+            batch_size = max(batch_size, HEAD_BATCH)
+        while True:
+            try:
+                return self._predict(batch_size, utterances)
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+            # After the except block: the exception holds on to the tensors of the failed pass.
+            free_memory(self.device)
+
+    @torch.no_grad()
+    def _predict(self, batch_size: int, utterances: Sequence[Utterance]) -> Predictions:
+        self.model.eval()
+        by_dialogue = self.trial.config.model.protocol == "dialogue"
+        update = evaluation_update(utterances, batch_size, by_dialogue, self.trial.config.train.max_batch_s)
+        # One batch in memory at a time, whatever the size of the set.
+        encoded = [(self.model.encode(b.features, b.lengths), b.positions) for b in self.inputs.batches(update)]
+        z, positions = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+        scaled = self.model.predict(z[positions.argsort()], list(update.turns))
+        rated = ratings(scaled, self.trial.config.corpus.scale)
+        if not np.isfinite(rated).all():
+            count = int((~np.isfinite(rated)).any(1).sum())
+            raise NonFiniteError(f"{count} of {len(rated)} predictions are not finite")
+        row = {u.id: i for i, u in enumerate(update.utterances)}
+        values = rated[[row[u.id] for u in utterances]]
+        return {dimension: values[:, k] for k, dimension in enumerate(self.dimensions)}
+
+    # --- saving and loading -------------------------------------------------------------------------------------------
+
+    def tensors(self) -> Tensors:
+        """Tensors to resume from."""
+        return Tensors(dict(self.weights), _optimizer_tensors(self.optimizer), self.averages.averages)
+
+    def load(self, tensors: Tensors) -> None:
+        """Continue from the tensors of a checkpoint."""
+        self.load_weights(tensors.weights)
+        _load_optimizer_tensors(self.optimizer, tensors.optimizer)
+        for name, average in tensors.averages.items():
+            self.averages.averages[name].copy_(average)
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the trained weights."""
+        for name, parameter in self.weights.items():
+            parameter.copy_(weights[name])
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint: weights, two moments and, if they are kept, averages."""
+        copies = 4 if self.averages.averages else 3
+        return copies * sum(p.nbytes for p in self.weights.values())
+
+
+class WeightAverages:
+    """Exponential moving averages of the trained weights, for evaluation; without a `decay`, the weights themselves."""
+
+    def __init__(self, weights: Mapping[str, Tensor], decay: float | None) -> None:
+        self.weights = weights
+        self.decay = decay
+        self.averages: dict[str, Tensor] = {}
+        if decay is not None:
+            self.averages = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """`average = decay * average + (1 - decay) * weight`, after each optimizer step."""
+        if self.decay is not None:
+            for name, average in self.averages.items():
+                average.lerp_(self.weights[name], 1 - self.decay)
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Replace the weights by their averages inside the `with` block."""
+        kept = {name: self.weights[name].detach().clone() for name in self.averages}
+        for name, average in self.averages.items():
+            self.weights[name].copy_(average)
+        try:
+            yield
+        finally:
+            for name, weight in kept.items():
+                self.weights[name].copy_(weight)
+
+
+def updates_of(trial: Trial, batch_size: int, epoch: int) -> list[Update]:
+    """Return the updates of one epoch of a trial, in micro-batches of at most `batch_size` utterances."""
+    train = trial.config.train
+    return training_updates(
+        trial.fold.train,
+        effective_batch=train.effective_batch,
+        batch_size=batch_size,
+        max_batch_s=train.max_batch_s,
+        length_bucket_batches=train.length_bucket_batches,
+        by_dialogue=trial.config.model.protocol == "dialogue",
+        seed=trial.seed,
+        epoch=epoch,
+    )
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Flatten the optimizer's state to names such as `12.exp_avg`."""
+    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def _load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restore what `_optimizer_tensors` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _seed(seed: int, epoch: int, update: int) -> int:
+    """Return one torch seed per place of the training loop; epoch 0 is the initial head."""
+    state = np.random.SeedSequence([seed, epoch, update]).generate_state(2)
+    return int(state[0]) << 31 | int(state[1]) >> 1
