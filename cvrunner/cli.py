@@ -54,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Does unfreezing the speech encoder help, by how much, and how sure are we?",
+    help="Does fine-tuning the speech encoder help, by how much, and how certain are we?",
 )
 
 
