@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cvrunner.encoders.packing import Group, Packing
+from cvrunner.encoders.packing import Packing
 
 
 def relative_position_bias(attention: Any, frames: int) -> Tensor:
@@ -36,15 +36,15 @@ def self_attention(attention: Any, hidden: Tensor, bias: Tensor, packing: Packin
     context = []
     for group in packing.groups:
         query, key, value, gate = torch.split(group.pad(inputs), [width, width, width, attention.num_heads], dim=2)
-        mask = _mask(gate, bias[:, : group.frames, : group.frames], group).to(query.dtype)
-        query, key, value = (_heads(x, attention.num_heads) for x in (query, key, value))
+        # Added to the scores `[B, H, F, F]`: the gated bias, and -inf for padding.
+        mask = gate.transpose(1, 2)[..., None] * bias[:, : group.frames, : group.frames]
+        if group.real is not None:
+            mask = mask.masked_fill(~group.real[:, None, None], -torch.inf)
+        mask = mask.to(query.dtype)
+        # `[B, F, D]` to `[B, H, F, D / H]`.
+        query, key, value = (x.view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2) for x in (query, key, value))
         context.append(group.pack(_attend(query, key, value, mask, dropout, attention.training).transpose(1, 2)))
     return attention.out_proj(torch.cat(context))  # type: ignore[no-any-return]
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """Reshape `[B, F, D]` to `[B, H, F, D / H]`."""
-    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _gate(attention: Any, hidden: Tensor) -> Tensor:
@@ -55,12 +55,6 @@ def _gate(attention: Any, hidden: Tensor) -> Tensor:
     gates = torch.sigmoid(functional.linear(hidden.view(len(hidden), attention.num_heads, -1), weight, bias))
     first, second = gates.unbind(-1)
     return first * (second * attention.gru_rel_pos_const.flatten() - 1.0) + 2.0  # type: ignore[no-any-return]
-
-
-def _mask(gate: Tensor, bias: Tensor, group: Group) -> Tensor:
-    """Return what is added to the scores `[B, H, F, F]`: the gated bias, and -inf for padding."""
-    gated = gate.transpose(1, 2)[..., None] * bias
-    return gated if group.real is None else gated.masked_fill(~group.real[:, None, None], -torch.inf)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, training: bool) -> Tensor:

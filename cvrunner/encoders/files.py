@@ -50,10 +50,14 @@ def find_encoder(name: str, revision: str | None = None) -> EncoderFiles:
     config, preprocessing = _checked_settings(folder, name)
     weights = _weights(folder, name)
     _check_weights(weights, config, name)
-    digest = _digest((folder / "config.json", folder / "preprocessor_config.json", *weights))
+    digest = hashlib.sha256()
+    for path in (folder / "config.json", folder / "preprocessor_config.json", *weights):
+        digest.update(path.name.encode())
+        status = path.stat()
+        digest.update(_file_digest(path, status.st_size, status.st_mtime_ns))
     # The hub's cache has one folder per commit.
     commit = None if local else folder.name
-    return EncoderFiles(name, folder, digest, bool(preprocessing.get("do_normalize", True)), commit)
+    return EncoderFiles(name, folder, digest.hexdigest(), bool(preprocessing.get("do_normalize", True)), commit)
 
 
 def check_encoder(name: str, revision: str | None, layers: Sequence[int]) -> None:
@@ -210,15 +214,6 @@ def _shapes(path: Path, name: str) -> dict[str, list[int]]:
             return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
         raise EncoderError(f"model.encoder {name}: {path} cannot be read, copy it again: {error}") from None
-
-
-def _digest(files: Sequence[Path]) -> str:
-    total = hashlib.sha256()
-    for path in files:
-        total.update(path.name.encode())
-        status = path.stat()
-        total.update(_file_digest(path, status.st_size, status.st_mtime_ns))
-    return total.hexdigest()
 
 
 @cache

@@ -34,11 +34,6 @@ class Group:
         """F of the longest utterance."""
         return max(self.lengths)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """`(B, F)` of the padded group."""
-        return len(self.lengths), self.frames
-
     @cached_property
     def real(self) -> Tensor | None:
         """Mask `[B, F]`, True for real frames; None if all frames are real."""
@@ -58,14 +53,14 @@ class Group:
     def pad(self, x: Tensor) -> Tensor:
         """Return this group of `[S, D]` as `[B, F, D]`, padded with 0."""
         x = x[self.start : self.start + sum(self.lengths)]
-        count, frames = self.size
+        count, frames = len(self.lengths), self.frames
         if self.places is not None:
             x = x.new_zeros(count * frames, x.shape[1]).index_copy(0, self.places, x)
         return x.view(count, frames, -1)
 
     def pack(self, x: Tensor) -> Tensor:
         """Return the real frames of `[B, F, ...]` as `[s, D]`."""
-        count, frames = self.size
+        count, frames = len(self.lengths), self.frames
         x = x.reshape(count * frames, -1)
         return x if self.places is None else x.index_select(0, self.places)
 
@@ -91,11 +86,6 @@ class Packing:
                 start, together = start + sum(members), [length]
             members = together
         return (*groups, Group(start, tuple(members), self.device))
-
-    @property
-    def frames(self) -> int:
-        """F of the longest utterance."""
-        return max(self.lengths)
 
     @property
     def padded_frames(self) -> int:

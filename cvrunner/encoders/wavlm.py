@@ -62,12 +62,19 @@ class SpeechEncoder(nn.Module):
         self.layers = layers if layers is not None else tuple(range(wavlm.config.num_hidden_layers + 1))
         self.group = round(ENCODER_FRAME_RATE_HZ / frame_rate_hz)
         self.adaptation = adaptation
+        self.width = int(wavlm.config.hidden_size)
+        self.stable = bool(wavlm.config.do_stable_layer_norm)
+        """Whether the layers are pre-norm (large) rather than post-norm (base)."""
         self.normalize = normalize
         self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
         depth = wavlm.config.num_hidden_layers
         self.below = 0 if adaptation.top_layers is None else depth - adaptation.top_layers
         """Number of transformer layers that stay frozen below those that train, and with them all below the first."""
+        self.starts_at_boundary = self.below > 0 and adaptation.cached == "boundary"
+        """Whether training runs only the layers above `below`, from cached states."""
+        self.layers_below = [place for place, number in enumerate(self.layers) if number <= self.below]
+        """Indices in `layers` of the hidden states that never change."""
         if not 0 <= self.below <= depth:
             raise EncoderError(
                 f"model.unfreeze_top_layers {adaptation.top_layers}: the encoder has {depth} transformer layers"
@@ -86,16 +93,6 @@ class SpeechEncoder(nn.Module):
             self.requires_grad_(False)
         self.train(self.training)
 
-    @property
-    def stable(self) -> bool:
-        """Whether the layers are pre-norm (large) rather than post-norm (base)."""
-        return bool(self.wavlm.config.do_stable_layer_norm)
-
-    @property
-    def width(self) -> int:
-        """Width D."""
-        return int(self.wavlm.config.hidden_size)
-
     def parameter_groups(self) -> tuple[tuple[str, str], ...]:
         """Return (name pattern, group) rows; the first match counts. Groups: front_end, encoder_below, encoder.
 
@@ -110,16 +107,6 @@ class SpeechEncoder(nn.Module):
                 frozen.append("encoder.layer_norm.*")
         below = ((f"wavlm.{pattern}", "encoder_below") for pattern in frozen)
         return ("wavlm.feature_extractor.*", "front_end"), *below, ("wavlm.*", "encoder")
-
-    @property
-    def starts_at_boundary(self) -> bool:
-        """Whether training runs only the layers above `below`, from cached states."""
-        return self.below > 0 and self.adaptation.cached == "boundary"
-
-    @property
-    def layers_below(self) -> list[int]:
-        """Indices in `layers` of the hidden states that never change."""
-        return [place for place, number in enumerate(self.layers) if number <= self.below]
 
     def train(self, mode: bool = True) -> SpeechEncoder:
         """Set the mode of the parts that train; frozen parts always stay in evaluation mode."""
@@ -157,7 +144,9 @@ class SpeechEncoder(nn.Module):
         packing = Packing(lengths.tolist(), conv.device)
         with self._computing(conv.device):
             states = self._above(0, self._first(conv, packing), packing, max(self.layers))
-        return packing.averaged([states[number] for number in self.layers], self.group), self._averaged(lengths)
+        return packing.averaged([states[number] for number in self.layers], self.group), (
+            lengths + self.group - 1
+        ) // self.group
 
     def from_boundary(self, boundary: Boundary, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map the states at the boundary to the same hidden states and lengths as `forward`."""
@@ -171,7 +160,7 @@ class SpeechEncoder(nn.Module):
             order = [*(number for number in self.layers if number <= self.below), *above]
             if order != list(self.layers):
                 averaged = averaged[:, [order.index(number) for number in self.layers]]
-        return averaged, self._averaged(lengths)
+        return averaged, (lengths + self.group - 1) // self.group
 
     @torch.no_grad()
     def to_boundary(self, conv: Tensor, lengths: Tensor) -> Tensor:
@@ -185,9 +174,6 @@ class SpeechEncoder(nn.Module):
         gradient: Any = contextlib.nullcontext() if self.adaptation.trains_encoder else torch.no_grad()
         with gradient, torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             yield
-
-    def _averaged(self, lengths: Tensor) -> Tensor:
-        return (lengths + self.group - 1) // self.group
 
     def _first(self, conv: Tensor, packing: Packing) -> Tensor:
         """Return the input of the first transformer layer, `[S, D]`."""
@@ -206,7 +192,7 @@ class SpeechEncoder(nn.Module):
         """Return hidden states `[S, D]` by layer, from those of layer `below` up to `top`."""
         # All layers share the position bias of the first one.
         encoder, stable = self.wavlm.encoder, self.stable
-        bias = relative_position_bias(encoder.layers[0].attention, packing.frames)
+        bias = relative_position_bias(encoder.layers[0].attention, packing.whole.frames)
         states = {below: hidden}
         for number, layer in enumerate(encoder.layers[below:top], start=below + 1):
             if self.gradient_checkpointing and hidden.requires_grad:

@@ -47,7 +47,7 @@ class MambaBlock(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """`[S, W]` to `[S, W]`."""
-        form = dual_form if packing.frames <= LONGEST else scan
+        form = dual_form if packing.whole.frames <= LONGEST else scan
         return x + form(self.mixer, self.norm(x), packing.whole)
 
 

@@ -127,19 +127,16 @@ class Head(nn.Module):
     def predict(self, z: Tensor, turns: list[int]) -> Tensor:
         """Map `z [B, Z]`, dialogue after dialogue with `turns` utterances each, to `[B, K]` on the scale 0..1."""
         if self.protocol == "dialogue":
-            context = self._context(z, turns)
+            # `[B, K, W]`: what the turns of the dialogue so far contribute to each turn.
+            packing = Packing(turns, z.device)
+            u = self.turn_mamba(self.turn_projection(z), packing)
+            c = self.turn_ema(packing.whole.pad(u))
+            context = packing.whole.pack(c).view(len(z), *c.shape[2:])
             inputs = torch.cat([z[:, None].expand(-1, context.shape[1], -1), context], dim=-1)
         else:
             inputs = z[:, None]
         y: Tensor = (self.dropout(inputs) * self.weight).sum(-1) + self.bias
         return y.sigmoid() if self.output == "sigmoid" else y
-
-    def _context(self, z: Tensor, turns: list[int]) -> Tensor:
-        """Return the context `c [B, K, W]` of each turn, from the turns of its dialogue so far."""
-        packing = Packing(turns, z.device)
-        u = self.turn_mamba(self.turn_projection(z), packing)
-        c = self.turn_ema(packing.whole.pad(u))
-        return packing.whole.pack(c).view(len(z), *c.shape[2:])
 
 
 class MambaEMAModel(nn.Module):

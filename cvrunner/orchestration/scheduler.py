@@ -170,15 +170,11 @@ def run_trials(
             executor.start(started[0], directory(started[0]))
         for trial, event in executor.poll(POLL_S):
             decision = queue.handle(trial, event)
-            _notify(observers, trial, event, decision)
+            for observer in observers:
+                if isinstance(event, Failure):
+                    observer.failed(trial, event, decision)
+                else:
+                    observer.event(trial, event)
             if decision is Decision.PREEMPT:
                 executor.pause(trial)
     return queue.aborted
-
-
-def _notify(observers: Sequence[Observer], trial: Trial, event: Event | Failure, decision: Decision) -> None:
-    for observer in observers:
-        if isinstance(event, Failure):
-            observer.failed(trial, event, decision)
-        else:
-            observer.event(trial, event)

@@ -74,8 +74,8 @@ class FoldTrainer:
     def run(self) -> Iterator[Event]:
         """Yield what happens, as it happens.
 
-        Raises Stopped after saving if told to stop; WeightChangeError, NonFiniteError and MemoryLimitError if training
-        goes wrong; TrialInUseError if another process trains the same trial.
+        Raises Stopped after saving if asked to stop; WeightChangeError, NonFiniteError and MemoryLimitError if
+        training goes wrong; TrialInUseError if another process trains the same trial.
         """
         if (result := self.context.directory.result(self.trial.key)) is not None:
             self.checkpoints.remove()
@@ -93,7 +93,7 @@ class FoldTrainer:
 
         # Start: the same weights in every attempt, then what a checkpoint knows.
         self.learner = Learner(self.trial, self.context.cache_dir, self.context.device)
-        yield from self.learner.fill_cache()
+        yield from self.learner.inputs.fill_cache()
         state, started = self._resume()
         yield started
 
@@ -149,7 +149,7 @@ class FoldTrainer:
         record = TrialStarted(
             parameters=self.learner.schedule.count(),
             device=device_name(self.context.device),
-            precision=self._precision,
+            precision=self.learner.precision_name,
             updates_per_epoch=self.learner.updates_per_epoch,
             resumed_epoch=state.epoch,
             resumed_update=state.step,
@@ -170,7 +170,10 @@ class FoldTrainer:
         drawn = self.context.chaos.draw_faults(len(updates))
         take_update = faults.with_faults(self.learner.update, drawn, self.learner.pretend_out_of_memory)
         while state.step < len(updates):
-            self._stop_if_told(state)
+            if self.context.should_stop():
+                self._save(state)
+                append_event(self.journal, "stopped", epoch=state.epoch, update=state.step)
+                raise Stopped(f"{self.trial.name}: stopped in epoch {state.epoch}, saved")
             if time.monotonic() - saved > self.trial.config.cluster.checkpoint_every_s:
                 self._save(state)
                 saved = time.monotonic()
@@ -188,12 +191,6 @@ class FoldTrainer:
             state.add(loss, norms)
             state.epoch_s = before + time.monotonic() - began
         return padding_share
-
-    def _stop_if_told(self, state: LoopState) -> None:
-        if self.context.should_stop():
-            self._save(state)
-            append_event(self.journal, "stopped", epoch=state.epoch, update=state.step)
-            raise Stopped(f"{self.trial.name}: stopped in epoch {state.epoch}, saved")
 
     def _validate(self) -> Ccc:
         with self.learner.averages.applied():
@@ -261,10 +258,6 @@ class FoldTrainer:
     def _truth(self, utterances: Sequence[Utterance]) -> Predictions:
         return {d: np.array([u.label(d) for u in utterances], dtype=np.float64) for d in self.learner.dimensions}
 
-    @property
-    def _precision(self) -> str:
-        return str(self.learner.precision).removeprefix("torch.")
-
     def _finish(self, state: LoopState, predictions: Predictions, total_s: float) -> TrialResult:
         """Write predictions, model and result, then drop the checkpoints."""
         result = write_outcome(
@@ -276,7 +269,7 @@ class FoldTrainer:
             self.learner.weights,
             parameters=self.learner.schedule.count(),
             device=device_name(self.context.device),
-            precision=self._precision,
+            precision=self.learner.precision_name,
             peak_memory_mib=peak_memory_mib(self.context.device),
             total_s=total_s,
         )

@@ -145,7 +145,7 @@ def probe(
     return ConditionProbe(
         condition=trial.condition,
         device=device_name(device),
-        precision=str(learner.precision).removeprefix("torch."),
+        precision=learner.precision_name,
         memory="GPU" if on_gpu else "host",
         peak_memory_mib=peak_mib,
         larger_mib=larger_mib,
@@ -225,7 +225,7 @@ def _take(groups: Sequence[Sequence[Utterance]], count: int) -> tuple[Utterance,
 def _prepared(trial: Trial, cache_dir: Path, device: torch.device) -> tuple[Learner, list[float]]:
     """Return a learner with a full cache, all of whose groups train, and the seconds of each feature pass, in order."""
     learner, began = Learner(trial, cache_dir, device), dict[str, float]()
-    for event in learner.fill_cache():
+    for event in learner.inputs.fill_cache():
         began.setdefault(event.kind, time.monotonic())
     times = [*began.values(), time.monotonic()]
     learner.begin_epoch(trial.config.train.epochs)
