@@ -57,7 +57,7 @@ TARGETS = {
     "files at the package root": Target(9),
     f"files above {LONG} lines": Target(0),
 }
-"""By measure."""
+"""Targets by measure."""
 
 
 def main() -> int:
