@@ -88,6 +88,7 @@ class SpeechEncoder(nn.Module):
                 f"model.layers {max(self.layers)}: none up to there trains with "
                 f"model.unfreeze_top_layers {adaptation.top_layers}"
             )
+        # The front-end never trains, in no condition: its output is cached.
         wavlm.freeze_feature_encoder()
         if not adaptation.trains_encoder:
             self.requires_grad_(False)

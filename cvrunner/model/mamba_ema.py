@@ -58,12 +58,14 @@ class AttentiveStatisticsPooling(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = 2 * width
+        # One scalar score per frame, as in the paper's single-head attention.
         self.score = nn.Sequential(nn.Linear(width, width // 2), nn.Tanh(), nn.Linear(width // 2, 1))
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         owned = packing.owned
         weights = torch.where(owned, self.score(x).T, -torch.inf).softmax(dim=1)
         mean = weights @ x
+        # Around the mean, in a second pass: E[x^2] - E[x]^2 would cancel in float32.
         variance = weights @ (x - owned.T.to(x.dtype) @ mean).square()
         return torch.cat([mean, torch.sqrt(variance + 1e-5)], dim=-1)
 
@@ -114,6 +116,7 @@ class Head(nn.Module):
             self.turn_mamba = MambaStack(config.width, 1, config.mamba)
             self.turn_ema = TurnEma(dimensions, config.ema)
         self.weight = nn.Parameter(torch.empty(dimensions, self.pooling.width + context))
+        # Outputs start in the middle of the scale: 0.5 directly, or 0 before a sigmoid.
         self.bias = nn.Parameter(torch.full((dimensions,), 0.0 if config.output == "sigmoid" else 0.5))
         nn.init.xavier_uniform_(self.weight)
 

@@ -77,6 +77,7 @@ class FoldTrainer:
         Raises Stopped after saving if asked to stop; WeightChangeError, NonFiniteError and MemoryLimitError if
         training goes wrong; TrialInUseError if another process trains the same trial.
         """
+        # A task may be reported as failed although it finished, so a trial must be safe to start again.
         if (result := self.context.directory.result(self.trial.key)) is not None:
             self.checkpoints.remove()
             yield result
@@ -121,6 +122,7 @@ class FoldTrainer:
     def _acquire(self, lock: FileLock) -> Iterator[Event]:
         """Lock the trial. Raises TrialInUseError while another process trains it; a dying process releases its lock."""
         self.context.directory.path.mkdir(parents=True, exist_ok=True)
+        # Try at once, then wait: the wait is announced only if there is one.
         for patience_s in (0.0, LOCK_S):
             try:
                 lock.acquire(timeout=patience_s)
@@ -189,6 +191,7 @@ class FoldTrainer:
                 append_event(self.journal, "not_finite", epoch=state.epoch, update=state.step, error=str(error))
                 raise
             state.add(loss, norms)
+            # Counted after each update, so that a checkpoint within the epoch holds the time so far.
             state.epoch_s = before + time.monotonic() - began
         return padding_share
 
@@ -203,6 +206,7 @@ class FoldTrainer:
         """Return the epoch's record. Raises WeightChangeError if the encoder did not do what its condition says."""
         schedule, model = self.learner.schedule, self.learner.model
         change = schedule.weight_change()
+        # Frozen groups have no sums; their mean of 0 is what the guard expects.
         norms = {group: state.gradient_sums.get(group, 0.0) / state.step for group in schedule.members}
         schedule.check_weight_change(state.epoch, change, norms)
         last = state.updates - 1
@@ -238,6 +242,7 @@ class FoldTrainer:
         if record.best:
             following.best_epoch = record.epoch
             following.best_ccc = record.validation_ccc["avg"]
+            # The averages were validated, so they are the weights to keep.
             with self.learner.averages.applied():
                 following.best_sha256 = self.checkpoints.save_best(record.epoch, self.learner.weights)
         # The line before the checkpoint: an epoch that a checkpoint calls done has its line. A kill in between repeats

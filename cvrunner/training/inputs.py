@@ -64,6 +64,7 @@ class Inputs:
         self.device = device
         self.resample = resample
         recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.normalize)
+        # Hidden states in bfloat16 differ from those in float32, so the precision is part of their recipe.
         precision = str(encoder.precision).removeprefix("torch.")
         rate_hz = ENCODER_FRAME_RATE_HZ / encoder.group
         self.conv = FeatureStore(cache_dir, recipe("conv"), utterances, encoder.frames)

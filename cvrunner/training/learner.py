@@ -37,6 +37,7 @@ class Learner:
 
     def __init__(self, trial: Trial, cache_dir: Path, device: torch.device) -> None:
         model, train = trial.config.model, trial.config.train
+        # The number of threads decides the order of floating-point additions on a CPU.
         torch.set_num_threads(trial.config.cluster.cpus_per_trial)
         start_memory_count(device)
         self.trial = trial
@@ -81,6 +82,7 @@ class Learner:
         labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
         self.optimizer.zero_grad()
         loss = float(backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns)))
+        # Norms before clipping: the journal and the guard need what the loss asked for.
         norms = {group: float(norm) for group, norm in self.schedule.gradient_norms().items()}
         total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
         if not np.isfinite(loss) or not np.isfinite(total):
@@ -118,6 +120,7 @@ class Learner:
                 "more memory, a smaller encoder, or train.accumulation exact"
             ) from error
         self.batch_size //= 2
+        # Gradients of the failed update take memory and would be added to those of its repetition.
         self.optimizer.zero_grad()
         free_memory(self.device)
 
@@ -152,6 +155,7 @@ class Learner:
         if not np.isfinite(rated).all():
             count = int((~np.isfinite(rated)).any(1).sum())
             raise NonFiniteError(f"{count} of {len(rated)} predictions are not finite")
+        # An evaluation update has its own order, which needs less memory; the caller's order is restored here.
         row = {u.id: i for i, u in enumerate(update.utterances)}
         values = rated[[row[u.id] for u in utterances]]
         return {dimension: values[:, k] for k, dimension in enumerate(self.dimensions)}

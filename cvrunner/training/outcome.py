@@ -48,6 +48,7 @@ def write_outcome(
     """
     fold, config = trial.fold, trial.config.corpus
     epochs = {line["epoch"]: line for line in read_events(directory.journal, "epoch")}
+    # Scores and layer weights of the tested epoch; the weight change of the last one, which the guard has checked.
     best, last = epochs[state.best_epoch], epochs[state.epoch - 1]
     trial_id = (trial.condition, fold.number, trial.seed)
     write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)

@@ -126,6 +126,7 @@ def probe(
     step = max(1.0, len(by_length) / VALIDATED)
     validated = tuple(by_length[int(i * step)] for i in range(min(VALIDATED, len(by_length))))
     train = tuple({u.id: u for u in (*longest, *typical)}.values())
+    # A fold of only these utterances: features of the whole corpus would take minutes.
     few = replace(trial, fold=replace(trial.fold, train=train, validation=validated, test=()))
     with _host_growth(resident_mib() if base_mib is None else base_mib) as growth_mib:
         learner, seconds = _prepared(few, folder / "cache" / trial.condition, device)
@@ -136,6 +137,7 @@ def probe(
                 f"{trial.condition}: out of memory on the longest batch with train.batch_size 1: use a GPU with more "
                 "memory or a smaller encoder"
             )
+        # The first update after a change of shape compiles kernels, so each timed batch has a warm-up of its shape.
         timed = [_timed_update(learner, batch, batch_size) for batch in (typical, longest)]
         learner.predict(validated)
         validation_s = _time(lambda: learner.predict(validated), device) / len(validated)
@@ -185,6 +187,7 @@ def largest_batch_size(fits: Callable[[int], bool], start: int, limit: int) -> i
         size //= 2
         if size == 0:
             return 0
+    # Doubled only if `start` itself fits; after halving, the next larger size is known not to fit.
     while start <= size < limit and fits(min(2 * size, limit)):
         size = min(2 * size, limit)
     return size
