@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cvrunner import paths
 from cvrunner.errors import ClusterError, UsageError
@@ -27,6 +27,8 @@ DETACHED = 130
 """Exit code of Ctrl-C, as in a shell; the job's own is not known."""
 NO_PROGRAM = 127
 """Exit code of a shell that does not find the program."""
+NEXT_COMMANDS = "  cvrunner logs {0} --follow\n  cvrunner stop {0}"
+"""Printed with the job's id when cvrunner leaves a running job."""
 
 
 def submit(
@@ -54,7 +56,7 @@ def submit(
     line_printer(console)(f"{job.id}: {how} on {cluster.address}")
     if wait:
         return _follow(cluster, job, console)
-    line_printer(console)(_next_commands(job))
+    line_printer(console)(NEXT_COMMANDS.format(job.id))
     return 0
 
 
@@ -63,13 +65,31 @@ def status(job_id: str | None, address: str | None, as_json: bool, console: Cons
     cluster = _cluster(address)
     newest_first = reversed(cluster.all().values())
     chosen = [cluster.find(job_id)] if job_id else [job for job in newest_first if job.is_cvrunner]
-    folders = {job.id: _results(cluster, job) for job in chosen}
+    records, rows = [], []
+    for job in chosen:
+        started, ended = (
+            datetime.fromtimestamp(seconds).isoformat(" ", "seconds") if seconds else None
+            for seconds in (job.started_s, job.ended_s)
+        )
+        folder = _results(cluster, job)
+        record = {
+            "id": job.id,
+            "status": job.status,
+            "outcome": job.outcome,
+            "exit_code": job.exit_code if job.ended else None,
+            "command": job.command,
+            "started": started,
+            "ended": ended,
+            "results": folder,
+        }
+        records.append(record)
+        rows.append([job.id, job.outcome, started or DASH, _duration(job), job.command, folder or DASH])
+    text = f"no jobs of cvrunner's on {cluster.address}"
     if as_json:
-        text = json.dumps([_record(job, folders[job.id]) for job in chosen], indent=2)
-    elif chosen:
-        text = _table(chosen, folders, console.width)
-    else:
-        text = f"no jobs of cvrunner's on {cluster.address}"
+        text = json.dumps(records, indent=2)
+    elif rows:
+        table = Table("Jobs", ["job", "status", "started", "duration", "command", "results"], rows)
+        text = tables_as_text([table], console.width).rstrip("\n")
     line_printer(console)(text)
     return 0
 
@@ -97,7 +117,8 @@ def logs(job_id: str, address: str | None, follow: bool, console: Console) -> in
     job = cluster.find(job_id)
     if follow:
         return _follow(cluster, job, console)
-    _write(console, cluster.log(job_id))
+    # Not through rich, which would wrap the log and read its brackets as markup.
+    console.file.write(cluster.log(job_id))
     return 0
 
 
@@ -126,11 +147,13 @@ def _cluster(address: str | None) -> RayJobs:
 def _follow(cluster: RayJobs, job: Job, console: Console) -> int:
     """Print the log to its end and how the job ended; returns the job's exit code."""
     print_line = line_printer(console)
-    with _detaching(console, f"{job.id}: continues without this terminal\n{_next_commands(job)}"):
+    with _detaching(console, f"{job.id}: continues without this terminal\n{NEXT_COMMANDS.format(job.id)}"):
         if not job.ended:
             print_line("Ctrl-C leaves it running; its log:")
         for text in cluster.follow(job.id):
-            _write(console, text)
+            console.file.write(text)
+            # A pipe holds back what is short, and the next part may come only after an epoch.
+            console.file.flush()
         job = cluster.find(job.id)
     print_line(f"{job.id}: {job.outcome}, after {_duration(job)}")
     if job.exit_code and job.process_code == NO_PROGRAM:
@@ -142,49 +165,15 @@ def _follow(cluster: RayJobs, job: Job, console: Console) -> int:
     return job.exit_code
 
 
-def _next_commands(job: Job) -> str:
-    return f"  cvrunner logs {job.id} --follow\n  cvrunner stop {job.id}"
-
-
 def _results(cluster: RayJobs, job: Job) -> str | None:
-    """Return the job's results folder on the cluster, if its log still exists and names one."""
+    """Return the last results folder that the job's log names, if the log still exists and names one."""
+    # A job stays listed after its log is gone, and its log may never have named a folder.
     with contextlib.suppress(ClusterError):
-        return jobs.results_in(cluster.log(job.id))
+        if found := jobs.RESULTS.findall(cluster.log(job.id)):
+            return str(found[-1])
     return None
 
 
-def _record(job: Job, folder: str | None) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "status": job.status,
-        "outcome": job.outcome,
-        "exit_code": job.exit_code if job.ended else None,
-        "command": job.command,
-        "started": _clock(job.started_s),
-        "ended": _clock(job.ended_s),
-        "results": folder,
-    }
-
-
-def _table(chosen: Sequence[Job], folders: Mapping[str, str | None], width: int) -> str:
-    rows = [
-        [job.id, job.outcome, _clock(job.started_s) or DASH, _duration(job), job.command, folders[job.id] or DASH]
-        for job in chosen
-    ]
-    table = Table("Jobs", ["job", "status", "started", "duration", "command", "results"], rows)
-    return tables_as_text([table], width).rstrip("\n")
-
-
-def _clock(seconds: float | None) -> str | None:
-    """Return a Unix time as local date and time."""
-    return datetime.fromtimestamp(seconds).isoformat(" ", "seconds") if seconds else None
-
-
 def _duration(job: Job) -> str:
+    """Return how long a job has run, up to now if it has not ended."""
     return str(timedelta(seconds=round((job.ended_s or time()) - (job.started_s or time()))))
-
-
-def _write(console: Console, text: str) -> None:
-    """Print a log as it is, without rich's formatting."""
-    console.file.write(text)
-    console.file.flush()

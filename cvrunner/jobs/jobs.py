@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +91,6 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     return [DEFAULT_COMMAND, *arguments]
 
 
-def entrypoint(python: str, command: Sequence[str]) -> str:
-    """Return the line that the cluster's shell runs."""
-    return shlex.join([python, "-m", "cvrunner", *command])
-
-
 def runtime_environment(file: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """Read Ray's runtime environment and add the variables that are passed on. Raises UsageError."""
     try:
@@ -140,21 +133,6 @@ def free_id(usual: str, jobs: Mapping[str, Job]) -> tuple[str, Job | None]:
     return name, None
 
 
-def unknown_job(job_id: str, jobs: Mapping[str, Job], address: str) -> ClusterError:
-    """Return the error for an id that the cluster does not have, with the nearest ones."""
-    names = [name for name, job in jobs.items() if job.is_cvrunner]
-    if not names:
-        return ClusterError(f"{job_id}: no such job on {address}; there are none of cvrunner's at all")
-    near = difflib.get_close_matches(job_id, names, n=3, cutoff=0.3) or names[-3:]
-    return ClusterError(f"{job_id}: no such job on {address}; did you mean {' or '.join(near)}?")
-
-
-def results_in(log: str) -> str | None:
-    """Return the last results folder that a job's log names."""
-    found = RESULTS.findall(log)
-    return found[-1] if found else None
-
-
 # --- the cluster ------------------------------------------------------------------------------------------------------
 
 
@@ -168,11 +146,10 @@ def cluster_address(given: str | None, environment: Mapping[str, str]) -> str:
     if not inherited.startswith(("http://", "https://")):
         inherited = ""
     address = given or inherited or environment.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
-    full = address
-    if "://" not in address:
-        full = f"http://{address}"
+    full = address if "://" in address else f"http://{address}"
     try:
         parts = urlsplit(full)
+        # The port is checked as it is read: one that is no number raises ValueError, and none at all is no error.
         usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
     except ValueError:
         usable = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import os
 import shlex
@@ -15,7 +16,7 @@ import requests
 
 from cvrunner import __version__
 from cvrunner.errors import ClusterError
-from cvrunner.jobs.jobs import Job, entrypoint, unknown_job
+from cvrunner.jobs.jobs import Job
 from cvrunner.orchestration.machine import find_token
 from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT
 
@@ -36,8 +37,17 @@ class RayJobs:
     """The jobs of the cluster at `address`. Every method raises ClusterError, with a message of one sentence."""
 
     def __init__(self, address: str) -> None:
+        """Connect, with the cluster's token if there is one; what Ray would end the program for is refused before."""
         self.address = address
-        _authenticate()
+        token = find_token(os.environ, Path.home())
+        if token.in_environment or token.file_mode is not None:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        elif token.file_chosen:
+            raise ClusterError(f"RAY_AUTH_TOKEN_PATH {token.file}: no such file; unset it, or write the token there")
+        elif token.auth_mode == "token":
+            raise ClusterError(
+                f"RAY_AUTH_MODE is token and there is none: put the cluster's token into {token.file} or RAY_AUTH_TOKEN"
+            )
         # Ray prefers this variable to the address given as an argument.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         with _in_one_sentence(address):
@@ -50,23 +60,29 @@ class RayJobs:
         return {job.id: job for job in sorted(found, key=lambda job: job.started_s or 0.0)}
 
     def find(self, job_id: str) -> Job:
-        """Return a job by its id."""
+        """Return a job by its id. The error for an unknown id names the nearest ones."""
         jobs = self.all()
-        if job_id not in jobs:
-            raise unknown_job(job_id, jobs, self.address)
-        return jobs[job_id]
+        if job_id in jobs:
+            return jobs[job_id]
+        names = [name for name, job in jobs.items() if job.is_cvrunner]
+        if not names:
+            raise ClusterError(f"{job_id}: no such job on {self.address}; there are none of cvrunner's at all")
+        near = difflib.get_close_matches(job_id, names, n=3, cutoff=0.3) or names[-3:]
+        raise ClusterError(f"{job_id}: no such job on {self.address}; did you mean {' or '.join(near)}?")
 
     def submit(self, job_id: str, python: str, command: Sequence[str], folder: Path, settings: dict[str, Any]) -> Job:
         """Upload the folder and start the job, or return the job if another process has started it meanwhile."""
         try:
             with _in_one_sentence(self.address):
                 self._client.submit_job(
-                    entrypoint=entrypoint(python, command),
+                    # A line for the cluster's shell, hence quoted.
+                    entrypoint=shlex.join([python, "-m", "cvrunner", *command]),
                     submission_id=job_id,
                     runtime_env={**settings, "working_dir": str(folder)},
                     metadata={"cvrunner": __version__, "command": shlex.join(command)},
                 )
         except ClusterError:
+            # Ray refuses an id that is taken: another process may have submitted the same command since it was chosen.
             if job_id not in self.all():
                 raise
         return self.find(job_id)
@@ -115,22 +131,9 @@ class RayJobs:
             return _job(self._client.get_job_info(job_id))
 
 
-def _authenticate() -> None:
-    """Make Ray send the token, if there is one. Raises ClusterError where Ray would end the program instead."""
-    token = find_token(os.environ, Path.home())
-    if token.in_environment or token.file_mode is not None:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    elif token.file_chosen:
-        raise ClusterError(f"RAY_AUTH_TOKEN_PATH {token.file}: no such file; unset it, or write the token there")
-    elif token.auth_mode == "token":
-        raise ClusterError(
-            f"RAY_AUTH_MODE is token and there is none: put the cluster's token into {token.file} or RAY_AUTH_TOKEN"
-        )
-
-
 def _client(address: str) -> Any:
     """Return Ray's client with a time limit for each request, which Ray itself does not set."""
-    # Ray reads RAY_AUTH_MODE when it is imported, so this must come after `_authenticate`.
+    # Ray reads RAY_AUTH_MODE when it is imported, so this must come after RayJobs has set it.
     from ray.job_submission import JobSubmissionClient
 
     # Ray logs what it uploads and leaves out; what matters is raised as an exception.
@@ -152,7 +155,7 @@ def _client(address: str) -> Any:
 @contextlib.contextmanager
 def _in_one_sentence(address: str) -> Iterator[None]:
     """Turn what Ray and requests raise into ClusterError."""
-    # After `_authenticate`, as in `_client`.
+    # Imported late, as in `_client`.
     from ray.exceptions import AuthenticationError
 
     try:
@@ -186,14 +189,10 @@ def _job(details: Any) -> Job:
         status=details.status.value,
         entrypoint=details.entrypoint,
         marked="cvrunner" in (details.metadata or {}),
-        started_s=_seconds(details.start_time),
-        ended_s=_seconds(details.end_time),
+        # Milliseconds; None and 0 both mean that there is no time.
+        started_s=(details.start_time or 0) / 1000 or None,
+        ended_s=(details.end_time or 0) / 1000 or None,
         process_code=details.driver_exit_code,
         message=details.message or "",
         stop_wait_s=stop_wait_s,
     )
-
-
-def _seconds(milliseconds: int | None) -> float | None:
-    """Return a time in seconds; Ray's None and 0 both mean that there is none."""
-    return milliseconds / 1000 if milliseconds else None

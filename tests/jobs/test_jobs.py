@@ -72,8 +72,8 @@ def test_jobs_of_cvrunner_are_known_also_without_its_mark() -> None:
 
 def test_the_results_folder_is_the_last_that_the_log_names() -> None:
     log = "run tiny-1 in /home/me/cvrunner/results/tiny-1\n10 trials\nresults  /home/me/cvrunner/results/tiny-2\n"
-    assert jobs.results_in(log) == "/home/me/cvrunner/results/tiny-2"
-    assert jobs.results_in("nothing yet") is None
+    assert jobs.RESULTS.findall(log)[-1] == "/home/me/cvrunner/results/tiny-2"
+    assert not jobs.RESULTS.findall("nothing yet")
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------
@@ -105,15 +105,6 @@ def test_what_runs_is_followed_and_what_has_ended_gets_the_next_number() -> None
     assert jobs.free_id("a", {"a": ended, "a-2": ended}) == ("a-3", None)
 
 
-def test_an_unknown_id_is_answered_with_the_nearest_ones() -> None:
-    known = {name: job() for name in ("cvrunner-all-folds-0123456789", "cvrunner-audit-0123456789")}
-    message = str(jobs.unknown_job("cvrunner-all-fold", known, "http://host"))
-    assert message.startswith(
-        "cvrunner-all-fold: no such job on http://host; did you mean cvrunner-all-folds-0123456789"
-    )
-    assert "none of cvrunner's" in str(jobs.unknown_job("x", {}, "http://host"))
-
-
 # --- what goes with a job ---------------------------------------------------------------------------------------------
 
 
@@ -121,7 +112,6 @@ def test_without_a_command_the_main_one_is_run() -> None:
     assert jobs.full_command([]) == ["all-folds"]
     assert jobs.full_command(["--config", "a.yaml"]) == ["all-folds", "--config", "a.yaml"]
     assert jobs.full_command(["audit"]) == ["audit"]
-    assert shlex.split(jobs.entrypoint("python", ["all-folds", "--set", "a=b c"]))[-1] == "a=b c"
 
 
 def test_only_named_variables_are_taken_along_and_none_with_a_password() -> None:

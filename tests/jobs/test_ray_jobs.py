@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,15 @@ class Client:
     def __init__(self, looks: list[tuple[str, str] | Exception]) -> None:
         self.looks = iter(looks)
         self.text = ""
+        self.submitted: list[SimpleNamespace] = []
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        return self.submitted
+
+    def submit_job(self, entrypoint: str, submission_id: str, **more: Any) -> None:
+        new = details("PENDING", metadata=more["metadata"])
+        new.entrypoint, new.submission_id = entrypoint, submission_id
+        self.submitted.append(new)
 
     def get_job_info(self, job_id: str) -> SimpleNamespace:
         look = next(self.looks)
@@ -73,6 +83,25 @@ def test_a_log_is_given_once_also_where_the_connection_breaks(monkeypatch: pytes
     ]
     given = list(cluster(monkeypatch, Client(looks)).follow("a"))
     assert "".join(given) == "one\ntwo\nend\n"
+
+
+def test_an_unknown_id_is_answered_with_the_nearest_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    jobs = cluster(monkeypatch, Client([]))
+    with pytest.raises(ClusterError, match=r"x: no such job on .*; there are none of cvrunner's at all"):
+        jobs.find("x")
+    for job_id in ("cvrunner-all-folds-0123456789", "cvrunner-audit-0123456789"):
+        jobs.submit(job_id, "python", ["audit"], tmp_path, {})
+    with pytest.raises(ClusterError) as caught:
+        jobs.find("cvrunner-all-fold")
+    assert str(caught.value).startswith(
+        "cvrunner-all-fold: no such job on http://127.0.0.1:1; did you mean cvrunner-all-folds-0123456789"
+    )
+
+
+def test_the_shell_gets_the_arguments_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    jobs = cluster(monkeypatch, Client([]))
+    job = jobs.submit("a", "python", ["all-folds", "--set", "a=b c"], tmp_path, {})
+    assert shlex.split(job.entrypoint) == ["python", "-m", "cvrunner", "all-folds", "--set", "a=b c"]
 
 
 def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
