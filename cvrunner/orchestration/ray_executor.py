@@ -213,12 +213,21 @@ class RayExecutor:
             found.append((attempt.trial, event))
             if isinstance(event, Failure | TrialResult | TrainingFinished):
                 self.attempts.remove(attempt)
-        self._free_idle()
+        # Actors without a trial end while a trial waits for a GPU, which one of them may hold.
+        if any(not a.placed and time.monotonic() - a.started > LOOK_EVERY_S for a in self.attempts):
+            for index in self._idle():
+                ray.kill(self.occupied.pop(index).actor)
         for attempt in self.attempts:
             waited_s = time.monotonic() - attempt.started
             if not attempt.placed and not attempt.wait_reported and waited_s > PATIENCE_S:
                 attempt.wait_reported = True
-                found.append((attempt.trial, Waiting(what=self._missing_resources())))
+                have, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+                what = (
+                    f"{self.cluster.gpus_per_trial:g} GPU and {self.cluster.cpus_per_trial} CPU on one node: of the "
+                    f"cluster's {have.get('GPU', 0):g} GPU {free.get('GPU', 0):g} are free, of its "
+                    f"{have.get('CPU', 0):g} CPU {free.get('CPU', 0):g}"
+                )
+                found.append((attempt.trial, Waiting(what=what)))
         return found
 
     def pause(self, trial: Trial) -> None:
@@ -252,12 +261,6 @@ class RayExecutor:
         self.occupied[index] = Slot(self._new_actor(node))
         return index
 
-    def _free_idle(self) -> None:
-        """End actors without a trial while another one waits for a GPU, which one of them may hold."""
-        if any(not a.placed and time.monotonic() - a.started > LOOK_EVERY_S for a in self.attempts):
-            for index in self._idle():
-                ray.kill(self.occupied.pop(index).actor)
-
     def _idle(self) -> list[int]:
         """Slots whose actor has no trial."""
         busy = {attempt.slot for attempt in self.attempts}
@@ -290,8 +293,12 @@ class RayExecutor:
         attempt.placed = True
         try:
             event: Event | Failure = ray.get(next(attempt.events))
-            if isinstance(event, TrialResult):
-                self._fetch_files(attempt, event)
+            if isinstance(event, TrialResult) and attempt.directory.result(event.key) is None:
+                # The node's disk is not shared. The result is copied last, since it marks a complete trial.
+                actor = self.occupied[attempt.slot].actor
+                files: dict[str, bytes] = ray.get(actor.read.remote(attempt.node_directory))
+                for name, content in files.items():
+                    write_atomically(attempt.directory.path / name, content)
         except RayTaskError as error:
             from cvrunner.orchestration.attempt import classify  # imports torch, which the driver rarely needs
 
@@ -310,14 +317,6 @@ class RayExecutor:
                 ray.kill(actor)
         return event
 
-    def _fetch_files(self, attempt: Attempt, result: TrialResult) -> None:
-        """Copy a trial's files from a node whose disk is not shared; the result last, since it marks a whole trial."""
-        if attempt.directory.result(result.key) is None:
-            actor = self.occupied[attempt.slot].actor
-            files: dict[str, bytes] = ray.get(actor.read.remote(attempt.node_directory))
-            for name, content in files.items():
-                write_atomically(attempt.directory.path / name, content)
-
     def _classify_loss(self, attempt: Attempt, error: Exception) -> Failure:
         """Return why an actor is gone: memory, its node, or its process alone."""
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -332,14 +331,6 @@ class RayExecutor:
             self.places.pop(attempt.trial.name, None)
             return Failure("preempted", f"its node is gone: {reason}")
         return Failure("worker_died", f"its process is gone: {reason}")
-
-    def _missing_resources(self) -> str:
-        have, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-        return (
-            f"{self.cluster.gpus_per_trial:g} GPU and {self.cluster.cpus_per_trial} CPU on one node: of the "
-            f"cluster's {have.get('GPU', 0):g} GPU {free.get('GPU', 0):g} are free, of its {have.get('CPU', 0):g} CPU "
-            f"{free.get('CPU', 0):g}"
-        )
 
 
 def alive_nodes() -> dict[str, dict[str, Any]]:
