@@ -54,18 +54,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Does unfreezing the speech encoder help, by how much, and how sure are we?",
+    help="Does fine-tuning the speech encoder help, by how much, and how certain are we?",
 )
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """Names of the runs in the results folder; the shell itself adds files and folders."""
+    """Complete names of runs in the results folder; the shell itself adds files and folders."""
     return [name for name in run_names() if name.startswith(incomplete)]
 
 
 def complete_settings(incomplete: str) -> list[str]:
-    """`train.lr=` and every other key that holds a value."""
-    # It imports pydantic, which takes as long as everything else that `--help` needs.
+    """Complete `train.lr=` and every other key that holds a value."""
+    # pydantic takes as long to import as everything else that `--help` needs.
     from cvrunner.config.schema import valid_keys
 
     keys = valid_keys()
@@ -390,11 +390,8 @@ def _console() -> Any:
     # rich takes longer to import than all that `--help` needs.
     from rich.console import Console
 
-    console = Console()
-    if console.is_terminal:
-        return console
     # In a file or a pipe, lines must not be wrapped at the width of a terminal that nobody sees.
-    return Console(width=200, soft_wrap=True)
+    return console if (console := Console()).is_terminal else Console(width=200, soft_wrap=True)
 
 
 def _end(code: int) -> None:

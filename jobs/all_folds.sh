@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# jobs/all_folds.sh --config configs/finetune.yaml ...: every condition, fold and seed as one Ray job.
+# Train every condition, fold and seed as one Ray job: jobs/all_folds.sh --config configs/finetune.yaml ...
 exec "$(dirname "$0")/submit.sh" all-folds "$@"

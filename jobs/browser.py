@@ -1,6 +1,6 @@
-"""MLflow's page, Ray's dashboard and report.html in a real browser, without a screen: for screenshots and tests.
+"""Open MLflow, Ray's dashboard and report.html in a headless browser, for screenshots and tests.
 
-Playwright drives the Chromium of the system; it brings none of its own here.
+Playwright drives the Chromium that is installed on the system; no browser is downloaded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 START_LIMIT_S = 60
 WAIT_LIMIT_MS = 30_000
 ACTOR = "FoldActor"
-# A test must not call home, and neither must a screenshot.
+# Neither a test nor a screenshot may contact outside servers.
 FLAGS = (
     "--disable-gpu",
     "--disable-quic",
@@ -37,23 +37,23 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# By chart: the length of each curve. The lines that have no points belong to what the mouse shows.
+# Per chart, the number of points of each curve. Lines without markers belong to the hover display.
 CURVES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot =>
     plot.data.filter(trace => trace.mode === 'lines+markers').map(trace => trace.x.length))"""
 
 
 def chromium_path() -> str | None:
-    """Where the system's Chromium is."""
+    """Return the path of the system's Chromium, or None."""
     return shutil.which("chromium")
 
 
 @contextlib.contextmanager
 def browser(executable: str) -> Iterator[Browser]:
-    """Chromium without a screen, with a profile of its own that is gone afterwards."""
+    """Start headless Chromium with a temporary profile."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # Its sandbox needs rights that a container does not give, and it opens our own pages only.
+        # Chromium's sandbox needs rights that a container does not grant, and only our own pages are opened.
         started = playwright.chromium.launch(executable_path=executable, args=list(FLAGS), chromium_sandbox=False)
         try:
             yield started
@@ -63,7 +63,7 @@ def browser(executable: str) -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def mlflow_page(store: str) -> Iterator[str]:
-    """MLflow's page over a store, on a free port of this machine; gives its address. The store must be there."""
+    """Serve MLflow for an existing store on a free port of this machine; yields the address."""
     address = f"http://127.0.0.1:{_free_port()}"
     arguments = ["--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "ui", *arguments, "--backend-store-uri", store]
@@ -82,12 +82,15 @@ def mlflow_page(store: str) -> Iterator[str]:
 
 
 def links_at(run: RunRecord, address: str) -> dict[str, str]:
-    """A run's addresses, where its store is served at another place than usual."""
+    """Return the links of a run for a store that is served at `address` instead of the default one."""
     return {name: link.replace(UI_ADDRESS, address, 1) for name, link in run.links.items()}
 
 
 def open_charts(page: Page, links: Mapping[str, str], search: str = "mean/validation") -> list[list[int]]:
-    """The saved view with the charts that `search` finds, once they are drawn; by chart, the length of each curve."""
+    """Open the saved view with the charts that match `search` and wait until they are drawn.
+
+    Returns, per chart, the number of points of each curve.
+    """
     page.goto(links["trials grouped by condition"])
     page.get_by_text("Group: ").first.wait_for(timeout=WAIT_LIMIT_MS)
     _close_assistant(page)
@@ -98,7 +101,7 @@ def open_charts(page: Page, links: Mapping[str, str], search: str = "mean/valida
 
 
 def open_comparison(page: Page, links: Mapping[str, str]) -> str:
-    """The page with the conditions side by side, once it is drawn; gives its text."""
+    """Open the page with the conditions side by side, wait until it is drawn, and return its text."""
     page.goto(links["conditions side by side"])
     page.get_by_text("Run details").wait_for(timeout=WAIT_LIMIT_MS)
     page.get_by_text("ccc_mean/avg").first.wait_for(timeout=WAIT_LIMIT_MS)
@@ -107,7 +110,7 @@ def open_comparison(page: Page, links: Mapping[str, str]) -> str:
 
 
 def open_actors(page: Page, address: str) -> str:
-    """The Actors page of Ray's dashboard with ours that are alive, once they are there; gives its text."""
+    """Open the Actors page of Ray's dashboard, wait for live fold actors, and return the text of the page."""
     page.goto(f"{address}/#/actors")
     page.get_by_label("Class", exact=True).fill(ACTOR)
     page.get_by_label("State", exact=True).fill("ALIVE")
@@ -117,7 +120,7 @@ def open_actors(page: Page, address: str) -> str:
 
 
 def open_actor(page: Page) -> str:
-    """From there to the first actor: what it printed, and its tasks, which bear the trials' names; gives its text."""
+    """Go from the Actors page to the first actor, with its output and its tasks, and return the text of the page."""
     page.locator("tbody").get_by_role("link").first.click()
     page.get_by_text("STDOUT").click()
     page.get_by_text("/seed-").first.wait_for(timeout=WAIT_LIMIT_MS)
@@ -127,7 +130,7 @@ def open_actor(page: Page) -> str:
 
 
 def _close_assistant(page: Page) -> None:
-    """MLflow's chat beside the page takes a quarter of its width; some versions have none."""
+    """Close MLflow's chat panel, which takes a quarter of the width; some versions have none."""
     button = page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]')
     if button.count():
         button.click()
@@ -142,7 +145,7 @@ def _free_port() -> int:
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    """Raises RuntimeError with what the server said where it does not answer in time."""
+    """Wait for the server to answer. Raises RuntimeError with the server's log if it does not answer in time."""
     end = time.monotonic() + START_LIMIT_S
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2):

@@ -1,4 +1,4 @@
-"""Writes jobs/grafana_dashboard.json: a panel for each metric of cvrunner/orchestration/ray_metrics.py.
+"""Write jobs/grafana_dashboard.json, with one panel per metric of cvrunner/orchestration/ray_metrics.py.
 
 python jobs/grafana.py
 """
@@ -17,10 +17,10 @@ from cvrunner.orchestration.ray_metrics import METRICS, Metric
 
 FILE = Path(__file__).parent / "grafana_dashboard.json"
 PREFIX = "ray_"
-"""What Ray puts before each name."""
+"""Prefix that Ray adds to each metric name."""
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 UNIT = {"_seconds": "s", "_mib": "mbytes", "_utterances_per_second": "none"}
-"""Grafana's name of a unit, by the end of a metric's name; its mbytes are MiB."""
+"""Grafana's name of a unit, by the ending of a metric's name; Grafana's `mbytes` are MiB."""
 RANGE = {ray_metrics.VALIDATION_CCC: (-1, 1), ray_metrics.EPOCH: (0, None), ray_metrics.MEMORY: (0, None)}
 WIDTH, HEIGHT = 12, 8
 STAT_WIDTH, STAT_HEIGHT = 8, 5
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def dashboard() -> dict[str, Any]:
-    """As Grafana imports it: stats of the run in the first row, then a graph of all trials for each other metric."""
+    """Return the dashboard as Grafana imports it: stat panels of the run, then one graph per trial metric."""
     stats = [m for m in METRICS if m.labels[:2] != ray_metrics.TRIAL[:2]]
     graphs = [m for m in METRICS if m not in stats]
     panels = [_stat(metric, i) for i, metric in enumerate(stats)]
@@ -67,7 +67,7 @@ def _variable(name: str, label: str, query: str, several: bool = True) -> dict[s
         "type": "query",
         "datasource": DATASOURCE,
         "query": {"query": query, "refId": name},
-        "refresh": 2,  # whenever the time range changes
+        "refresh": 2,  # refresh the list if the time range changes
         "sort": 4 if name == "run" else 3,
         **everything,
     }
@@ -94,7 +94,7 @@ def _graph(metric: Metric, index: int, stats: int) -> dict[str, Any]:
 
 
 def _panel(metric: Metric, index: int, aggregate: str, legend: str) -> dict[str, Any]:
-    """`max by (...)` over what else Ray adds: nodes, processes and sessions of a run that was continued."""
+    """Return a panel. `max by (...)` aggregates over the labels that Ray adds: node, process and session."""
     chosen = 'run="$run"'
     if metric.labels[:2] == ray_metrics.TRIAL[:2]:
         chosen += ', condition=~"$condition", fold=~"$fold", seed=~"$seed"'

@@ -1,13 +1,13 @@
-"""Pretrain the demo's small WavLM, without labels, on speech that the demo corpus does not contain.
+"""Pretrain the small WavLM of the demo, without labels, on synthetic speech that the demo corpus does not contain.
 
     python jobs/pretrain_demo_encoder.py --output cvrunner/demo_encoder
 
-espeak-ng says invented words in 43 languages other than English, in voices drawn at random, with random rate,
-pitch, melody and loudness. Half of the frames are hidden from the transformer, in spans, and it predicts what
-they were: log-mel spectrum, pitch and voicing of the frame, and prosody of the second around it (level, change
-of pitch and energy, rate of spectral change). All targets come from the audio alone.
+espeak-ng speaks invented words in 43 languages other than English, with random voices, rate, pitch, intonation and
+loudness. Spans that cover half of the frames are masked, and the transformer predicts the targets of the masked
+frames: log-mel spectrum, pitch and voicing of the frame, and prosody of the second around it (mean and standard
+deviation of pitch and energy, mean rate of spectral change). All targets are computed from the audio alone.
 
-Same arguments, same machine, same libraries: same weights. About 10 minutes on one core.
+The same arguments, machine and libraries give the same weights. It takes about 10 minutes on one core.
 
 `B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `K` targets.
 """
@@ -48,11 +48,11 @@ WARM_UP = 0.08
 HIDDEN_SHARE = 0.5
 SPAN_FRAMES = 10
 HALF_SECOND = 25
-"""In frames."""
+"""Half a second, in frames."""
 
 
 def configuration(**changes: Any) -> WavLMConfig:
-    """A WavLM-base in miniature: 50 frames a second, four layers of width 96."""
+    """Return the configuration of a miniature WavLM-base: 50 frames per second, four layers of width 96."""
     settings: dict[str, Any] = {
         "hidden_size": 96,
         "num_hidden_layers": 4,
@@ -81,10 +81,10 @@ def configuration(**changes: Any) -> WavLMConfig:
 
 
 def speak_corpus(minutes: float, rng: random.Random) -> list[Tensor]:
-    """Utterances `[T]` of 1.6 s or more, `minutes` in all."""
-    wanted = minutes * 60 * SAMPLE_RATE_HZ
+    """Synthesise utterances `[T]` of 1.6 s or more, `minutes` in total."""
+    samples_needed = minutes * 60 * SAMPLE_RATE_HZ
     spoken: list[Tensor] = []
-    while sum(map(len, spoken)) < wanted:
+    while sum(map(len, spoken)) < samples_needed:
         samples = torch.from_numpy(synthesizer().speak(invented_sentence(rng), random_voice(rng)))
         if len(samples) >= CROPS_S[0] * SAMPLE_RATE_HZ:
             spoken.append(samples)
@@ -126,14 +126,14 @@ def random_voice(rng: random.Random) -> Voice:
 
 
 def frame_count(config: WavLMConfig, samples: int) -> int:
-    """F that the front-end makes of `samples`."""
+    """Return the number of frames that the front-end produces for `samples` samples."""
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         samples = (samples - kernel) // stride + 1
     return samples
 
 
 def frame_centre(config: WavLMConfig) -> int:
-    """The sample in the middle of what the first frame of the front-end sees."""
+    """Return the middle sample of the receptive field of the front-end's first frame."""
     field, step = 1, 1
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         field, step = field + (kernel - 1) * step, step * stride
@@ -141,13 +141,13 @@ def frame_centre(config: WavLMConfig) -> int:
 
 
 def windows(samples: Tensor, width: int, centre: int) -> Tensor:
-    """`[T]` to `[F, width]`, frame f around sample `HOP * f + centre`, F = T // HOP."""
+    """Cut `[T]` into `[F, width]`, with frame f around sample `HOP * f + centre` and F = T // HOP."""
     left = width // 2 - centre
     return functional.pad(samples, (max(left, 0), width))[max(-left, 0) :].unfold(0, width, HOP)[: len(samples) // HOP]
 
 
 def mel_filters(width: int) -> Tensor:
-    """`[width // 2 + 1, MELS]`: triangles on the mel scale from 60 to 7600 Hz."""
+    """Return triangular mel filters `[width // 2 + 1, MELS]` from 60 to 7600 Hz."""
     mels = torch.linspace(2595 * math.log10(1 + 60 / 700), 2595 * math.log10(1 + 7600 / 700), MELS + 2)
     edges_hz = 700 * (10 ** (mels / 2595) - 1)
     bins_hz = torch.linspace(0, SAMPLE_RATE_HZ / 2, width // 2 + 1)[:, None]
@@ -157,21 +157,21 @@ def mel_filters(width: int) -> Tensor:
 
 
 def pitch_and_voicing(samples: Tensor, centre: int) -> tuple[Tensor, Tensor]:
-    """Log2 of the pitch in Hz, and the height of its autocorrelation peak, both `[F]`; 60 to 480 Hz."""
+    """Return log2 of the pitch in Hz (60 to 480 Hz) and the height of its autocorrelation peak, both `[F]`."""
     width, shortest, longest = 1024, SAMPLE_RATE_HZ // 480, SAMPLE_RATE_HZ // 60
     window = torch.hann_window(width)
     power = torch.fft.rfft(windows(samples, width, centre) * window, 2 * width).abs().square()
     own = torch.fft.irfft(torch.fft.rfft(window, 2 * width).abs().square())
     correlation = torch.fft.irfft(power)[:, : longest + 1] / (own / own[0])[: longest + 1]
     correlation = correlation / (correlation[:, :1] + 1e-4)
-    # A slope against octave errors: of two peaks of one height, the shorter period.
+    # The slope avoids octave errors: of two equally high peaks, the one with the shorter period wins.
     slope = torch.linspace(0, 0.1, longest - shortest)
     height, lag = (correlation[:, shortest:longest] - slope).max(1)
     return torch.log2(SAMPLE_RATE_HZ / (lag + shortest).float()), height
 
 
 def around(track: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean and standard deviation of `[F]` over one second around each frame."""
+    """Return weighted mean and standard deviation of `[F]` over one second around each frame."""
     kernel = torch.ones(1, 1, 2 * HALF_SECOND + 1)
 
     def total(values: Tensor) -> Tensor:
@@ -183,9 +183,9 @@ def around(track: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def targets(samples: Tensor, centre: int) -> Tensor:
-    """`[T]` to `[F, K]`: log-mel spectrum, pitch, voicing, and the prosody of the second around.
+    """Compute `[F, K]` from `[T]`: log-mel spectrum, pitch, voicing, and prosody of the second around each frame.
 
-    Levels are relative to the utterance: the front-end's group norm takes its loudness away.
+    Levels are relative to the utterance, because the front-end's group norm removes its loudness.
     """
     frames = windows(samples, 512, centre) * torch.hann_window(512)
     mel = torch.log(torch.fft.rfft(frames).abs().square() @ mel_filters(512) + 1e-5)
@@ -211,7 +211,7 @@ def standardised(tracks: list[Tensor]) -> list[Tensor]:
 
 
 def target_weights() -> Tensor:
-    """`[K]`: the spectrum counts as much as the nine prosodic tracks together."""
+    """Return the weights of the targets, `[K]`: the spectrum counts as much as the nine prosodic tracks together."""
     return torch.cat([torch.full((MELS,), 0.5 / MELS), torch.full((PROSODIC,), 0.5 / PROSODIC)])
 
 
@@ -219,7 +219,7 @@ def target_weights() -> Tensor:
 
 
 def epoch_crops(lengths: list[int], rng: np.random.Generator) -> list[list[tuple[int, int, int]]]:
-    """Batches of one epoch: random crops as utterance, first frame, frames; one length per batch."""
+    """Return the batches of one epoch: random crops as (utterance, first frame, frames), with one length per batch."""
     order = rng.permutation(len(lengths))
     crops: list[list[tuple[int, int, int]]] = []
     while len(order):
@@ -232,7 +232,7 @@ def epoch_crops(lengths: list[int], rng: np.random.Generator) -> list[list[tuple
 
 
 def hidden_spans(batch: int, frames: int, rng: np.random.Generator) -> Tensor:
-    """`[B, F]`, True in spans that cover about half of the frames."""
+    """Draw a mask `[B, F]` that is True in spans that cover about half of the frames."""
     starts = rng.random((batch, frames)) < -math.log(1 - HIDDEN_SHARE) / SPAN_FRAMES
     hidden = np.zeros((batch, frames), dtype=bool)
     for shift in range(SPAN_FRAMES):
@@ -241,7 +241,7 @@ def hidden_spans(batch: int, frames: int, rng: np.random.Generator) -> Tensor:
 
 
 def learning_rate(progress: float) -> float:
-    """By the share of training done, 0..1: linear warm-up, then a cosine to zero."""
+    """Return the learning rate at a share of the training, 0..1: linear warm-up, then a cosine decay to zero."""
     if progress < WARM_UP:
         return PEAK_LR * progress / WARM_UP
     return PEAK_LR * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
@@ -250,7 +250,7 @@ def learning_rate(progress: float) -> float:
 def train(
     wavlm: WavLMModel, spoken: list[Tensor], tracks: list[Tensor], epochs: int, say: Callable[[str], None]
 ) -> None:
-    """Masked prediction of `tracks` `[F, K]` from `spoken` `[T]`."""
+    """Train the masked prediction of `tracks` `[F, K]` from `spoken` `[T]`."""
     head = nn.Linear(wavlm.config.hidden_size, len(target_weights()))
     parameters = [*wavlm.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
@@ -275,7 +275,7 @@ def train(
 def losses_of(
     wavlm: WavLMModel, head: nn.Module, audio: Tensor, target: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Huber's loss on the hidden frames; and the loss to train with, a tenth of the visible ones' added."""
+    """Return the Huber loss on masked frames, and the training loss, which adds a tenth of that on visible frames."""
     frames = frame_count(wavlm.config, audio.shape[1])
     hidden = hidden_spans(len(audio), frames, rng)
     predicted = head(wavlm(audio, mask_time_indices=hidden).last_hidden_state)
@@ -288,7 +288,7 @@ def losses_of(
 
 
 def save(wavlm: WavLMModel, folder: Path) -> None:
-    """A folder for `from_pretrained`, without what only pretraining needs."""
+    """Write a folder for `from_pretrained`, without the weights that only pretraining needs."""
     clean = WavLMModel(configuration())
     weights = {name: value for name, value in wavlm.state_dict().items() if name != "masked_spec_embed"}
     clean.load_state_dict(weights)
@@ -307,9 +307,9 @@ def save(wavlm: WavLMModel, folder: Path) -> None:
 
 
 def pretrain(folder: Path, minutes: float, epochs: int) -> None:
-    """The whole run, start to end; its log goes to `folder/pretraining.log` and to the terminal."""
+    """Synthesise, train and save; the log goes to `folder/pretraining.log` and to the terminal."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Matrices this small gain little from a second thread, and lose tenfold when its core is busy elsewhere.
+    # A second thread hardly speeds up matrices this small, and slows them down tenfold if its core is busy.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(SEED)
@@ -320,7 +320,7 @@ def pretrain(folder: Path, minutes: float, epochs: int) -> None:
             print(line, file=sys.stderr, flush=True)
 
         started = time.monotonic()
-        # The mask embedding exists only in a model that masks; the probability itself is not used.
+        # The mask embedding exists only if the probability is positive; its value is not used.
         wavlm = WavLMModel(configuration(mask_time_prob=0.5, hidden_dropout=0.0)).train()
         spoken = speak_corpus(minutes, random.Random(SEED))
         tracks = standardised([targets(samples, frame_centre(wavlm.config)) for samples in spoken])

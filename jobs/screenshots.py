@@ -1,10 +1,10 @@
-"""Pictures for the documentation: of a finished run its report, MLflow's charts and comparison; of a run that trains
-the actors on Ray's dashboard.
+"""Take the screenshots of the documentation: report, MLflow charts and comparison of a finished run; actors of a
+running job on Ray's dashboard.
 
     python jobs/screenshots.py results/demo-1234abcd
     python jobs/screenshots.py --ray http://127.0.0.1:8265
 
-The finished run's MLflow store has to lie beside it, as after `all-folds` or `sync`.
+The MLflow store must be next to the folder of the finished run, as after `all-folds` or `sync`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ LARGEST_BYTES = 300_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run")
-    parser.add_argument("--ray", metavar="ADDRESS", help="of a dashboard, while a run trains there")
+    parser.add_argument("--ray", metavar="ADDRESS", help="address of Ray's dashboard while a run is training")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     executable = chromium_path()
     if executable is None:
-        sys.exit("there is no `chromium` on the PATH (Debian: apt-get install chromium)")
+        sys.exit("`chromium` is not on the PATH (Debian: apt-get install chromium)")
     arguments.output.mkdir(parents=True, exist_ok=True)
     with browser(executable) as chromium:
         if arguments.run:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def picture_of_report(chromium: Browser, directory: RunDirectory, file: Path) -> None:
-    """The top of the page: the sentence, scores, differences."""
+    """Photograph the top of the report: the sentence, scores, differences."""
     page = chromium.new_page(viewport=REPORT)  # type: ignore[arg-type]
     page.goto(directory.report.as_uri())
     following = page.locator("h2").nth(2).bounding_box()
@@ -73,14 +73,14 @@ def picture_of_report(chromium: Browser, directory: RunDirectory, file: Path) ->
 
 
 def pictures_of_mlflow(chromium: Browser, directory: RunDirectory, folder: Path) -> None:
-    """The saved view with its charts, and the parents side by side."""
+    """Photograph the saved view with its charts, and the parent runs side by side."""
     with mlflow_page(f"sqlite:///{directory.path.parent}/mlflow.db") as address:
         links = links_at(directory.read_run(), address)
         page = chromium.new_page(viewport=DESK)  # type: ignore[arg-type]
         open_charts(page, links)
         page.screenshot(path=folder / "mlflow-charts.png", animations="disabled")
         open_comparison(page, links)
-        # What the page draws first is a metric of its own choice; the settings and scores are below.
+        # The page first draws a metric that MLflow selects; the settings and scores are below it.
         page.get_by_text("Visualizations", exact=True).click()
         page.get_by_text("Show diff only").first.click()
         page.screenshot(path=folder / "mlflow-compare.png", animations="disabled")
@@ -88,7 +88,7 @@ def pictures_of_mlflow(chromium: Browser, directory: RunDirectory, folder: Path)
 
 
 def pictures_of_ray(chromium: Browser, address: str, folder: Path) -> None:
-    """The Actors page, and one actor with its log and its tasks."""
+    """Photograph the Actors page, and one actor with its log and its tasks."""
     page = chromium.new_page(viewport=DASHBOARD)  # type: ignore[arg-type]
     open_actors(page, address)
     page.screenshot(path=folder / "ray-actors.png", animations="disabled")

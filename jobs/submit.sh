@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# jobs/submit.sh COMMAND [ARGUMENTS]: a command of cvrunner as a Ray job, followed to its end. 0 complete, 143 stopped,
-# else 1. It needs nothing but Ray; `python -m cvrunner submit` does the same and tells more. RAY_ADDRESS: the dashboard.
+# Run a cvrunner command as a Ray job and follow it to its end: jobs/submit.sh COMMAND [ARGUMENTS]
+# Exit code 0 if complete, 143 if stopped, otherwise 1. It needs only Ray; `python -m cvrunner submit` does the same with
+# more detailed output and exit codes. RAY_ADDRESS is the address of the dashboard.
 set -euo pipefail
 : "${1:?COMMAND is missing, such as all-folds}"
 cd "$(dirname "$0")/.."
@@ -9,7 +10,7 @@ if [[ -n ${RAY_AUTH_TOKEN:-} || -f ${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
     export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 fi
 
-# The same command with the same configuration has the same id: while it runs, it is followed instead of started again.
+# The same command with the same configuration has the same id, so a running job is followed instead of started again.
 configuration() {
     local LC_ALL=C file
     printf '%s\n' "$@"

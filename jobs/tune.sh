@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# jobs/tune.sh --config configs/finetune.yaml ...: a search for better settings, as one Ray job.
+# Search for better settings as one Ray job: jobs/tune.sh --config configs/finetune.yaml ...
 exec "$(dirname "$0")/submit.sh" tune "$@"

@@ -1,3 +1,4 @@
 #!/usr/bin/env bash
-# jobs/verify.sh --config configs/finetune.yaml ...: one fold against the target, as one Ray job. 1 where it is missed too.
+# Train one fold as one Ray job and compare it with the target: jobs/verify.sh --config configs/finetune.yaml ...
+# Exit code 1 also if the target is missed.
 exec "$(dirname "$0")/submit.sh" verify "$@"

@@ -178,7 +178,7 @@ RUN: dict[str, tuple[Build, str]] = {
     "less than no GPU": (settings("cluster.gpus_per_trial=-1"), r"cluster\.gpus_per_trial: .*greater than 0, not -1"),
     "half a core": (settings("cluster.cpus_per_trial=0.5"), r"cluster\.cpus_per_trial: .*valid integer, not 0\.5"),
     "no trial at a time": (settings("cluster.max_concurrent=0"), r"cluster\.max_concurrent: .*equal to 1, not 0"),
-    "unknown chaos": (arguments("all-folds", "--chaos", "flood=1"), r"--chaos flood=1: must be kill, oom, tracker"),
+    "unknown chaos": (arguments("all-folds", "--chaos", "flood=1"), r"chaos flood=1: must be kill, oom, tracker"),
     "a report of no run": (arguments("report", "nowhere"), r"nowhere: no run here"),
     "a comparison of no runs": (arguments("compare", "here", "there"), r"here: no run here"),
     "ratings by no run": (arguments("predict", "nowhere", "a.wav"), r"nowhere: no run here"),
@@ -425,7 +425,7 @@ ENCODER: dict[str, tuple[Build, str]] = {
     ),
     "audio of 8 kHz": (
         encoder_json("preprocessor_config.json", sampling_rate=8000),
-        r"wants audio of 8000 Hz, must be 16000",
+        r"expects audio of 8000 Hz, must be 16000",
     ),
     "made from one tuned on emotion": (
         encoder_json(_name_or_path="audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"),

@@ -74,7 +74,13 @@ def test_a_separate_process_refuses_it_too(case: str, place: Path) -> None:
     line = build(place)
     before = files(place)
     ended = subprocess.run(
-        [sys.executable, "-m", "cvrunner", *line], cwd=place, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "cvrunner", *line],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert re.match(f"error: (?s:.*){message}", ended.stderr), ended.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import cvrunner
-from tests.benchmarks.structure import measure, misses
+from tests.benchmarks.structure import LIMITS, measure, misses
 
 PACKAGE = Path(cvrunner.__file__).parent
 GROUND = ("errors", "files", "paths", "text", "hashing")
@@ -125,6 +125,6 @@ def test_packages_export_nothing(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-def test_the_structure_meets_its_targets() -> None:
+def test_the_structure_stays_within_its_limits() -> None:
     """Lines, files, function lengths, conditional expressions, comments: see `tests.benchmarks.structure`."""
-    assert not misses(measure(PACKAGE))
+    assert not misses(measure(PACKAGE), LIMITS)

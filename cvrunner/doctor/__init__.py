@@ -1,1 +1,1 @@
-"""What is wrong with a machine for a configuration, and what to type; nothing is started."""
+"""Find what is wrong with a machine for a configuration, and what to type; nothing is started."""

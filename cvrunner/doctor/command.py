@@ -1,24 +1,58 @@
-"""The command `doctor`."""
+"""The command `doctor`: all checks in reading order, as text or JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvrunner import paths
 from cvrunner.config.reading import load_config
-from cvrunner.doctor import diagnose
-from cvrunner.doctor.collect import collect_facts
+from cvrunner.doctor.access import check_access
+from cvrunner.doctor.checks import check_machine, check_packages, check_storage
+from cvrunner.doctor.facts import Facts, Finding, collect_facts
+from cvrunner.text import line_printer, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def doctor(config_path: Path | None, overrides: Sequence[str], as_json: bool, console: Console) -> int:
-    """What is wrong with this machine for this configuration, and what to type. Exit code 1 with problems."""
+    """Print what is wrong with this machine for a configuration, and what to type. Exit code 1 for problems, else 0."""
     config = load_config(config_path or paths.default_config(), overrides)
-    findings = diagnose.diagnose(collect_facts(config))
-    text = diagnose.as_json(findings) if as_json else diagnose.as_text(findings)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    return diagnose.exit_code(findings)
+    findings = diagnose(collect_facts(config))
+    line_printer(console)(findings_as_json(findings) if as_json else findings_as_text(findings))
+    return exit_code(findings)
+
+
+def diagnose(facts: Facts) -> list[Finding]:
+    """Return every finding, including those that are fine."""
+    return [*check_packages(facts.packages), *check_access(facts), *check_machine(facts), *check_storage(facts)]
+
+
+def findings_as_text(findings: Sequence[Finding]) -> str:
+    """Return a line for each finding, what to type below it, and the number of problems and warnings at the end."""
+    width = max((len(finding.subject) for finding in findings), default=0)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.level:<7}  {finding.subject:<{width}}  {finding.what}")
+        if finding.do:
+            lines.append(f"{'':<7}  {'':<{width}}  -> {finding.do}")
+    problems = sum(finding.level == "problem" for finding in findings)
+    warnings = sum(finding.level == "warning" for finding in findings)
+    counts = [plural(problems, "problem") if problems else "no problems"]
+    if warnings:
+        counts.append(plural(warnings, "warning"))
+    return "\n".join([*lines, ", ".join(counts)])
+
+
+def findings_as_json(findings: Sequence[Finding]) -> str:
+    """Return a list of objects with subject, level, what and do."""
+    return json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False)
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """Return 1 if there is a problem, else 0."""
+    return int(any(finding.level == "problem" for finding in findings))

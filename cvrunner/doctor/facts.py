@@ -1,22 +1,58 @@
-"""What is known of the machine: plain values, so that every check can be tried on any machine."""
+"""Facts about the machine, what a check finds in them, and their collection.
+
+Facts are plain values, so every check can be tested with the facts of any machine. Collecting only reads, except for a
+nameless temporary file in each store, and connects only to loopback and to the addresses that RAY_ADDRESS and
+`tracking.uri` name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
+from packaging.requirements import Requirement
+
+from cvrunner import paths
 from cvrunner.config.schema import Config
-from cvrunner.orchestration.machine import Cluster, Hardware, Listener, Token
+from cvrunner.config.sections import ModelConfig
+from cvrunner.encoders.files import find_encoder
+from cvrunner.errors import ConfigError, EncoderError
+from cvrunner.orchestration.machine import (
+    Cluster,
+    Hardware,
+    Listener,
+    Token,
+    answers,
+    existing_folder,
+    find_cluster,
+    find_hardware,
+    find_listeners,
+    find_token,
+)
+
+CHECKED_PACKAGES = ("python", "torch", "transformers", "ray", "mlflow")
+Level = Literal["ok", "warning", "problem"]
 
 
 @dataclass(frozen=True)
 class Packages:
-    """Versions, by the package's name."""
+    """Versions by package name."""
 
     installed: Mapping[str, str | None]
-    """None: not installed. `python` is among them."""
-    wanted: Mapping[str, str]
+    """None: not installed. Includes `python`."""
+    required: Mapping[str, str]
     """Version ranges as in pyproject.toml, such as `>=2.7`."""
     tested: Mapping[str, str]
     """Versions of constraints.txt; empty outside of the repository."""
@@ -39,7 +75,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Encoder:
-    """The speech encoder; sizes are 0 where there is an error."""
+    """The speech encoder; sizes are 0 if there is an error."""
 
     name: str
     error: str | None
@@ -54,20 +90,185 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the checks look at."""
+    """Everything that the checks use."""
 
     config: Config
     packages: Packages
     token: Token
     listeners: tuple[Listener, ...] | None
-    """None: the system does not tell them to this user."""
+    """None: the system does not show them to this user."""
     cluster: Cluster | None
     """None: RAY_ADDRESS is not set and no Ray runs here."""
     hardware: Hardware
     encoder: Encoder
-    corpus_there: bool
+    corpus_exists: bool
     speech_synthesis: bool
     """espeakng-loader is installed."""
     stores: tuple[Store, ...]
     tracking_answers: bool | None
-    """Whether somebody listens at a tracking server; None: `tracking.uri` is not one."""
+    """Whether the tracking server answers; None: `tracking.uri` is not a server."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    subject: str
+    level: Level
+    """problem: the run will fail, or others can reach it; warning: it may fail, or will be slow."""
+    what: str
+    do: str = ""
+    """What to type or to change; empty if all is well."""
+
+
+def ok(subject: str, what: str) -> Finding:
+    """Return a finding that needs nothing."""
+    return Finding(subject, "ok", what)
+
+
+def warning(subject: str, what: str, do: str) -> Finding:
+    """Return a finding that is worth a look; the exit code stays 0."""
+    return Finding(subject, "warning", what, do)
+
+
+def problem(subject: str, what: str, do: str) -> Finding:
+    """Return a finding that must be fixed first; the exit code is 1."""
+    return Finding(subject, "problem", what, do)
+
+
+def short(path: Path) -> str:
+    """Return the path with ~ for the home folder."""
+    home = Path.home()
+    if home in path.parents:
+        return f"~/{path.relative_to(home)}"
+    return str(path)
+
+
+# --- collecting -------------------------------------------------------------------------------------------------------
+
+
+def collect_facts(config: Config) -> Facts:
+    """Collect everything the checks need."""
+    listeners = find_listeners()
+    uri = config.tracking.uri
+    tracking_answers = None
+    if config.tracking.enabled and uri is not None and urlsplit(uri).scheme in ("http", "https"):
+        tracking_answers = answers(uri)
+    return Facts(
+        config=config,
+        packages=find_packages(),
+        token=find_token(os.environ, Path.home()),
+        listeners=listeners,
+        cluster=find_cluster(os.environ, listeners or ()),
+        hardware=find_hardware(os.environ),
+        encoder=find_encoder_facts(config.model),
+        corpus_exists=os.path.exists(paths.corpus_root(config.corpus.root)),
+        speech_synthesis=importlib.util.find_spec("espeakng_loader") is not None,
+        stores=tuple(find_stores(config)),
+        tracking_answers=tracking_answers,
+    )
+
+
+def find_packages() -> Packages:
+    """Return versions from the packages' metadata: nothing is imported."""
+    required = {}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        own = metadata.distribution("cvrunner")
+        # Requirements with a marker belong to extras.
+        requirements = [Requirement(line) for line in own.requires or ()]
+        required = {one.name: str(one.specifier) for one in requirements if one.marker is None}
+        required["python"] = own.metadata["Requires-Python"]
+    installed: dict[str, str | None] = {"python": platform.python_version()}
+    for name in CHECKED_PACKAGES[1:]:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            installed[name] = None
+    tested = {}
+    with contextlib.suppress(OSError):  # constraints.txt exists only in the repository
+        text = (paths.default_config().parent.parent / "constraints.txt").read_text()
+        tested = dict(re.findall(r"^([\w.-]+)==(\S+)$", text, flags=re.MULTILINE))
+    return Packages(installed, required, tested, _torch_cuda())
+
+
+def _torch_cuda() -> str | None:
+    """Read torch's version.py, since importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", text, flags=re.MULTILINE)
+    return found and found.group(1)
+
+
+def find_encoder_facts(model: ModelConfig) -> Encoder:
+    """Look for the encoder as `all-folds` does, but without a download."""
+    name = model.encoder
+    try:
+        where = _cached(model) if _is_hub_name(name) else name
+        if where is None:
+            return Encoder(name, None, True)
+        folder = find_encoder(where).folder
+    except EncoderError as error:
+        return Encoder(name, str(error), False)
+    shape: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    return Encoder(
+        name,
+        None,
+        False,
+        weights_bytes=sum(path.stat().st_size for path in folder.glob("model*.safetensors")),
+        width=int(shape.get("hidden_size", 0)),
+        hidden_states=int(shape.get("num_hidden_layers", 0)) + 1,
+        conv_channels=int((shape.get("conv_dim") or [0])[-1]),
+    )
+
+
+def _cached(model: ModelConfig) -> str | None:
+    """Return the local folder of a hub encoder; None if its weights are not on this machine. Raises EncoderError."""
+    # Only encoders of the hub need it, and it takes a while to import.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(model.encoder, revision=model.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    except Exception as error:  # a name that the hub cannot have, a broken cache
+        raise EncoderError(f"model.encoder {model.encoder}: {str(error).strip().partition(chr(10))[0]}") from None
+    return folder if any(Path(folder).glob("model*.safetensors")) else None
+
+
+def _is_hub_name(name: str) -> bool:
+    is_folder = os.path.isdir(paths.expanded(name, "model.encoder"))
+    return name != "demo" and not is_folder and not name.startswith((".", "/", "~")) and name.count("/") <= 1
+
+
+def find_stores(config: Config) -> Iterator[Store]:
+    """Yield the folders that the run writes to, after writing to each."""
+    named = {
+        "results.root": config.results.root,
+        "cluster.cache_dir": config.cluster.cache_dir,
+        "cluster.node_dir": config.cluster.node_dir,
+    }
+    for key, text in named.items():
+        if text is not None:
+            yield find_store(key, text)
+
+
+def find_store(key: str, text: str) -> Store:
+    """Write a nameless file there, or in the nearest parent that exists: nothing is left behind."""
+    try:
+        path = paths.lasting(text, key)
+    except ConfigError as error:
+        return Store(key, Path(text), str(error).removeprefix(f"{key}: "))
+    place = existing_folder(path)
+    # Permission bits alone do not show a read-only mount.
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        return Store(key, path, f"{path} cannot be written: {place}: {error.strerror}")
+    return Store(key, path, None, place.stat().st_dev, shutil.disk_usage(place).free)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cvrunner.encoders.packing import Group, Packing
+from cvrunner.encoders.packing import Packing
 
 
 def relative_position_bias(attention: Any, frames: int) -> Tensor:
-    """`[H, frames, frames]`, of the first layer and for all: it depends on the distance only, and is looked up once for
-    each, where transformers does so for each pair.
+    """Return the position bias `[H, frames, frames]` of the first layer, which all layers share.
+
+    The bias depends on the distance only and is looked up once per distance; transformers looks it up once per pair.
     """
     distances = torch.arange(1 - frames, frames, device=attention.rel_attn_embed.weight.device)
     by_distance = attention.rel_attn_embed(attention._relative_positions_bucket(distances)).T.contiguous()
@@ -27,7 +28,7 @@ def relative_position_bias(attention: Any, frames: int) -> Tensor:
 
 
 def self_attention(attention: Any, hidden: Tensor, bias: Tensor, packing: Packing) -> Tensor:
-    """`[S, D]` to `[S, D]`: every utterance attends to itself."""
+    """Apply self-attention within each utterance: `[S, D]` to `[S, D]`."""
     width = hidden.shape[1]
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     inputs = torch.cat([*(projection(hidden) for projection in projections), _gate(attention, hidden)], dim=1)
@@ -35,22 +36,20 @@ def self_attention(attention: Any, hidden: Tensor, bias: Tensor, packing: Packin
     context = []
     for group in packing.groups:
         query, key, value, gate = torch.split(group.pad(inputs), [width, width, width, attention.num_heads], dim=2)
-        mask = _mask(gate, bias[:, : group.frames, : group.frames], group).to(query.dtype)
-        query, key, value = (_heads(x, attention.num_heads) for x in (query, key, value))
+        # Added to the scores `[B, H, F, F]`: the gated bias, and -inf for padding.
+        mask = gate.transpose(1, 2)[..., None] * bias[:, : group.frames, : group.frames]
+        if group.real is not None:
+            mask = mask.masked_fill(~group.real[:, None, None], -torch.inf)
+        mask = mask.to(query.dtype)
+        # `[B, F, D]` to `[B, H, F, D / H]`.
+        query, key, value = (x.view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2) for x in (query, key, value))
         context.append(group.pack(_attend(query, key, value, mask, dropout, attention.training).transpose(1, 2)))
     return attention.out_proj(torch.cat(context))  # type: ignore[no-any-return]
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """`[B, F, D]` to `[B, H, F, D / H]`."""
-    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
-
-
 def _gate(attention: Any, hidden: Tensor) -> Tensor:
-    """`[S, H]`: how much of the position bias a frame takes.
-
-    The eight outputs of the linear layer are only ever summed by fours, and so their weights are.
-    """
+    """Return the gate `[S, H]`: the factor of the position bias of each frame."""
+    # Only sums of four of the eight outputs are used, so the weights are summed before the product.
     linear = attention.gru_rel_pos_linear
     weight, bias = linear.weight.view(2, 4, -1).sum(1), linear.bias.view(2, 4).sum(1)
     gates = torch.sigmoid(functional.linear(hidden.view(len(hidden), attention.num_heads, -1), weight, bias))
@@ -58,14 +57,9 @@ def _gate(attention: Any, hidden: Tensor) -> Tensor:
     return first * (second * attention.gru_rel_pos_const.flatten() - 1.0) + 2.0  # type: ignore[no-any-return]
 
 
-def _mask(gate: Tensor, bias: Tensor, group: Group) -> Tensor:
-    """What is added to the scores `[B, H, F, F]`: gated bias, and -inf where there is nothing to attend to."""
-    gated = gate.transpose(1, 2)[..., None] * bias
-    return gated if group.real is None else gated.masked_fill(~group.real[:, None, None], -torch.inf)
-
-
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, training: bool) -> Tensor:
-    """`[B, H, F, D / H]`. On a CPU, products written out train faster than torch's fused attention."""
+    """Return the context `[B, H, F, D / H]`."""
+    # On a CPU, explicit products train faster than torch's fused attention.
     if not training or query.device.type != "cpu":
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     q, k, v, m = (x.flatten(0, 1) for x in (query, key, value, mask))

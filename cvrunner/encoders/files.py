@@ -1,7 +1,7 @@
-"""Where an encoder's files are and whether they may be used; without torch, so that it costs nothing to ask.
+"""Files of an encoder: where they are and whether they may be used. Imports no torch, so that checks are quick.
 
-A folder holds `config.json`, `preprocessor_config.json` and `model.safetensors` (or its shards). Nothing else in it is
-ever opened: a pickled `pytorch_model.bin` could run code.
+A folder has `config.json`, `preprocessor_config.json` and `model.safetensors` (or shards). No other file is opened: a
+pickled `pytorch_model.bin` could run code.
 """
 
 from __future__ import annotations
@@ -26,38 +26,44 @@ TUNED_ON_EMOTION = ("*iemocap*", "superb/*-er", "3loi/*", "audeering/*", "*speec
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """A checked encoder folder."""
+    """A verified encoder folder."""
 
     name: str
-    """As in the configuration."""
+    """The name in the configuration."""
     folder: Path
     digest: str
     """SHA-256 of configuration, preprocessing and weights."""
     normalize: bool
-    """Whether each waveform is scaled to mean 0, variance 1 first, as the checkpoint's preprocessor says."""
+    """Whether waveforms are scaled to mean 0 and variance 1, as the checkpoint's preprocessor configuration says."""
     revision: str | None = None
-    """The commit of a hub encoder."""
+    """Commit of a hub encoder."""
 
 
 def find_encoder(name: str, revision: str | None = None) -> EncoderFiles:
-    """The encoder called `demo`, in a local folder, or on the hub (downloaded once, safetensors and JSON only).
+    """Return the encoder called `demo`, in a local folder, or on the hub (downloaded once, safetensors and JSON only).
 
-    Raises EncoderError: not found, not a WavLM, pickled, broken or other weights only, or tuned for emotion already.
+    Raises EncoderError if it is missing, is not a WavLM, has only pickled, broken or foreign weights, or was tuned for
+    emotion.
     """
     local = _local(name)
     folder = local or _from_hub(name, revision, ("*.json", "*.safetensors", "README.md"))
     config, preprocessing = _checked_settings(folder, name)
     weights = _weights(folder, name)
     _check_weights(weights, config, name)
-    digest = _digest((folder / "config.json", folder / "preprocessor_config.json", *weights))
-    commit = None if local else folder.name  # the hub's cache has a folder for each commit
-    return EncoderFiles(name, folder, digest, bool(preprocessing.get("do_normalize", True)), commit)
+    digest = hashlib.sha256()
+    for path in (folder / "config.json", folder / "preprocessor_config.json", *weights):
+        digest.update(path.name.encode())
+        status = path.stat()
+        digest.update(_file_digest(path, status.st_size, status.st_mtime_ns))
+    # The hub's cache has one folder per commit.
+    commit = None if local else folder.name
+    return EncoderFiles(name, folder, digest.hexdigest(), bool(preprocessing.get("do_normalize", True)), commit)
 
 
 def check_encoder(name: str, revision: str | None, layers: Sequence[int]) -> None:
-    """As `find_encoder`, but of a hub encoder only what can be said without its weights: seconds, not gigabytes.
+    """Raise EncoderError as `find_encoder` does, but check a hub encoder without its weights: seconds, not gigabytes.
 
-    `layers`: hidden states that it must have.
+    `layers`: hidden states that the encoder must have.
     """
     local = _local(name)
     config, _ = _checked_settings(local or _from_hub(name, revision, ("*.json",)), name)
@@ -69,19 +75,21 @@ def check_encoder(name: str, revision: str | None, layers: Sequence[int]) -> Non
 
 
 def encoder_depth(name: str, revision: str | None) -> int:
-    """Its transformer layers; of a hub encoder this takes its settings alone. Raises EncoderError."""
+    """Return the number of transformer layers; only the settings of a hub encoder are needed. Raises EncoderError."""
     config, _ = _checked_settings(_local(name) or _from_hub(name, revision, ("*.json",)), name)
     return int(config["num_hidden_layers"])
 
 
 def stated_licence(files: EncoderFiles) -> str | None:
-    """The licence in the front matter of the encoder's README.md; None where it has none."""
+    """Return the licence in the front matter of the encoder's README.md, if there is one."""
+    # The hub's client takes 0.3 s to import, and only a finished trial asks for a licence.
     import yaml
     from huggingface_hub import metadata_load
 
     try:
         data = metadata_load(files.folder / "README.md") or {}
-    except (OSError, ValueError, yaml.YAMLError):  # a spoilt card must not cost a trained model
+    except (OSError, ValueError, yaml.YAMLError):
+        # A broken card must not cost a trained model.
         return None
     return str(data["license"]) if data.get("license") else None
 
@@ -90,13 +98,15 @@ def stated_licence(files: EncoderFiles) -> str | None:
 
 
 def _local(name: str) -> Path | None:
-    """The folder of a local encoder; None for a name on the hub. Raises EncoderError for the folder that is not there
-    and for names of encoders tuned for emotion."""
+    """Return the folder of a local encoder; None for a name on the hub.
+
+    Raises EncoderError for a missing folder and for names of encoders tuned for emotion.
+    """
     if name == "demo":
         return DEMO
     local = paths.expanded(name, "model.encoder")
     is_there = os.path.isdir(local)
-    # Of a local path only the last part is the model's name: the data may well lie under a folder called iemocap.
+    # Only the last part of a local path is the model's name: a parent folder may well be called iemocap.
     _refuse_tuned(local.name if is_there else name, name)
     if is_there:
         return local.resolve()
@@ -116,10 +126,16 @@ def _refuse_tuned(model: str, name: str) -> None:
 
 
 def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The folder of a hub encoder in the local cache; what lacks of it is downloaded if the hub answers."""
-    from huggingface_hub import snapshot_download
+    """Return the folder of a hub encoder in the local cache; missing files are downloaded if the hub answers."""
+    # Local encoders do not need the hub's client, which takes 0.3 s to import.
+    from huggingface_hub import HfApi, snapshot_download
 
-    trouble = _hub_trouble(name, revision)
+    trouble: Exception | None = None
+    try:
+        # `snapshot_download` asks the same, but without a time limit.
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
+    except Exception as error:
+        trouble = error
     offline = trouble is not None
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=offline))
@@ -131,22 +147,11 @@ def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         ) from None
 
 
-def _hub_trouble(name: str, revision: str | None) -> Exception | None:
-    """Why the hub cannot be asked for an encoder. `snapshot_download` would ask it the same without a time limit."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-    except Exception as error:
-        return error
-    return None
-
-
 # --- what -------------------------------------------------------------------------------------------------------------
 
 
 def _checked_settings(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`config.json` and `preprocessor_config.json`. Raises EncoderError where they are not those of a WavLM."""
+    """Return `config.json` and `preprocessor_config.json`. Raises EncoderError if they are not those of a WavLM."""
     config = _json(folder / "config.json", name)
     if config.get("model_type") != "wavlm":
         kind = repr(config["model_type"]) if "model_type" in config else "model of unknown type"
@@ -160,7 +165,7 @@ def _checked_settings(folder: Path, name: str) -> tuple[dict[str, Any], dict[str
             raise EncoderError(f"model.encoder {name}: {key} is {value!r} in config.json, must be a whole number")
     preprocessing = _json(folder / "preprocessor_config.json", name)
     if (rate_hz := preprocessing.get("sampling_rate", 16000)) != 16000:
-        raise EncoderError(f"model.encoder {name}: wants audio of {rate_hz} Hz, must be 16000")
+        raise EncoderError(f"model.encoder {name}: expects audio of {rate_hz} Hz, must be 16000")
     return config, preprocessing
 
 
@@ -187,21 +192,21 @@ def _weights(folder: Path, name: str) -> list[Path]:
 
 
 def _check_weights(weights: Sequence[Path], config: dict[str, Any], name: str) -> None:
-    """Raise EncoderError where the headers of the files are broken or lack one known weight of a layer."""
+    """Raise EncoderError if the headers of the files are broken or lack a known weight of a layer."""
     shapes = {key.removeprefix("wavlm."): shape for path in weights for key, shape in _shapes(path, name).items()}
-    wanted = [config["hidden_size"]] * 2
+    expected = [config["hidden_size"]] * 2
     other = f"{weights[0].name} is not of the model that config.json describes"
     for layer in range(config["num_hidden_layers"]):
         key = f"encoder.layers.{layer}.attention.q_proj.weight"
         shape = shapes.get(key)
         if shape is None:
             raise EncoderError(f"model.encoder {name}: weights are missing in its files, first {key}; {other}")
-        if shape != wanted:
-            raise EncoderError(f"model.encoder {name}: {key} has shape {shape}, must be {wanted}; {other}")
+        if shape != expected:
+            raise EncoderError(f"model.encoder {name}: {key} has shape {shape}, must be {expected}; {other}")
 
 
 def _shapes(path: Path, name: str) -> dict[str, list[int]]:
-    """The shapes of all weights of a file, from its header."""
+    """Return the shapes of all weights of a file, from its header."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -211,17 +216,8 @@ def _shapes(path: Path, name: str) -> dict[str, list[int]]:
         raise EncoderError(f"model.encoder {name}: {path} cannot be read, copy it again: {error}") from None
 
 
-def _digest(files: Sequence[Path]) -> str:
-    total = hashlib.sha256()
-    for path in files:
-        total.update(path.name.encode())
-        status = path.stat()
-        total.update(_file_digest(path, status.st_size, status.st_mtime_ns))
-    return total.hexdigest()
-
-
 @cache
 def _file_digest(path: Path, size: int, mtime_ns: int) -> bytes:
-    """SHA-256 of a file, read once as long as it stays as it is: every condition asks for it."""
+    """Return the SHA-256 of a file. Every condition asks for it; it is read again only if its size or time changes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

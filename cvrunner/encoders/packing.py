@@ -1,7 +1,7 @@
-"""Utterances of unlike length one after the other, without padding.
+"""Utterances of different lengths, concatenated without padding.
 
-Layers that work frame by frame see nothing but real frames. Where utterances must be kept apart they are padded: in
-small groups of neighbours of like length for attention and positional convolution, all together for a scan over time.
+Layers that work frame by frame process real frames only. Where utterances must be kept apart they are padded: in small
+groups of neighbours of similar length for attention and positional convolution, all together for a scan over time.
 
 `S` frames of all utterances together, `B` utterances, `F` frames of one.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 GROUP_PADDING = 0.1
-"""Padding that a group may have, as a share of its real frames: a larger group makes fewer, larger products."""
+"""Largest padding of a group, as a share of its real frames: more padding would give fewer, larger matrix products."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,18 @@ class Group:
     """Neighbouring utterances that are padded together."""
 
     start: int
-    """Their first frame among the `S`."""
+    """First frame of the group among the `S`."""
     lengths: tuple[int, ...]
     device: torch.device
 
     @property
     def frames(self) -> int:
-        """F of the longest."""
+        """F of the longest utterance."""
         return max(self.lengths)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """`(B, F)` when padded."""
-        return len(self.lengths), self.frames
 
     @cached_property
     def real(self) -> Tensor | None:
-        """`[B, F]`, True where a frame is real; None where all are."""
+        """Mask `[B, F]`, True for real frames; None if all frames are real."""
         if len(set(self.lengths)) == 1:
             return None
         ends = torch.tensor(self.lengths)[:, None]
@@ -49,29 +44,29 @@ class Group:
 
     @cached_property
     def places(self) -> Tensor | None:
-        """Where the real frames are among the `B * F`; None where all are real."""
+        """Indices of the real frames among the `B * F`; None if all are real."""
         if self.real is None:
             return None
         rows = [torch.arange(n) + i * self.frames for i, n in enumerate(self.lengths)]
         return torch.cat(rows).to(self.device, non_blocking=True)
 
     def pad(self, x: Tensor) -> Tensor:
-        """This group of `[S, D]`, as `[B, F, D]` with 0 for padding."""
+        """Return this group of `[S, D]` as `[B, F, D]`, padded with 0."""
         x = x[self.start : self.start + sum(self.lengths)]
-        count, frames = self.size
+        count, frames = len(self.lengths), self.frames
         if self.places is not None:
             x = x.new_zeros(count * frames, x.shape[1]).index_copy(0, self.places, x)
         return x.view(count, frames, -1)
 
     def pack(self, x: Tensor) -> Tensor:
-        """The real frames of `[B, F, ...]`, as `[s, D]`."""
-        count, frames = self.size
+        """Return the real frames of `[B, F, ...]` as `[s, D]`."""
+        count, frames = len(self.lengths), self.frames
         x = x.reshape(count * frames, -1)
         return x if self.places is None else x.index_select(0, self.places)
 
 
 class Packing:
-    """How utterances of these lengths lie one after the other; best by length, for then groups are large."""
+    """Layout of concatenated utterances. Sort them by length before: groups are then larger."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = tuple(lengths)
@@ -81,7 +76,7 @@ class Packing:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Neighbours of like length, padded together."""
+        """Neighbours of similar length that are padded together."""
         groups: list[Group] = []
         start, members = 0, [self.lengths[0]]
         for length in self.lengths[1:]:
@@ -93,33 +88,26 @@ class Packing:
         return (*groups, Group(start, tuple(members), self.device))
 
     @property
-    def frames(self) -> int:
-        """F of the longest."""
-        return max(self.lengths)
-
-    @property
     def padded_frames(self) -> int:
-        """All frames where utterances are kept apart, padding with them."""
+        """Number of frames of all groups, with padding."""
         return sum(len(group.lengths) * group.frames for group in self.groups)
 
     @cached_property
     def owned(self) -> Tensor:
-        """`[B, S]`, True where a frame is the utterance's."""
+        """Mask `[B, S]`, True for the frames of each utterance."""
         owners = torch.repeat_interleave(torch.tensor(self.lengths))
         return (torch.arange(len(self.lengths))[:, None] == owners).to(self.device, non_blocking=True)
 
     @cached_property
     def backwards(self) -> Tensor:
-        """`[S]`, the frames of each utterance from its last to its first."""
+        """Indices `[S]` that reverse the frames of each utterance."""
         ends = itertools.accumulate(self.lengths)
         order = [torch.arange(end - 1, end - n - 1, -1) for n, end in zip(self.lengths, ends, strict=True)]
         return torch.cat(order).to(self.device, non_blocking=True)
 
     def averaged(self, states: Sequence[Tensor], group: int) -> Tensor:
-        """Means of `group` neighbouring frames of each utterance: L times `[S, D]` to `[sum of N, L, D]`, in float32 or
-        better.
-
-        N = ceil(F / group). The last mean of an utterance is over the frames that it has.
+        """Average `group` neighbouring frames of each utterance: L times `[S, D]` to `[sum of N, L, D]`, in float32 or
+        better, with N = ceil(F / group). The last mean of an utterance is over its remaining frames.
         """
         steps = [-(-n // group) for n in self.lengths]
         first = itertools.accumulate(steps, initial=0)

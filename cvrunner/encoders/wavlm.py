@@ -1,11 +1,11 @@
-"""WavLM as cvrunner uses it: from conv features computed unpadded to hidden states at the model's frame rate.
+"""WavLM: from conv features, computed without padding, to hidden states at the model's frame rate.
 
-The forward pass is WavLM's own (Chen et al. 2022, arXiv 2110.13900), written out for three reasons: it starts at conv
-features, so that an utterance's features do not depend on who shares its batch; it keeps no attention maps; and frozen
-means `eval()` under `no_grad`, whatever `train()` says.
+The forward pass is that of WavLM (Chen et al. 2022, arXiv 2110.13900), written out for three reasons: it starts at conv
+features, so that an utterance's features do not depend on the other utterances of its batch; it stores no attention
+maps; and a frozen encoder stays in `eval()` under `no_grad` after `train()`.
 
-`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `S` frames of all utterances one after the other, `S'` of
-them at the model's frame rate, `C` conv channels, `L` mixed layers, `D` width of the encoder.
+`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `S` frames of all utterances, utterance after utterance,
+`S'` at the model's frame rate, `C` conv channels, `L` mixed layers, `D` width of the encoder.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ ENCODER_FRAME_RATE_HZ = 50.0
 
 
 class Boundary(NamedTuple):
-    """What the frozen layers of an encoder whose top layers train make of some utterances: the same in every epoch."""
+    """Output of the frozen layers below the layers that train: the same in every epoch."""
 
     hidden: Tensor
-    """`[S, D]`, what goes into the first layer that trains."""
+    """`[S, D]`, input of the lowest layer that trains."""
     mixed: Tensor | None
-    """`[S', l, D]`, the mixed hidden states up to there, `l` of the `L`; None where none is."""
+    """`[S', l, D]`, the hidden states of the `l` mixed layers up to there; None if no such layer is mixed."""
 
 
 class SpeechEncoder(nn.Module):
-    """A WavLM, frozen or to be fine-tuned; its convolutional front-end is always frozen.
+    """A WavLM that is adapted as requested; its convolutional front-end is always frozen.
 
-    `layers`: which hidden states to return, 0 being the input of the first transformer layer.
+    `layers`: hidden states to return; 0 is the input of the first transformer layer.
     """
 
     def __init__(
@@ -62,12 +62,19 @@ class SpeechEncoder(nn.Module):
         self.layers = layers if layers is not None else tuple(range(wavlm.config.num_hidden_layers + 1))
         self.group = round(ENCODER_FRAME_RATE_HZ / frame_rate_hz)
         self.adaptation = adaptation
+        self.width = int(wavlm.config.hidden_size)
+        self.stable = bool(wavlm.config.do_stable_layer_norm)
+        """Whether the layers are pre-norm (large) rather than post-norm (base)."""
         self.normalize = normalize
         self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
         depth = wavlm.config.num_hidden_layers
         self.below = 0 if adaptation.top_layers is None else depth - adaptation.top_layers
         """Number of transformer layers that stay frozen below those that train, and with them all below the first."""
+        self.starts_at_boundary = self.below > 0 and adaptation.cached == "boundary"
+        """Whether training runs only the layers above `below`, from cached states."""
+        self.layers_below = [place for place, number in enumerate(self.layers) if number <= self.below]
+        """Indices in `layers` of the hidden states that never change."""
         if not 0 <= self.below <= depth:
             raise EncoderError(
                 f"model.unfreeze_top_layers {adaptation.top_layers}: the encoder has {depth} transformer layers"
@@ -81,20 +88,11 @@ class SpeechEncoder(nn.Module):
                 f"model.layers {max(self.layers)}: none up to there trains with "
                 f"model.unfreeze_top_layers {adaptation.top_layers}"
             )
+        # The front-end never trains, in no condition: its output is cached.
         wavlm.freeze_feature_encoder()
         if not adaptation.trains_encoder:
             self.requires_grad_(False)
         self.train(self.training)
-
-    @property
-    def stable(self) -> bool:
-        """Pre-norm layers (large), not post-norm ones (base)."""
-        return bool(self.wavlm.config.do_stable_layer_norm)
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return int(self.wavlm.config.hidden_size)
 
     def parameter_groups(self) -> tuple[tuple[str, str], ...]:
         """Return (name pattern, group) rows; the first match counts. Groups: front_end, encoder_below, encoder.
@@ -111,18 +109,8 @@ class SpeechEncoder(nn.Module):
         below = ((f"wavlm.{pattern}", "encoder_below") for pattern in frozen)
         return ("wavlm.feature_extractor.*", "front_end"), *below, ("wavlm.*", "encoder")
 
-    @property
-    def starts_at_boundary(self) -> bool:
-        """Whether training needs only the layers above `below`: SpecAugment would change what goes into the first."""
-        return self.below > 0 and self.adaptation.cached == "boundary"
-
-    @property
-    def layers_below(self) -> list[int]:
-        """Where the mixed hidden states that never change stand among `layers`."""
-        return [place for place, number in enumerate(self.layers) if number <= self.below]
-
     def train(self, mode: bool = True) -> SpeechEncoder:
-        """What is frozen always stays in evaluation mode: the front-end, all below `unfreeze_top_layers`, or all."""
+        """Set the mode of the parts that train; frozen parts always stay in evaluation mode."""
         super().train(mode and self.adaptation.trains_encoder)
         self.wavlm.feature_extractor.eval()
         if self.below:
@@ -133,34 +121,36 @@ class SpeechEncoder(nn.Module):
         return self
 
     def frames(self, samples: int) -> int:
-        """F for an utterance of `samples` at 16 kHz, by WavLM's own length formula."""
+        """Return F for an utterance of `samples` at 16 kHz, by the length formula of WavLM."""
         for kernel, stride in zip(self.wavlm.config.conv_kernel, self.wavlm.config.conv_stride, strict=True):
             samples = (samples - kernel) // stride + 1
         return samples
 
     def averaged_frames(self, samples: int) -> int:
-        """N for an utterance of `samples` at 16 kHz."""
+        """Return N for an utterance of `samples` at 16 kHz."""
         return -(-self.frames(samples) // self.group)
 
     @torch.no_grad()
     def conv_features(self, waveform: Tensor) -> Tensor:
-        """`[T]` to `[F, C]`: the front-end on one utterance, without padding."""
+        """Apply the front-end to one utterance, without padding: `[T]` to `[F, C]`."""
         if self.normalize:
             waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
         features: Tensor = self.wavlm.feature_extractor(waveform[None])
         return features[0].T
 
     def forward(self, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Conv features `[S, C]`, one utterance after the other, and lengths `[B]`, to hidden states `[S', L, D]`, in
-        float32 or better, and lengths `[B]`.
+        """Map conv features `[S, C]` and lengths `[B]` to hidden states `[S', L, D]`, in float32 or better, and lengths
+        `[B]`.
         """
         packing = Packing(lengths.tolist(), conv.device)
         with self._computing(conv.device):
             states = self._above(0, self._first(conv, packing), packing, max(self.layers))
-        return packing.averaged([states[number] for number in self.layers], self.group), self._averaged(lengths)
+        return packing.averaged([states[number] for number in self.layers], self.group), (
+            lengths + self.group - 1
+        ) // self.group
 
     def from_boundary(self, boundary: Boundary, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from where the layers that train begin."""
+        """Map the states at the boundary to the same hidden states and lengths as `forward`."""
         packing = Packing(lengths.tolist(), boundary.hidden.device)
         with self._computing(boundary.hidden.device):
             states = self._above(self.below, boundary.hidden, packing, max(self.layers))
@@ -171,13 +161,11 @@ class SpeechEncoder(nn.Module):
             order = [*(number for number in self.layers if number <= self.below), *above]
             if order != list(self.layers):
                 averaged = averaged[:, [order.index(number) for number in self.layers]]
-        return averaged, self._averaged(lengths)
+        return averaged, (lengths + self.group - 1) // self.group
 
     @torch.no_grad()
     def to_boundary(self, conv: Tensor, lengths: Tensor) -> Tensor:
-        """Conv features `[S, C]` and lengths `[B]` to the hidden states `[S, D]` that go into the first layer that
-        trains.
-        """
+        """Map conv features `[S, C]` and lengths `[B]` to the input `[S, D]` of the lowest layer that trains."""
         packing = Packing(lengths.tolist(), conv.device)
         with self._computing(conv.device):
             return self._above(0, self._first(conv, packing), packing, self.below)[self.below]
@@ -188,16 +176,13 @@ class SpeechEncoder(nn.Module):
         with gradient, torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             yield
 
-    def _averaged(self, lengths: Tensor) -> Tensor:
-        return (lengths + self.group - 1) // self.group
-
     def _first(self, conv: Tensor, packing: Packing) -> Tensor:
-        """What goes into the first transformer layer: `[S, D]`."""
+        """Return the input of the first transformer layer, `[S, D]`."""
         encoder = self.wavlm.encoder
         hidden, _ = self.wavlm.feature_projection(conv)
         if self.adaptation.masks_input and self.training:
             hidden = self._mask_spans(hidden, packing.lengths)
-        # Padding is zero for the positional convolution, as the end of an utterance is.
+        # The positional convolution sees zeros as padding, as it does beyond the end of an utterance.
         hidden = hidden + torch.cat([group.pack(encoder.pos_conv_embed(group.pad(hidden))) for group in packing.groups])
         if not self.stable:
             hidden = encoder.layer_norm(hidden)
@@ -205,9 +190,10 @@ class SpeechEncoder(nn.Module):
         return first
 
     def _above(self, below: int, hidden: Tensor, packing: Packing, top: int) -> dict[int, Tensor]:
-        """Hidden states `[S, D]` by layer, from those of layer `below` up to `top`."""
+        """Return hidden states `[S, D]` by layer, from those of layer `below` up to `top`."""
+        # All layers share the position bias of the first one.
         encoder, stable = self.wavlm.encoder, self.stable
-        bias = relative_position_bias(encoder.layers[0].attention, packing.frames)
+        bias = relative_position_bias(encoder.layers[0].attention, packing.whole.frames)
         states = {below: hidden}
         for number, layer in enumerate(encoder.layers[below:top], start=below + 1):
             if self.gradient_checkpointing and hidden.requires_grad:
@@ -220,7 +206,7 @@ class SpeechEncoder(nn.Module):
         return states
 
     def _mask_spans(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-        """SpecAugment (Park et al. 2019, arXiv 1904.08779) in time, each utterance by itself, none if too short."""
+        """Mask spans of frames (SpecAugment, Park et al. 2019, arXiv 1904.08779); short utterances are left alone."""
         span = self.wavlm.config.mask_time_length
         share = self.wavlm.config.mask_time_prob
         masked = torch.zeros(len(hidden), dtype=torch.bool)
@@ -236,7 +222,7 @@ class SpeechEncoder(nn.Module):
 
 
 def _transformer_layer(layer: Any, hidden: Tensor, bias: Tensor, packing: Packing, stable: bool) -> Tensor:
-    """One WavLM layer, post-norm (base) or pre-norm (`stable`, large): `[S, D]` to `[S, D]`."""
+    """Apply one WavLM layer, post-norm (base) or pre-norm (`stable`, large): `[S, D]` to `[S, D]`."""
     if stable:
         hidden = hidden + layer.dropout(self_attention(layer.attention, layer.layer_norm(hidden), bias, packing))
         return hidden + layer.feed_forward(layer.final_layer_norm(hidden))  # type: ignore[no-any-return]
@@ -271,7 +257,7 @@ def build_encoder(
 
 
 def load_wavlm(files: EncoderFiles, dropout: float | None = None) -> Any:
-    """The pretrained WavLMModel in float32, without layer drop. Raises EncoderError where weights are missing."""
+    """Return the pretrained WavLMModel in float32, without layer drop. Raises EncoderError if weights are missing."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     changes: dict[str, Any] = {"layerdrop": 0.0}
     if dropout is not None:

@@ -1,1 +1,1 @@
-"""WavLM, Mamba and the model made of both."""
+"""The head: Mamba, pooling, and the whole model."""

@@ -1,19 +1,27 @@
-"""Mamba-2 blocks (Dao and Gu 2024, arXiv 2405.21060) over sequences of unlike length.
+"""Mamba-2 blocks (Dao and Gu 2024, arXiv 2405.21060) over sequences of different lengths.
 
-The mixer is transformers' own: over long sequences it takes mamba-ssm's kernels when they are installed on a CUDA
-machine, and otherwise runs the same weights in plain PyTorch; short ones take the dual form. `S` steps of width `W`,
-sequence after sequence.
+The mixer is transformers' own. Long sequences use mamba-ssm's kernels if they are installed on a CUDA machine, and
+otherwise plain PyTorch with the same weights. Short sequences use the dual form, attention with a decaying mask: the
+same function of the same weights, as one product of `N x N` matrices, which is faster while `N` is small.
+
+`S` steps of width `W`, sequence after sequence; `B` sequences of up to `N` steps when padded; `H` heads.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from cvrunner.config.sections import MambaConfig
 from cvrunner.encoders.packing import Group, Packing
-from cvrunner.model.dual_form import LONGEST, dual_form
+
+LONGEST = 128
+"""Longest sequence for the dual form; beyond, the scan in chunks takes less time and memory."""
 
 
 class MambaBlock(nn.Module):
@@ -39,12 +47,12 @@ class MambaBlock(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """`[S, W]` to `[S, W]`."""
-        form = dual_form if packing.frames <= LONGEST else scan
+        form = dual_form if packing.whole.frames <= LONGEST else scan
         return x + form(self.mixer, self.norm(x), packing.whole)
 
 
 class MambaStack(nn.Module):
-    """Blocks one after the other; with `bidirectional`, a second stack reads each sequence from its real end."""
+    """A stack of blocks; with `bidirectional`, a second stack reads each sequence backwards from its real end."""
 
     def __init__(self, width: int, layers: int, config: MambaConfig, bidirectional: bool = False) -> None:
         super().__init__()
@@ -67,5 +75,39 @@ class MambaStack(nn.Module):
 
 
 def scan(mixer: Mamba2Mixer, x: Tensor, sequences: Group) -> Tensor:
-    """Each of the `sequences` in `x [S, W]` in chunks; padding needs no mask, for no step hears a later one."""
+    """Apply the mixer to each of the `sequences` in `x [S, W]`, in chunks. Padding needs no mask: no step depends on a
+    later one."""
     return sequences.pack(mixer(sequences.pad(x)))
+
+
+def dual_form(mixer: Any, x: Tensor, sequences: Group) -> Tensor:
+    """Apply a Mamba2Mixer with one group to each of the `sequences` in `x [S, W]`, in its dual form: `[S, W]`."""
+    inner = mixer.intermediate_size
+    gate, mixed = torch.split(mixer.in_proj(x), [inner, mixer.conv_dim + mixer.num_heads], dim=1)
+    y = sequences.pack(_over_time(mixer, sequences.pad(mixed)))
+    normed = functional.rms_norm(y * functional.silu(gate), (inner,), mixer.norm.weight, mixer.norm.variance_epsilon)
+    return mixer.out_proj(normed)  # type: ignore[no-any-return]
+
+
+def _over_time(mixer: Any, x: Tensor) -> Tensor:
+    """Map `[B, N, conv_dim + H]` to `[B, N, inner]`. Padding needs no mask: no step depends on a later one."""
+    batch, steps, _ = x.shape
+    inner, state = mixer.intermediate_size, mixer.ssm_state_size
+    mixed, dt = torch.split(x, [mixer.conv_dim, mixer.num_heads], dim=2)
+    # The depthwise convolution as a sum over its few taps: `[B, N, C]` need not be transposed.
+    conv = mixer.conv1d
+    taps = conv.weight.shape[2]
+    padded, convolved = functional.pad(mixed, (0, 0, taps - 1, 0)), conv.bias
+    for tap in range(taps):
+        convolved = torch.addcmul(convolved, padded[:, tap : tap + steps], conv.weight[:, 0, tap])
+    mixed = functional.silu(convolved)
+    values, b, c = torch.split(mixed, [inner, state, state], dim=2)
+    values = values.view(batch, steps, mixer.num_heads, mixer.head_dim)
+    dt = functional.softplus(dt + mixer.dt_bias).clamp(*mixer.time_step_limit)
+    # `[B, H, N, N]`: what is left at step n of the input of step m <= n.
+    total = (dt * -torch.exp(mixer.A_log)).cumsum(1).transpose(1, 2)
+    future = torch.ones(steps, steps, dtype=torch.bool, device=total.device).triu(1)
+    decay = (total[..., :, None] - total[..., None, :]).masked_fill(future, -torch.inf).exp()
+    scores = torch.bmm(c, b.transpose(1, 2))[:, None] * decay
+    y = torch.matmul(scores, (values * dt[..., None]).transpose(1, 2)).transpose(1, 2)
+    return torch.addcmul(y, values, mixer.D[:, None]).reshape(batch, steps, inner)

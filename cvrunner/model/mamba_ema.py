@@ -1,11 +1,11 @@
 """The whole model: speech encoder, layer mix, Mamba over frames, pooling, and, for dialogues, Mamba and EMA over turns.
 
-    conv features -> WavLM -> hidden states `[S, L, D]`               (or from the cache, when frozen)
+    conv features -> encoder -> hidden states `[S, L, D]`               (from the cache if frozen)
     -> layer mix, one set of weights per dimension -> projection -> Mamba over frames -> pooling -> `z [B, Z]`
     utterance: heads on `z_t`
     dialogue:  `u_t = Mamba([z_1..z_t])`, `c_t = a c_(t-1) + (1 - a) u_t`, heads on `[z_t ; c_t]`
 
-`encode` stops at `z`, where exact accumulation cuts the graph; `predict` goes on from there. `S` frames at the
+`encode` stops at `z`, where exact accumulation cuts the graph; `predict` continues from there. `S` frames at the
 model's frame rate, utterance after utterance; `K` dimensions; outputs are labels scaled to 0..1 over the rating scale.
 """
 
@@ -32,14 +32,14 @@ class LayerMix(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """`[S, L, D]` to `[S, K * D]`."""
-        # Not einsum, which would copy the states in another order.
+        # bmm, because einsum would copy the states in another order.
         mixed = torch.bmm(self.layer_weights.softmax(dim=-1).expand(len(states), -1, -1), states)
         normed: Tensor = self.norm(mixed)
         return normed.flatten(1)
 
 
 class MeanPooling(nn.Module):
-    """The mean over an utterance's frames: `[S, W]` to `[B, W]`."""
+    """Mean over the frames of each utterance: `[S, W]` to `[B, W]`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,18 +58,20 @@ class AttentiveStatisticsPooling(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = 2 * width
+        # One scalar score per frame, as in the paper's single-head attention.
         self.score = nn.Sequential(nn.Linear(width, width // 2), nn.Tanh(), nn.Linear(width // 2, 1))
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         owned = packing.owned
         weights = torch.where(owned, self.score(x).T, -torch.inf).softmax(dim=1)
         mean = weights @ x
+        # Around the mean, in a second pass: E[x^2] - E[x]^2 would cancel in float32.
         variance = weights @ (x - owned.T.to(x.dtype) @ mean).square()
         return torch.cat([mean, torch.sqrt(variance + 1e-5)], dim=-1)
 
 
 class TurnEma(nn.Module):
-    """`c_t = a c_(t-1) + (1 - a) u_t` with `c_0 = 0` and an own `a` in .6 ... .9 for each dimension."""
+    """`c_t = a c_(t-1) + (1 - a) u_t` with `c_0 = 0` and one `a` in .6 ... .9 per dimension."""
 
     def __init__(self, dimensions: int, config: EmaConfig) -> None:
         super().__init__()
@@ -95,7 +97,7 @@ class TurnEma(nn.Module):
 
 
 class Head(nn.Module):
-    """Everything behind the encoder. Always in float32."""
+    """Everything after the encoder, always in float32."""
 
     def __init__(self, config: ModelConfig, dimensions: int, layers: int, encoder_width: int) -> None:
         super().__init__()
@@ -114,6 +116,7 @@ class Head(nn.Module):
             self.turn_mamba = MambaStack(config.width, 1, config.mamba)
             self.turn_ema = TurnEma(dimensions, config.ema)
         self.weight = nn.Parameter(torch.empty(dimensions, self.pooling.width + context))
+        # Outputs start in the middle of the scale: 0.5 directly, or 0 before a sigmoid.
         self.bias = nn.Parameter(torch.full((dimensions,), 0.0 if config.output == "sigmoid" else 0.5))
         nn.init.xavier_uniform_(self.weight)
 
@@ -125,25 +128,22 @@ class Head(nn.Module):
         return z
 
     def predict(self, z: Tensor, turns: list[int]) -> Tensor:
-        """`z [B, Z]`, dialogue after dialogue with so many `turns` each, to `[B, K]` on the scale 0..1."""
+        """Map `z [B, Z]`, dialogue after dialogue with `turns` utterances each, to `[B, K]` on the scale 0..1."""
         if self.protocol == "dialogue":
-            context = self._context(z, turns)
+            # `[B, K, W]`: what the turns of the dialogue so far contribute to each turn.
+            packing = Packing(turns, z.device)
+            u = self.turn_mamba(self.turn_projection(z), packing)
+            c = self.turn_ema(packing.whole.pad(u))
+            context = packing.whole.pack(c).view(len(z), *c.shape[2:])
             inputs = torch.cat([z[:, None].expand(-1, context.shape[1], -1), context], dim=-1)
         else:
             inputs = z[:, None]
         y: Tensor = (self.dropout(inputs) * self.weight).sum(-1) + self.bias
         return y.sigmoid() if self.output == "sigmoid" else y
 
-    def _context(self, z: Tensor, turns: list[int]) -> Tensor:
-        """`c [B, K, W]`: what the dialogue's turns so far say."""
-        packing = Packing(turns, z.device)
-        u = self.turn_mamba(self.turn_projection(z), packing)
-        c = self.turn_ema(packing.whole.pad(u))
-        return packing.whole.pack(c).view(len(z), *c.shape[2:])
-
 
 class MambaEMAModel(nn.Module):
-    """Speech encoder and head, both to be trained as `freezing.py` says."""
+    """Speech encoder and head."""
 
     def __init__(self, encoder: SpeechEncoder, config: ModelConfig, dimensions: int) -> None:
         super().__init__()
@@ -151,10 +151,10 @@ class MambaEMAModel(nn.Module):
         self.head = Head(config, dimensions, len(encoder.layers), encoder.width)
 
     def encode(self, features: Tensor | Boundary, lengths: Tensor) -> Tensor:
-        """Utterance vectors `z [B, Z]` from conv features `[S, C]`, the boundary of a partly frozen encoder, or hidden
-        states `[S, L, D]`, all one utterance after the other; and lengths `[B]`.
+        """Return utterance vectors `z [B, Z]`.
 
-        Hidden states come from the cache, for a frozen encoder only.
+        `features`: conv features `[S, C]`, the boundary of a partly frozen encoder, or, for a frozen encoder, cached
+        hidden states `[S, L, D]`, each utterance after utterance. `lengths`: `[B]`.
         """
         if isinstance(features, Boundary):
             states, lengths = self.encoder.from_boundary(features, lengths)
@@ -166,15 +166,15 @@ class MambaEMAModel(nn.Module):
         return z
 
     def predict(self, z: Tensor, turns: list[int]) -> Tensor:
-        """Labels `[B, K]` on the scale 0..1; see `Head.predict`."""
+        """Return labels `[B, K]` on the scale 0..1; see `Head.predict`."""
         return self.head.predict(z, turns)
 
     def layer_weights(self) -> list[list[float]]:
-        """Softmax weights of the mixed layers, a list per dimension."""
+        """Return the softmax weights of the mixed layers, one list per dimension."""
         weights: list[list[float]] = self.head.mix.layer_weights.detach().softmax(-1).tolist()
         return weights
 
     def ema_decay(self) -> list[float]:
-        """`a` per dimension; empty without dialogues."""
+        """Return `a` per dimension; empty without dialogues."""
         decay: list[float] = self.head.turn_ema.decay.tolist() if self.head.protocol == "dialogue" else []
         return decay

@@ -81,31 +81,24 @@ class Eta:
         """Number of epochs of all trials."""
         return sum(progress.epochs for progress in self.trials.values())
 
+    def epoch_means_s(self) -> dict[str, float]:
+        """Mean seconds of an epoch per condition; conditions without a finished epoch are missing."""
+        measured: dict[str, list[float]] = {}
+        for progress in self.trials.values():
+            measured.setdefault(progress.condition, []).extend(progress.epoch_s)
+        return {condition: sum(s) / len(s) for condition, s in measured.items() if s}
+
     def trial_remaining_s(self, name: str) -> float | None:
         """Seconds of training left of a trial, without its waiting; None before the first epoch of the run."""
-        progress = self.trials[name]
-        if progress.has_ended:
-            return 0.0
-        means_s = epoch_means_s(list(self.trials.values()))
-        return progress.remaining_s(means_s) if means_s else None
+        progress, means_s = self.trials[name], self.epoch_means_s()
+        if not means_s and not progress.has_ended:
+            return None
+        return progress.remaining_s(means_s)
 
     def remaining_s(self) -> float | None:
-        """Seconds until the last trial ends; None before the first epoch."""
-        return remaining_s(list(self.trials.values()), self.slots)
-
-
-def epoch_means_s(trials: Sequence[TrialProgress]) -> dict[str, float]:
-    """Mean seconds of an epoch per condition; conditions without a finished epoch are missing."""
-    measured: dict[str, list[float]] = {}
-    for progress in trials:
-        measured.setdefault(progress.condition, []).extend(progress.epoch_s)
-    return {condition: sum(s) / len(s) for condition, s in measured.items() if s}
-
-
-def remaining_s(trials: Sequence[TrialProgress], slots: int) -> float | None:
-    """Seconds until the last trial ends, from the mean epoch of each condition; None before the first epoch."""
-    means_s = epoch_means_s(trials)
-    if not means_s:
-        return None
-    work_s = [progress.remaining_s(means_s) for progress in trials]
-    return max(sum(work_s) / slots, max(work_s, default=0.0))
+        """Seconds until the last trial ends, from the mean epoch of each condition; None before the first epoch."""
+        means_s = self.epoch_means_s()
+        if not means_s:
+            return None
+        work_s = [progress.remaining_s(means_s) for progress in self.trials.values()]
+        return max(sum(work_s) / self.slots, max(work_s, default=0.0))

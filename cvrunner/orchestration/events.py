@@ -31,11 +31,11 @@ def format_event(event: Event | Failure, dimensions: Sequence[str]) -> str | Non
         case TrialStarted():
             return format_start(event)
         case EpochRecord():
-            seconds, best = event.train_s + event.validation_s, "  best" if event.best else ""
-            return (
+            text = (
                 f"epoch {event.epoch}/{event.epochs}  loss {event.train_loss:.3f}  validation "
-                f"{format_ccc(event.validation_ccc, dimensions)}  {seconds:.1f} s{best}"
+                f"{format_ccc(event.validation_ccc, dimensions)}  {event.train_s + event.validation_s:.1f} s"
             )
+            return f"{text}  best" if event.best else text
         case TrialResult():
             return f"done: test {format_ccc(event.test_ccc, dimensions)} at epoch {event.best_epoch}"
         case Failure():

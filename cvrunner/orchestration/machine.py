@@ -133,11 +133,8 @@ def _gpus(nvml: Any) -> Iterator[Gpu]:
             processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         except nvml.NVMLError:
             processes = []
-        others = {}
-        for process in processes:
-            if process.pid != os.getpid():
-                used = process.usedGpuMemory
-                others[process.pid] = None if used is None else used / MIB
+        used = {process.pid: process.usedGpuMemory for process in processes if process.pid != os.getpid()}
+        others = {pid: None if amount is None else amount / MIB for pid, amount in used.items()}
         name = str(nvml.nvmlDeviceGetName(handle))
         yield Gpu(name, memory.used / MIB, memory.total / MIB, utilisation, others)
 
@@ -152,8 +149,11 @@ def gpu_lines(gpus: Sequence[Gpu]) -> list[str]:
         if gpu.utilisation is not None:
             line += f", {gpu.utilisation} % busy"
         if gpu.others_mib:
-            used = {pid: "unknown" if mib is None else f"{mib:,.0f} MiB" for pid, mib in gpu.others_mib.items()}
-            line += f", used by others ({', '.join(f'process {pid}: {amount}' for pid, amount in used.items())})"
+            others = []
+            for pid, mib in gpu.others_mib.items():
+                amount = "unknown" if mib is None else f"{mib:,.0f} MiB"
+                others.append(f"process {pid}: {amount}")
+            line += f", used by others ({', '.join(others)})"
         lines.append(line)
     return lines
 
@@ -162,13 +162,12 @@ def find_token(environment: Mapping[str, str], home: Path) -> Token:
     """Return Ray's token, looked up in Ray's order: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     chosen = environment.get("RAY_AUTH_TOKEN_PATH")
     file = Path(chosen).expanduser() if chosen else home / ".ray" / "auth_token"
-    try:
-        mode = file.stat().st_mode & 0o777 if file.is_file() else None
-    except OSError:
-        mode = None
-    return Token(
-        environment.get("RAY_AUTH_MODE"), bool(environment.get("RAY_AUTH_TOKEN")), file, mode, chosen is not None
-    )
+    mode = None
+    with contextlib.suppress(OSError):
+        if file.is_file():
+            mode = file.stat().st_mode & 0o777
+    in_environment = bool(environment.get("RAY_AUTH_TOKEN"))
+    return Token(environment.get("RAY_AUTH_MODE"), in_environment, file, mode, chosen is not None)
 
 
 def find_listeners() -> tuple[Listener, ...] | None:
@@ -200,8 +199,9 @@ def recognise(name: str, command: Sequence[str], port: int) -> tuple[str, Servic
     if start.startswith("ray::"):
         return start.removeprefix("ray::").split()[0], "Ray"
     if "/ray/dashboard/dashboard.py" in line:
-        # The dashboard's process also listens on a second port, for its own metrics.
-        return ("dashboard" if f"--port={port}" in command else "dashboard metrics"), "Ray"
+        if f"--port={port}" in command:
+            return "dashboard", "Ray"
+        return "dashboard metrics", "Ray"  # its second port
     if found := re.search(r"/ray/(?:autoscaler|dashboard|util|_private)/[\w/]*?(\w+)\.py\b| -m ray\.([\w.]+)", line):
         return found.group(1) or found.group(2), "Ray"
     if re.search(r"\bmlflow(?:\.server|[\w.:]* +(?:ui|server)\b)", line):
@@ -214,13 +214,16 @@ def find_cluster(environment: Mapping[str, str], listeners: Sequence[Listener]) 
     chosen = environment.get("RAY_ADDRESS")
     if chosen == "local":
         return None
-    dashboards = sorted(listener.port for listener in listeners if listener.program == "dashboard")
+    # The default port first, if several dashboards listen.
+    dashboards = sorted((one.port for one in listeners if one.program == "dashboard"), key=lambda p: (p != 8265, p))
     if chosen and chosen != "auto":
         address = chosen
     elif dashboards:
-        address = f"http://127.0.0.1:{8265 if 8265 in dashboards else dashboards[0]}"
+        address = f"http://127.0.0.1:{dashboards[0]}"
+    elif chosen:
+        return Cluster("auto", True, "no Ray runs on this machine")
     else:
-        return Cluster("auto", True, "no Ray runs on this machine") if chosen else None
+        return None
     if not answers(address):
         return Cluster(address, bool(chosen), f"nobody answers there within {CONNECT_S:g} s")
     nodes, error = ask_nodes(address, ANSWER_S)
@@ -230,8 +233,10 @@ def find_cluster(environment: Mapping[str, str], listeners: Sequence[Listener]) 
 
 def answers(address: str) -> bool:
     """Whether a program listens at `host:port` or a URL."""
+    if "://" not in address:
+        address = f"//{address}"
     try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
+        parts = urlsplit(address)
         port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
         with socket.create_connection((parts.hostname or "", port), timeout=CONNECT_S):
             return True

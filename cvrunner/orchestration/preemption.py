@@ -8,15 +8,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from cvrunner.orchestration.eta import Eta, epoch_means_s
-from cvrunner.orchestration.failures import Decision, Failure
-from cvrunner.records.results import TrialResult
-from cvrunner.training.trial import Trial
-
-if TYPE_CHECKING:
-    from cvrunner.training.fold_trainer import Event
+from cvrunner.orchestration.eta import Eta
 
 MIN_LEAD_EPOCHS = 5
 """A waiting trial must have this many epochs more left than the running one, since a pause costs a new start."""
@@ -27,42 +20,28 @@ MIN_GAIN_S = 3.0
 
 
 class Preemption(Eta):
-    """Knows the remaining time of each trial, and which running ones were asked to pause."""
-
-    def __init__(self, trials: Sequence[Trial], slots: int) -> None:
-        super().__init__(trials, slots)
-        self.asked: set[str] = set()
-
-    def event(self, trial: Trial, event: Event) -> None:
-        super().event(trial, event)
-        if isinstance(event, TrialResult):
-            self.asked.discard(trial.name)
-
-    def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
-        super().failed(trial, failure, decision)
-        self.asked.discard(trial.name)
+    """Decides from the remaining time of each trial whether one must pause."""
 
     def remaining_training_s(self, name: str) -> float:
         """Seconds of training left of a trial; 0 before the first measured epoch of the run."""
         return self.trial_remaining_s(name) or 0.0
 
-    def ask_to_pause(self, trial: str, running: Collection[str], waiting: Collection[str]) -> bool:
-        """Whether `trial`, which has just finished an epoch, must pause now; it is then one of `asked`."""
-        if trial in self.asked:
+    def should_pause(
+        self, trial: str, running: Collection[str], waiting: Collection[str], asked: Collection[str]
+    ) -> bool:
+        """Whether `trial`, which has just finished an epoch, must pause; `asked`: trials already asked to."""
+        if trial in asked:
             return False
         names = (*running, *waiting)
         remaining_s = {name: self.remaining_training_s(name) for name in names}
-        means_s = epoch_means_s(list(self.trials.values()))
+        means_s = self.epoch_means_s()
         slowest_s = max(means_s.values())
         epoch_s = {name: means_s.get(self.trials[name].condition, slowest_s) for name in names}
         # Each trial already asked to pause frees one slot; the longest waiting trials get those, so only the rest
         # count here.
-        others = sorted(waiting, key=remaining_s.__getitem__, reverse=True)[len(self.asked) :]
+        others = sorted(waiting, key=remaining_s.__getitem__, reverse=True)[len(asked) :]
         # `running` is a set: sorted, its sum does not depend on the order of hashes.
-        if not pause_ends_run_earlier(trial, sorted(running), others, remaining_s, epoch_s):
-            return False
-        self.asked.add(trial)
-        return True
+        return pause_ends_run_earlier(trial, sorted(running), others, remaining_s, epoch_s)
 
 
 def pause_ends_run_earlier(

@@ -75,9 +75,7 @@ class FoldActor:
         from cvrunner.training.device import default_device
         from cvrunner.training.fold_trainer import TrialContext
 
-        def should_stop() -> bool:
-            return self.stopping.is_set() or self.pausing == trial.name
-
+        should_stop = lambda: self.stopping.is_set() or self.pausing == trial.name  # noqa: E731
         context = TrialContext(directory, cache_dir, default_device(), should_stop, chaos)
         for event in attempt(trial, context):
             # Printed lines are the actor's log in Ray's dashboard.

@@ -29,30 +29,24 @@ class Executor(Protocol):
     @property
     def slots(self) -> int:
         """Number of trials that run at a time."""
-        ...
 
     def start(self, trial: Trial, directory: TrialDirectory) -> None:
         """Begin an attempt; called only while fewer than `slots` are running."""
-        ...
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
         """Return new events, waiting for at most `timeout_s`.
 
         An attempt ends with a TrialResult, TrainingFinished or Failure.
         """
-        ...
 
     def pause(self, trial: Trial) -> None:
         """Ask a running trial to save and end."""
-        ...
 
     def stop(self) -> None:
         """Ask every running trial to save and end."""
-        ...
 
     def close(self) -> None:
         """Release all resources."""
-        ...
 
 
 class Observer(Protocol):
@@ -60,7 +54,6 @@ class Observer(Protocol):
 
     def attempt(self, trial: Trial, number: int) -> None:
         """An attempt begins; numbers count from 1."""
-        ...
 
     def event(self, trial: Trial, event: Event) -> None: ...
 
@@ -85,6 +78,9 @@ class TrialQueue:
         self.limit = len(trials)
         """Most trials at a time; reduced when the host runs out of memory."""
         self.stopping = False
+        """Start no more trials."""
+        self.asked_to_pause: set[str] = set()
+        """Running trials that were asked to free their slots."""
         self.aborted: Failure | None = None
         """The failure that ends the run for all trials."""
 
@@ -92,10 +88,6 @@ class TrialQueue:
     def is_finished(self) -> bool:
         """Whether nothing runs and nothing will be started."""
         return not self.running and (self.stopping or not self.waiting)
-
-    def stop(self) -> None:
-        """Start no more trials."""
-        self.stopping = True
 
     def start(self, slots: int) -> tuple[Trial, int] | None:
         """Take the next trial, which now counts as running, with the number of its attempt; None: start nothing."""
@@ -116,24 +108,28 @@ class TrialQueue:
             self.preemption.event(trial, event)
         if isinstance(event, TrialResult | TrainingFinished):
             self.running.discard(trial.name)
+            self.asked_to_pause.discard(trial.name)
             return Decision.FINISHED
         if isinstance(event, EpochRecord):
             # An epoch was saved, so the next failure cannot repeat the earlier ones without progress.
             self.failures.pop(trial.name, None)
             waiting = [other.name for other in self.waiting]
-            if self.preemption and self.preemption.ask_to_pause(trial.name, self.running, waiting):
+            asked = self.asked_to_pause
+            if self.preemption and self.preemption.should_pause(trial.name, self.running, waiting, asked):
+                asked.add(trial.name)
                 return Decision.PREEMPT
         return Decision.CONTINUE
 
     def _handle_failure(self, trial: Trial, failure: Failure) -> Decision:
-        self.running.discard(trial.name)
         earlier = self.failures.setdefault(trial.name, [])
         decision = decide(failure, earlier, self.retries)
         earlier.append(failure)
+        # A preempted trial ends like a stopped one. In a run that is stopping, it does not resume either.
+        if decision is Decision.STOP and trial.name in self.asked_to_pause and not self.stopping:
+            decision = Decision.PAUSE
+        self.running.discard(trial.name)
+        self.asked_to_pause.discard(trial.name)
         if preemption := self.preemption:
-            # A preempted trial ends like a stopped one. In a run that is stopping, it does not resume either.
-            if decision is Decision.STOP and trial.name in preemption.asked and not self.stopping:
-                decision = Decision.PAUSE
             preemption.failed(trial, failure, decision)
             if decision is Decision.PAUSE:
                 self.attempts[trial.name] -= 1  # it resumes the same attempt
@@ -166,7 +162,7 @@ def run_trials(
     queue = TrialQueue(trials, retries, preemption)
     while not queue.is_finished:
         if not queue.stopping and (queue.aborted or should_stop()):
-            queue.stop()
+            queue.stopping = True
             executor.stop()
         while started := queue.start(executor.slots):
             for observer in observers:
@@ -174,15 +170,11 @@ def run_trials(
             executor.start(started[0], directory(started[0]))
         for trial, event in executor.poll(POLL_S):
             decision = queue.handle(trial, event)
-            _notify(observers, trial, event, decision)
+            for observer in observers:
+                if isinstance(event, Failure):
+                    observer.failed(trial, event, decision)
+                else:
+                    observer.event(trial, event)
             if decision is Decision.PREEMPT:
                 executor.pause(trial)
     return queue.aborted
-
-
-def _notify(observers: Sequence[Observer], trial: Trial, event: Event | Failure, decision: Decision) -> None:
-    for observer in observers:
-        if isinstance(event, Failure):
-            observer.failed(trial, event, decision)
-        else:
-            observer.event(trial, event)

@@ -17,7 +17,6 @@ from cvrunner.orchestration.trials import plan_trials
 from cvrunner.run.estimate import (
     TOLERANCE,
     Assignment,
-    ConditionForecast,
     Disk,
     Forecast,
     RunOnResources,
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 WIDTH = 100
 BAR = 64
 """Columns of a bar, which stands for the whole run."""
+UNITS = {"memory_gb": "GB", "minutes_per_epoch": "min"}
+"""Units of the quantities that others stated."""
 
 
 def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, json: bool, console: Console) -> int:
@@ -62,17 +63,14 @@ def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, j
 def plan_text(found: Forecast) -> str:
     """Return the whole screen; its last line is the answer."""
     first = found.runs[0]
+    notes = "\n".join(textwrap.fill(note, WIDTH) for note in _notes(found))
     parts = [
         textwrap.fill(_heading(found), WIDTH),
-        _with_lines(conditions_table(found), [textwrap.fill(note, WIDTH) for note in _notes(found)]),
-        _with_lines(resources_table(found), _bars(found)),
+        tables_as_text([conditions_table(found)], WIDTH, notes).rstrip("\n"),
+        tables_as_text([resources_table(found)], WIDTH, "\n".join(_bars(found))).rstrip("\n"),
         f"all-folds would take about {format_duration(first.total_s)} on {_gpus(first)}",
     ]
     return "\n\n".join(parts)
-
-
-def _with_lines(table: Table, lines: Sequence[str]) -> str:
-    return tables_as_text([table], WIDTH, "\n".join(lines)).rstrip("\n")
 
 
 def conditions_table(found: Forecast) -> Table:
@@ -95,7 +93,9 @@ def conditions_table(found: Forecast) -> Table:
         )
     if any(condition.stated for condition in found.conditions):
         columns += ["stated memory", "stated epoch"]
-        rows = [row + _stated(condition) for row, condition in zip(rows, found.conditions, strict=True)]
+        for row, condition in zip(rows, found.conditions, strict=True):
+            stated = {claim.quantity: _claimed(claim) for claim in condition.stated}
+            row += [stated.get("memory_gb", DASH), stated.get("minutes_per_epoch", DASH)]
     return Table("Measured per condition: a typical update, the longest one, memory, an epoch, a trial", columns, rows)
 
 
@@ -104,8 +104,9 @@ def resources_table(found: Forecast) -> Table:
     columns = ["GPUs", "makespan", "at best", "idle", f"fits on idle GPUs, run at most {100 * TOLERANCE:g} % longer"]
     rows = []
     for run in found.runs:
-        extra = [plural(run.seeds, "seed")] if run.seeds else []
-        extra += [f"{plural(count, 'condition')} like {name}" for name, count in run.conditions.items() if count]
+        extra = [f"{plural(count, 'condition')} like {name}" for name, count in run.conditions.items() if count]
+        if run.seeds:
+            extra.insert(0, plural(run.seeds, "seed"))
         rows.append(
             [
                 f"{run.resources.name}: {_gpus(run)}",
@@ -168,20 +169,18 @@ def _disk(disk: Disk) -> str:
     )
 
 
-def _stated(condition: ConditionForecast) -> list[str]:
-    by_quantity = {claim.quantity: _claimed(claim) for claim in condition.stated}
-    return [by_quantity.get("memory_gb", DASH), by_quantity.get("minutes_per_epoch", DASH)]
-
-
 def _claimed(claim: Claim) -> str:
-    unit = "GB" if claim.quantity == "memory_gb" else "min"
-    upper = "" if claim.high is None else f" to {claim.high:g}"
-    return f"{claim.low:g}{upper} {unit}"
+    text = f"{claim.low:g}"
+    if claim.high is not None:
+        text += f" to {claim.high:g}"
+    return f"{text} {UNITS[claim.quantity]}"
 
 
 def _gpus(run: RunOnResources) -> str:
-    gpus, slots = run.resources.gpus, run.resources.slots
-    return plural(gpus, "GPU") if slots == gpus else f"{plural(gpus, 'GPU')}, {slots} trials at a time"
+    text = plural(run.resources.gpus, "GPU")
+    if run.resources.slots != run.resources.gpus:
+        text += f", {run.resources.slots} trials at a time"
+    return text
 
 
 # --- bars -------------------------------------------------------------------------------------------------------------
@@ -202,10 +201,10 @@ def _bars_of(schedule: Schedule, letters: dict[str, str]) -> Iterator[str]:
     rows = [schedule.of_gpu(gpu) for gpu in range(schedule.gpus)]
     for conditions, alike in groupby(rows, key=lambda row: [one.job.condition for one in row]):
         same = list(alike)
-        idle = "" if conditions else "  idle"
         # Of GPUs that share a bar, the one that ends last stands for all.
-        shown = max(same, key=lambda row: row[-1].end_s if row else 0.0)
-        yield f"  {len(same):>3} x {bar_of(shown, schedule.makespan_s, letters)}{idle}"
+        shown = max(same, key=lambda row: max((one.end_s for one in row), default=0.0))
+        line = f"  {len(same):>3} x {bar_of(shown, schedule.makespan_s, letters)}"
+        yield line if conditions else f"{line}  idle"
 
 
 def bar_of(assignments: Sequence[Assignment], makespan_s: float, letters: dict[str, str]) -> str:

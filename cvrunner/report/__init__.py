@@ -1,1 +1,1 @@
-"""What is made from a finished run: tables, figures, comparison.md, report.html."""
+"""The report of a run: tables, figures, comparison.md, report.html; and the comparison of two runs."""

@@ -21,6 +21,7 @@ from cvrunner.verdict.comparison import condition_scores, missing_trials, pair, 
 from cvrunner.verdict.predictions import OutOfFold, out_of_fold, read_tables
 from cvrunner.verdict.sentence import clause, decide, design
 
+# Versions may write the same rating with different digits.
 LABEL_TOLERANCE = 1e-9
 
 
@@ -94,6 +95,7 @@ def compare_runs(
             f"{names[0]} and {names[1]} cannot be paired: {'; '.join(found)}. --unpaired shows their scores side by "
             "side, without a difference"
         )
+    # A seed that only one run has cannot be paired.
     seeds = [seed for seed in runs[0].seeds if seed in runs[1].seeds]
     sides = [
         (read_side(first, runs[0], one, seeds, names[0]), read_side(second, runs[1], other, seeds, names[1]))
@@ -152,6 +154,7 @@ def obstacles(first: RunRecord, second: RunRecord) -> list[str]:
 
 def read_side(directory: RunDirectory, run: RunRecord, condition: str, seeds: Sequence[int], name: str) -> Side:
     """Read one condition with its predictions and scores. Raises IncompleteRunError naming the missing trials."""
+    # Only these trials have to be finished: a run with another, incomplete condition can be compared.
     trials = {n: t for n, t in run.trials.items() if t.condition == condition and t.seed in seeds}
     only = run.model_copy(update={"conditions": [condition], "seeds": list(seeds), "trials": trials})
     results = directory.results(only)

@@ -1,4 +1,4 @@
-"""The tables that show how far to trust a comparison: floor, run checks, claims, subsets, settings, trials, facts."""
+"""The tables behind a comparison: floor and ceiling, run checks, claims, subsets, settings, trials, facts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LABELS = {
     "all_raters": "the mean of all ratings, including the speakers' ratings of themselves",
 }
 SHOWN_DIGITS = 12
-"""Of a digest; `facts` has all of them."""
+"""Leading digits of a digest in the run checks; `facts` shows complete digests."""
 
 
 def evidence_tables(report: Report) -> list[Table]:
@@ -62,6 +62,7 @@ def floor_table(report: Report) -> Table:
         cells = [by_dimension.get(dimension, unknown) for dimension in label]
         rows.append([name, *(format_score(s.mean) for s in cells), *(format_score(s.pooled) for s in cells)])
     if floor.ceiling:
+        # A CCC is easier to judge as a share of what one person reaches on the same utterances.
         human = [floor.ceiling.get(dimension, unknown) for dimension in label]
         for condition, aggregates in scores.items():
             of = [aggregates[dimension] for dimension in label]
@@ -252,7 +253,7 @@ def claims_table(report: Report) -> Table:
         rows.append([claim.name, claim.condition, quantity, claimed, format_score(measured), outcome])
     note = (
         "A CCC claim is met if the measured value reaches its lower end, a cost claim if it does not exceed its upper "
-        "end. Claims cannot be tested on synthetic data, and cost claims only on a GPU."
+        "end. No claim can be tested on synthetic data, and a cost claim only on a GPU."
     )
     if report.config.reference.source:
         note = f"Source: {report.config.reference.source}. {note}"
@@ -269,6 +270,7 @@ def _measured(report: Report, condition: str, quantity: str) -> float | None:
             return None
         return report.summary.scores[condition][dimension].mean
     results = [r for r in report.results.values() if r.condition == condition]
+    # The memory of a process and the time on a CPU say nothing about a claim on a GPU.
     if any(not r.device.startswith("cuda") for r in results):
         return None
     if quantity == "memory_gb":

@@ -57,8 +57,8 @@ def folds(report: Report) -> tuple[Figure, str]:
     legend_below(figure, panels[0])
     seeds = ""
     if len(report.run.seeds) > 1:
-        seeds = f", mean over {len(report.run.seeds)} seeds"
-    return figure, f"Test CCC of each fold{seeds} in each condition. Numbers: folds; thick line: mean over folds."
+        seeds = f" (mean over {len(report.run.seeds)} seeds)"
+    return figure, f"Test CCC of each fold in each condition{seeds}. Numbers: folds; thick line: mean over folds."
 
 
 def _slopes(axes: Axes, by_condition: dict[str, Aggregate], folds: list[int]) -> None:
@@ -78,6 +78,7 @@ def _name_folds(axes: Axes, x: float, values: dict[int, float]) -> None:
     height = -np.inf
     for fold, value in sorted(values.items(), key=lambda item: item[1]):
         height = max(value, height + 0.04 * (high - low))
+        # An undefined fold has no point to write its number next to.
         if np.isfinite(height):
             axes.annotate(str(fold), (x, height), xytext=(9, -3), textcoords="offset points", fontsize=7)
 
@@ -146,6 +147,7 @@ def _mean(scores: Mapping[str, Score], dimension: str) -> float:
 
 def predicted_against_true(report: Report, data: OutOfFold) -> tuple[Figure, str]:
     """Draw all out-of-fold predictions of the first seed, one panel per condition and dimension."""
+    # With all seeds, an utterance would have several points in one panel.
     shown = [(d, k, c) for k, d in enumerate(report.run.dimensions) for c in data.predicted]
     columns = len(shown)
     if columns > MAX_PANELS_IN_A_ROW:
@@ -186,6 +188,7 @@ def predicted_against_true(report: Report, data: OutOfFold) -> tuple[Figure, str
 
 def dialogue_over_time(report: Report, data: OutOfFold) -> tuple[Figure, str]:
     """Draw the longest dialogue of the first fold: true and predicted ratings, by turn and as a path."""
+    # One dialogue is an illustration; the longest one is a choice that no result can influence.
     about = data.about[data.about["fold"] == report.run.folds[0]]
     name = str(about["dialogue"].value_counts(sort=False).idxmax())
     rows = about.index[about["dialogue"] == name].to_numpy()

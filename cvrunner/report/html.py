@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = "report.html.j2"
-# The figures that are shown below a table.
+# The figures that are shown below a table; all others are in one section.
 PLACES = {
     "Test CCC by fold": ("folds",),
     "Paired differences": ("differences",),
@@ -65,6 +65,7 @@ def inline_svg(name: str, figure: Figure, caption: str) -> Markup:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'url\(#|href="#', lambda match: f"{match[0]}{name}-", svg)
     svg = svg.replace(INK, "currentColor")
+    # Without a fixed size, the figure takes the width of its column.
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1))  # noqa: S704 (our own)
 
@@ -75,7 +76,7 @@ def _section(table: Table, drawn: dict[str, tuple[Markup, str]]) -> dict[str, ob
 
 
 def _decision(report: Report) -> str:
-    """Return the CSS class that colours the verdict; neutral if there is not exactly one comparison."""
+    """Return the CSS class that colours the verdict; neutral unless there is exactly one comparison."""
     decisions = list(report.summary.decisions.values())
     if report.summary.missing:
         return "incomplete"

@@ -29,6 +29,7 @@ class Look:
 
 def looks(conditions: Sequence[str]) -> dict[str, Look]:
     """Return how each condition is drawn, in the run's order."""
+    # Six looks suffice: more conditions than that are not readable in one figure anyway, and start over.
     return {name: Look(COLOURS[i % 6], MARKERS[i % 6], LINES[i % 6]) for i, name in enumerate(conditions)}
 
 
@@ -49,6 +50,7 @@ def row_of_panels(
 
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Put one legend for all panels under them, with each label once."""
+    # Every fold draws its own line with the same label.
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     figure.legend(list(once.values()), list(once), loc="outside lower center", ncols=min(len(once), 4))

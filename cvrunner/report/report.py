@@ -62,6 +62,7 @@ def read_report(
         summary = compare_conditions(run, results, lined_up)
         if folds is not None and run.floor is not None:
             run = run.model_copy(update={"floor": with_controlled_scores(run.floor, folds, run, tables)})
+    # The links of a run that just ended are not in run.json yet.
     if links is not None:
         run = run.model_copy(update={"links": links})
     return Report(
@@ -71,7 +72,7 @@ def read_report(
         results=results,
         epochs={name: read_epochs(directory, t.condition, t.fold, t.seed) for name, t in run.trials.items()},
         out_of_fold=lined_up,
-        predictions_table=one_table(tables),
+        predictions_table=one_table(list(tables.values())),
         summary=summary,
     )
 

@@ -33,6 +33,7 @@ def render_text(run: RunRecord, summary: Summary, width: int = 120) -> str:
 
 def comparison_tables(run: RunRecord, summary: Summary) -> list[Table]:
     """Return the tables that answer the question: scores, differences, folds. Empty while trials are missing."""
+    # While trials are missing, any mean would be over those that happen to be there.
     if summary.missing:
         return []
     label = labels(run)

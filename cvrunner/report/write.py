@@ -77,6 +77,7 @@ def _row(folder: RunDirectory) -> tuple[str, str, tuple[str, ...]]:
             f"{condition}: " + ", ".join(f"{ccc_label(d)} {format_score(s.mean)}" for d, s in by_dimension.items())
             for condition, by_dimension in summary.scores.items()
         )
+        # A line break in a Markdown cell.
         scores = "<br>".join(by_condition)
         if summary.missing and status == "COMPLETE":
             status = "INCOMPLETE"

@@ -120,6 +120,7 @@ def _session_sizes(corpus: Corpus, session: str) -> SessionSizes:
         minutes=sum(u.duration_s for u in some) / 60,
         speakers={gender: genders.count(gender) for gender in sorted(set(genders))},
         dialogues=len({u.dialogue for u in some}),
+        # Neither, if the corpus does not name it.
         improvised=sum(u.improvised is True for u in some),
         scripted=sum(u.improvised is False for u in some),
     )
@@ -127,6 +128,7 @@ def _session_sizes(corpus: Corpus, session: str) -> SessionSizes:
 
 def _label_spread(corpus: Corpus, dimension: str, scale: tuple[float, float]) -> LabelSpread:
     values = [value for u in corpus.utterances if (value := u.label(dimension)) is not None]
+    # A single label has no spread.
     std = 0.0
     if len(values) > 1:
         std = float(np.std(values, ddof=1))

@@ -33,34 +33,23 @@ CONV_FRAMES_PER_S = 50.0
 # --- sizes on disk ----------------------------------------------------------------------------------------------------
 
 
-def checkpoint_bytes(trained_bytes: int) -> int:
-    """Return the size of a checkpoint: the trained weights and their moments."""
-    return (1 + MOMENTS) * trained_bytes
-
-
 def most_checkpoint_bytes(trials: Iterable[tuple[int, int]], slots: int) -> int:
     """Return the most that checkpoints take at a time, with `slots` trials running.
 
-    `trials`: size of a checkpoint and of the trained weights of each trial, which it keeps for each generation: the
-    checkpoint and the weights of its best epoch.
+    `trials`: size of a checkpoint and of the trained weights of each trial. For each generation it keeps the checkpoint
+    and the weights of its best epoch.
     """
     sizes = (GENERATIONS * (checkpoint + trained) for checkpoint, trained in trials)
     return sum(sorted(sizes, reverse=True)[:slots])
 
 
-def conv_bytes_per_s(channels: int) -> float:
-    """Return the size of the front-end's features per second of audio."""
-    return FEATURE_ITEM_BYTES * channels * CONV_FRAMES_PER_S
+def feature_bytes(channels: int, hidden: Iterable[tuple[int, int, float]], audio_s: float) -> int:
+    """Return the size of the feature cache for `audio_s` seconds of audio.
 
-
-def hidden_bytes_per_s(states: int, width: int, frame_rate_hz: float) -> float:
-    """Return the size of cached hidden states per second of audio."""
-    return FEATURE_ITEM_BYTES * states * width * frame_rate_hz
-
-
-def feature_bytes(bytes_per_s: float, audio_s: float) -> int:
-    """Return the size of the features of `audio_s` seconds of audio."""
-    return int(bytes_per_s * audio_s)
+    `channels`: of the front-end; `hidden`: number of layers, their width and frame rate, for each set of hidden states.
+    """
+    items_per_s = channels * CONV_FRAMES_PER_S + sum(states * width * rate_hz for states, width, rate_hz in hidden)
+    return int(audio_s * items_per_s * FEATURE_ITEM_BYTES)
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
@@ -107,14 +96,10 @@ class Schedule:
         return sum(one.job.duration_s for one in self.assignments)
 
     @property
-    def idle_s(self) -> float:
-        """GPU time until the end of the run in which nothing is trained."""
-        return self.gpus * self.makespan_s - self.work_s
-
-    @property
     def idle_share(self) -> float:
-        """Idle share of the GPU time, 0..1."""
-        return self.idle_s / (self.gpus * self.makespan_s) if self.makespan_s else 0.0
+        """Share of the GPU time until the end of the run in which nothing is trained, 0..1."""
+        gpu_s = self.gpus * self.makespan_s
+        return (gpu_s - self.work_s) / gpu_s if gpu_s else 0.0
 
     @property
     def lower_bound_s(self) -> float:
@@ -127,10 +112,10 @@ class Schedule:
 
 
 def assign(jobs: Sequence[Job], gpus: int) -> Schedule:
-    """Assign jobs in the order given, each to the GPU that is free first; of several, to the first."""
+    """Assign jobs, the costliest first, each to the GPU that is free first; of several, to the first."""
     free = [(0.0, gpu) for gpu in range(gpus)]
     assignments = []
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: job.cost, reverse=True):
         start_s, gpu = heapq.heappop(free)
         assignments.append(Assignment(job, gpu, start_s, start_s + job.duration_s))
         heapq.heappush(free, (start_s + job.duration_s, gpu))
@@ -147,14 +132,9 @@ def max_extra(block: Sequence[Job], jobs: Sequence[Job], gpus: int) -> int:
         raise ValueError("a block of jobs must take some time")
     limit_s = (1 + TOLERANCE) * assign(jobs, gpus).makespan_s
     count, more = 0, [*jobs, *block]
-    while assign(longest_first(more), gpus).makespan_s <= limit_s:
+    while assign(more, gpus).makespan_s <= limit_s:
         count, more = count + 1, [*more, *block]
     return count
-
-
-def longest_first(jobs: Sequence[Job]) -> list[Job]:
-    """Return jobs in the order of a run."""
-    return sorted(jobs, key=lambda job: job.cost, reverse=True)
 
 
 # --- the estimate -----------------------------------------------------------------------------------------------------
@@ -280,7 +260,7 @@ def _disk(
 ) -> Disk:
     features: dict[str, int] = {}
     for one in passes:
-        features[one.kind] = features.get(one.kind, 0) + feature_bytes(one.size, audio_s)
+        features[one.kind] = features.get(one.kind, 0) + int(one.size * audio_s)
     each = [probes[trial.condition] for trial in trials]
     return Disk(
         features,
@@ -300,7 +280,7 @@ def _run(
     filling = max(1, min(resources.slots, len(jobs)) // resources.nodes)
     return RunOnResources(
         resources,
-        assign(longest_first(jobs), resources.slots),
+        assign(jobs, resources.slots),
         features_s=sum(one.cost for one in passes) * audio_s / filling,
         seeds=max_extra(one_seed, jobs, resources.slots),
         conditions={name: max_extra(block, jobs, resources.slots) for name, block in alike.items()},

@@ -1,4 +1,4 @@
-"""Checkpoints of a trial: whole or not there, checked when read, two generations, no pickle.
+"""Checkpoints of a trial: written completely or not at all, verified when read, two generations, no pickle.
 
 checkpoint/
     0003-000040/            epoch 3, 40 of its updates done
@@ -8,6 +8,7 @@ checkpoint/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -96,7 +97,7 @@ class Tensors:
 
 
 class Checkpoints:
-    """The checkpoint folder of one trial."""
+    """Checkpoint folder of one trial."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,12 +105,28 @@ class Checkpoints:
     def save(self, state: LoopState, tensors: Tensors) -> None:
         """Write a generation, then drop all but the newest two."""
         path = self.folder / f"{state.epoch:04d}-{state.step:06d}"
-        shutil.rmtree(path, ignore_errors=True)  # a damaged one that this trial has passed again
-        write_folder_atomically(path, lambda folder: _write(folder, state, tensors))
-        self._drop_old()
+        # A damaged checkpoint of the same place in the training may be left; it was passed over when resuming.
+        shutil.rmtree(path, ignore_errors=True)
+
+        def fill(folder: Path) -> None:
+            for name, group in vars(tensors).items():
+                save_file(_contiguous(group), folder / f"{name}.safetensors")
+            (folder / "state.json").write_text(json.dumps(asdict(state)))
+            (folder / "sha256.json").write_text(json.dumps({p.name: _sha256(p) for p in sorted(folder.iterdir())}))
+
+        write_folder_atomically(path, fill)
+        generations = self._generations()
+        for old in generations[:-GENERATIONS]:
+            shutil.rmtree(old)
+        kept = set()
+        for generation in generations[-GENERATIONS:]:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                kept.add(self._best(int(json.loads((generation / "state.json").read_text())["best_epoch"])))
+        for best in set(self.folder.glob("best-*.safetensors")) - kept:
+            best.unlink()
 
     def load(self, key: str) -> tuple[LoopState | None, Tensors | None, str | None]:
-        """The newest whole checkpoint of this trial key, or nothing, and a note about damaged ones."""
+        """Return the newest intact checkpoint with this trial key, if there is one, and a note about damaged ones."""
         note = None
         for path in reversed(self._generations()):
             try:
@@ -123,12 +140,13 @@ class Checkpoints:
         return None, None, note
 
     def save_best(self, epoch: int, weights: Mapping[str, Tensor]) -> str:
-        """Write the weights of a new best epoch; returns their SHA-256, for the state to be saved next."""
+        """Write the weights of a new best epoch; return their SHA-256, which the next state refers to."""
+        # One file per epoch: the checkpoint before still refers to the weights of its own best epoch.
         write_atomically(self._best(epoch), save(_contiguous(weights)))
         return _sha256(self._best(epoch))
 
     def load_best(self, state: LoopState) -> dict[str, Tensor]:
-        """The weights of the best epoch. Raises ValueError where they are not what was saved."""
+        """Return the weights of the best epoch. Raises ValueError if the file differs from what was saved."""
         self._check_best(state)
         return load_file(self._best(state.best_epoch))
 
@@ -138,7 +156,7 @@ class Checkpoints:
             raise ValueError(f"{best.name} does not match its hash")
 
     def remove(self) -> None:
-        """Drop everything, once the trial has its result."""
+        """Delete everything, once the trial has its result."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _best(self, epoch: int) -> Path:
@@ -146,22 +164,6 @@ class Checkpoints:
 
     def _generations(self) -> list[Path]:
         return sorted(p for p in self.folder.glob("[0-9]*-[0-9]*") if p.is_dir())
-
-    def _drop_old(self) -> None:
-        generations = self._generations()
-        for old in generations[:-GENERATIONS]:
-            shutil.rmtree(old)
-        wanted = {self._best(_best_epoch(path)) for path in generations[-GENERATIONS:]}
-        for best in self.folder.glob("best-*.safetensors"):
-            if best not in wanted:
-                best.unlink()
-
-
-def _write(folder: Path, state: LoopState, tensors: Tensors) -> None:
-    for name, group in vars(tensors).items():
-        save_file(_contiguous(group), folder / f"{name}.safetensors")
-    (folder / "state.json").write_text(json.dumps(asdict(state)))
-    (folder / "sha256.json").write_text(json.dumps({p.name: _sha256(p) for p in sorted(folder.iterdir())}))
 
 
 @patiently
@@ -173,13 +175,6 @@ def _read(path: Path) -> tuple[LoopState, Tensors]:
     fields: dict[str, Any] = json.loads((path / "state.json").read_text())
     loaded = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer", "averages")}
     return LoopState(**fields), Tensors(**loaded)
-
-
-def _best_epoch(path: Path) -> int:
-    try:
-        return int(json.loads((path / "state.json").read_text())["best_epoch"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What depends on the device: precision, its name, its memory."""
+"""Everything that depends on the device: precision, name, memory."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import sys
 
 import torch
 
-# oneDNN (torch's products on a CPU) keeps a program for each of the last 1024 shapes that it met, and no two batches of
-# speech have one shape: a few programs are as fast, and a long epoch does not grow.
+# oneDNN (torch's matrix products on a CPU) caches a compiled program for each of the last 1024 shapes, and no two
+# batches of speech have the same shape: a small cache is as fast, and memory does not grow during a long epoch.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The encoder's dtype for `train.precision`."""
-    if wanted == "auto":
+def choose_precision(requested: str, device: torch.device) -> torch.dtype:
+    """Return the encoder's dtype for `train.precision`."""
+    if requested == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    return torch.bfloat16 if requested == "bfloat16" else torch.float32
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or `cpu`."""
+    """Return the name of the GPU, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def start_memory_count(device: torch.device) -> None:
-    """An actor trains several trials; each counts its own peak on a GPU."""
+    """Reset the GPU's peak memory: an actor trains several trials, and each reports its own peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what the allocator keeps, after memory ran out."""
+    """Release cached GPU memory after an out-of-memory error."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Of the GPU's allocator; on a CPU, of this process since it started."""
+    """Return the peak of the GPU's allocator; on a CPU, the peak of this process since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -46,5 +46,5 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def default_device() -> torch.device:
-    """The GPU that this process was given, which it sees as the first; else the CPU."""
+    """Return the first visible GPU, which is the one that Ray assigned, or the CPU."""
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

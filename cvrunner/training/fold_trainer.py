@@ -74,9 +74,10 @@ class FoldTrainer:
     def run(self) -> Iterator[Event]:
         """Yield what happens, as it happens.
 
-        Raises Stopped after saving if told to stop; WeightChangeError, NonFiniteError and MemoryLimitError if training
-        goes wrong; TrialInUseError if another process trains the same trial.
+        Raises Stopped after saving if asked to stop; WeightChangeError, NonFiniteError and MemoryLimitError if
+        training goes wrong; TrialInUseError if another process trains the same trial.
         """
+        # A task may be reported as failed although it finished, so a trial must be safe to start again.
         if (result := self.context.directory.result(self.trial.key)) is not None:
             self.checkpoints.remove()
             yield result
@@ -93,7 +94,7 @@ class FoldTrainer:
 
         # Start: the same weights in every attempt, then what a checkpoint knows.
         self.learner = Learner(self.trial, self.context.cache_dir, self.context.device)
-        yield from self.learner.fill_cache()
+        yield from self.learner.inputs.fill_cache()
         state, started = self._resume()
         yield started
 
@@ -121,6 +122,7 @@ class FoldTrainer:
     def _acquire(self, lock: FileLock) -> Iterator[Event]:
         """Lock the trial. Raises TrialInUseError while another process trains it; a dying process releases its lock."""
         self.context.directory.path.mkdir(parents=True, exist_ok=True)
+        # Try at once, then wait: the wait is announced only if there is one.
         for patience_s in (0.0, LOCK_S):
             try:
                 lock.acquire(timeout=patience_s)
@@ -149,7 +151,7 @@ class FoldTrainer:
         record = TrialStarted(
             parameters=self.learner.schedule.count(),
             device=device_name(self.context.device),
-            precision=self._precision,
+            precision=self.learner.precision_name,
             updates_per_epoch=self.learner.updates_per_epoch,
             resumed_epoch=state.epoch,
             resumed_update=state.step,
@@ -170,7 +172,10 @@ class FoldTrainer:
         drawn = self.context.chaos.draw_faults(len(updates))
         take_update = faults.with_faults(self.learner.update, drawn, self.learner.pretend_out_of_memory)
         while state.step < len(updates):
-            self._stop_if_told(state)
+            if self.context.should_stop():
+                self._save(state)
+                append_event(self.journal, "stopped", epoch=state.epoch, update=state.step)
+                raise Stopped(f"{self.trial.name}: stopped in epoch {state.epoch}, saved")
             if time.monotonic() - saved > self.trial.config.cluster.checkpoint_every_s:
                 self._save(state)
                 saved = time.monotonic()
@@ -186,14 +191,9 @@ class FoldTrainer:
                 append_event(self.journal, "not_finite", epoch=state.epoch, update=state.step, error=str(error))
                 raise
             state.add(loss, norms)
+            # Counted after each update, so that a checkpoint within the epoch holds the time so far.
             state.epoch_s = before + time.monotonic() - began
         return padding_share
-
-    def _stop_if_told(self, state: LoopState) -> None:
-        if self.context.should_stop():
-            self._save(state)
-            append_event(self.journal, "stopped", epoch=state.epoch, update=state.step)
-            raise Stopped(f"{self.trial.name}: stopped in epoch {state.epoch}, saved")
 
     def _validate(self) -> Ccc:
         with self.learner.averages.applied():
@@ -206,6 +206,7 @@ class FoldTrainer:
         """Return the epoch's record. Raises WeightChangeError if the encoder did not do what its condition says."""
         schedule, model = self.learner.schedule, self.learner.model
         change = schedule.weight_change()
+        # Frozen groups have no sums; their mean of 0 is what the guard expects.
         norms = {group: state.gradient_sums.get(group, 0.0) / state.step for group in schedule.members}
         schedule.check_weight_change(state.epoch, change, norms)
         last = state.updates - 1
@@ -241,6 +242,7 @@ class FoldTrainer:
         if record.best:
             following.best_epoch = record.epoch
             following.best_ccc = record.validation_ccc["avg"]
+            # The averages were validated, so they are the weights to keep.
             with self.learner.averages.applied():
                 following.best_sha256 = self.checkpoints.save_best(record.epoch, self.learner.weights)
         # The line before the checkpoint: an epoch that a checkpoint calls done has its line. A kill in between repeats
@@ -261,10 +263,6 @@ class FoldTrainer:
     def _truth(self, utterances: Sequence[Utterance]) -> Predictions:
         return {d: np.array([u.label(d) for u in utterances], dtype=np.float64) for d in self.learner.dimensions}
 
-    @property
-    def _precision(self) -> str:
-        return str(self.learner.precision).removeprefix("torch.")
-
     def _finish(self, state: LoopState, predictions: Predictions, total_s: float) -> TrialResult:
         """Write predictions, model and result, then drop the checkpoints."""
         result = write_outcome(
@@ -276,7 +274,7 @@ class FoldTrainer:
             self.learner.weights,
             parameters=self.learner.schedule.count(),
             device=device_name(self.context.device),
-            precision=self._precision,
+            precision=self.learner.precision_name,
             peak_memory_mib=peak_memory_mib(self.context.device),
             total_s=total_s,
         )

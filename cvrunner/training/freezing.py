@@ -84,14 +84,10 @@ class Schedule:
         # The configuration may fix the EMA decay; it then stays fixed in every epoch.
         self.fixed = {n for n, p in model.named_parameters() if n.endswith("ema_logit") and not p.requires_grad}
 
-    def trained(self, group: str) -> bool:
-        """Whether the group trains in any epoch."""
-        return self.rule_of[group].start < NEVER
-
     @property
     def groups(self) -> list[str]:
         """Groups that train in any epoch."""
-        return [group for group in self.members if self.trained(group)]
+        return [group for group in self.members if self.rule_of[group].start < NEVER]
 
     def begin_epoch(self, epoch: int) -> None:
         """Enable gradients of the groups that train in this epoch, and disable all others."""
@@ -103,11 +99,10 @@ class Schedule:
         """Return AdamW over all groups that ever train, with and without weight decay. Learning rates are set later."""
         groups = []
         for group in self.groups:
-            for decayed in (True, False):
-                parameters = [
-                    p for n, p in self.members[group].items() if _decays(n) == decayed and n not in self.fixed
-                ]
-                decay = self.train.weight_decay if decayed else 0.0
+            trained = {name: p for name, p in self.members[group].items() if name not in self.fixed}
+            undecayed = {name for name in trained for pattern in NO_DECAY if fnmatch.fnmatchcase(name, pattern)}
+            for decay, names in ((self.train.weight_decay, trained.keys() - undecayed), (0.0, undecayed)):
+                parameters = [p for name, p in trained.items() if name in names]
                 groups.append({"params": parameters, "weight_decay": decay, "group": group, "lr": 0.0})
         return torch.optim.AdamW(groups, fused=True)
 
@@ -140,16 +135,17 @@ class Schedule:
     @torch.no_grad()
     def weight_change(self) -> dict[str, float]:
         """Return `||w - w0|| / ||w0||` of every group since the start of training, in float64."""
-        return {group: self._moved(group) for group in self.members}
-
-    def _moved(self, group: str) -> float:
-        moved = 0.0
-        for parameter, start in zip(self.members[group].values(), self.start[group], strict=True):
-            before = start.to(parameter.device)
-            # A frozen encoder has only equal weights: comparing takes a tenth of the time of a float64 difference.
-            if not torch.equal(parameter, before):
-                moved += _square(parameter - before)
-        return math.sqrt(moved) / self.start_norm[group] if moved else 0.0
+        change = dict.fromkeys(self.members, 0.0)
+        for group, named in self.members.items():
+            moved = 0.0
+            for parameter, start in zip(named.values(), self.start[group], strict=True):
+                before = start.to(parameter.device)
+                # A frozen encoder has only equal weights: comparing takes a tenth of the time of a float64 difference.
+                if not torch.equal(parameter, before):
+                    moved += _square(parameter - before)
+            if moved:
+                change[group] = math.sqrt(moved) / self.start_norm[group]
+        return change
 
     def check_weight_change(self, epoch: int, change: dict[str, float], gradient_norms: dict[str, float]) -> None:
         """Raise WeightChangeError if a frozen group moved or a group that trains did not."""
@@ -168,14 +164,10 @@ class Schedule:
     def count(self) -> ParameterCount:
         """Count parameters: all, those that ever train, and per group."""
         groups = {group: sum(p.numel() for p in named.values()) for group, named in self.members.items()}
-        trainable = sum(count for group, count in groups.items() if self.trained(group))
+        trainable = sum(groups[group] for group in self.groups)
         return ParameterCount(total=sum(groups.values()), trainable=trainable, groups=groups)
 
 
 def _square(tensor: Tensor) -> float:
     """Return `||w||^2`, summed in float64."""
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
-
-
-def _decays(name: str) -> bool:
-    return not any(fnmatch.fnmatchcase(name, pattern) for pattern in NO_DECAY)

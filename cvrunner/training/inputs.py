@@ -1,7 +1,7 @@
-"""From utterances to tensors: features out of the cache, and the cache filled by the trial's own encoder.
+"""From utterances to tensors: features are read from the cache, which the trial's encoder fills.
 
-`b` utterances of a micro-batch, `S` frames of all of them one after the other, `S'` at the model's frame rate; `F` and
-`N` those of one; `C` conv channels, `L` layers, `D` width; `K` dimensions.
+Shapes: `b` utterances of a micro-batch; `S` frames of all of them, utterance after utterance, `S'` at the model's frame
+rate; `F` and `N` frames of one utterance at these rates; `C` conv channels, `L` layers, `D` width, `K` dimensions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Waveform = npt.NDArray[np.float32]
 Compute = Callable[[Sequence[Utterance]], Iterator[Features]]
 CPU = torch.device("cpu")
 FILL_S = 30.0
-"""Seconds of audio that a frozen encoder takes at once: on a CPU 60 take no less time, and 10 more."""
+"""Seconds of audio that a frozen encoder processes at once: on a CPU, 60 s are not faster, and 10 s are slower."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Batch:
     """A micro-batch."""
 
     features: Tensor | Boundary
-    """On the device in float32: conv features `[S, C]`, the boundary of an encoder whose top layers train, or hidden
+    """On the device, in float32: conv features `[S, C]`, the boundary of an encoder whose top layers train, or hidden
     states `[S', L, D]`."""
     lengths: Tensor
     """`[b]` real frames, on the CPU."""
@@ -45,10 +45,10 @@ class Batch:
 
 
 class Inputs:
-    """The inputs of one trial: conv features for an encoder that trains, hidden states for a frozen one, and both kinds
-    of hidden states, at the boundary and averaged up to there, where only top layers train.
+    """Inputs of one trial: conv features if all layers train, hidden states of a frozen encoder, or the states at the
+    boundary to the layers that train.
 
-    The encoder must be the pretrained one when the cache is filled.
+    Fill the cache before any update: it must come from the pretrained encoder.
     """
 
     def __init__(
@@ -64,10 +64,11 @@ class Inputs:
         self.device = device
         self.resample = resample
         recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.normalize)
+        # Hidden states in bfloat16 differ from those in float32, so the precision is part of their recipe.
         precision = str(encoder.precision).removeprefix("torch.")
         rate_hz = ENCODER_FRAME_RATE_HZ / encoder.group
         self.conv = FeatureStore(cache_dir, recipe("conv"), utterances, encoder.frames)
-        # The recipe is that of the frozen condition, which shares its files: up to the boundary they are the same.
+        # The same recipe as in the frozen condition: up to the boundary the states are equal, so the files are shared.
         hidden = recipe("hidden", layers=encoder.layers, frame_rate_hz=rate_hz, precision=precision)
         self.hidden = FeatureStore(cache_dir, hidden, utterances, encoder.averaged_frames)
         boundary = recipe("boundary", layers=(encoder.below,), precision=precision)
@@ -75,50 +76,55 @@ class Inputs:
 
     @property
     def passes(self) -> list[tuple[str, FeatureStore, Compute]]:
-        """What is made once: its name, its place, and how. What depends on layers that train is not."""
+        """Name, store and computation of everything that is computed once; nothing of it depends on trained weights."""
+        in_chunks, device = self._in_chunks, self.device
         conv = ("conv features", self.conv, self._conv_features)
-        hidden = ("hidden states", self.hidden, self._hidden_states)
+        hidden = ("hidden states", self.hidden, in_chunks(partial(hidden_states, self.encoder, device=device)))
         if self.encoder.adaptation.cached == "hidden":
             return [conv, hidden]
         if self.encoder.starts_at_boundary:
             mixed = [hidden] if self.encoder.layers_below else []
-            return [conv, *mixed, ("hidden states at the boundary", self.boundary, self._boundary_states)]
+            return [conv, *mixed, ("hidden states at the boundary", self.boundary, in_chunks(self._boundary_states))]
         return [conv]
 
     def fill_cache(self) -> Iterator[FeatureProgress]:
-        """Make what is missing; several trials on one node share the work."""
+        """Compute the features that are missing; several trials on one node share the work."""
         first, *later = self.passes
         missing = [one for one in later if one[1].missing()]
         self.encoder.eval()
+        # Conv features alone are of no use if all later features are cached.
         for kind, store, compute in [first, *missing] if missing or not later else []:
             for done, shards in store.fill(compute):
                 yield FeatureProgress(kind=kind, done=done, shards=shards)
 
     def batches(self, update: Update) -> Iterator[Batch]:
-        """The micro-batches of an update, one after the other."""
+        """Yield the micro-batches of an update."""
         for positions in update.micro_batches:
             features, lengths = self._read([update.utterances[i] for i in positions])
             yield Batch(features, lengths, torch.tensor(positions, device=self.device))
 
     def _read(self, utterances: Sequence[Utterance]) -> tuple[Tensor | Boundary, Tensor]:
-        """Features of a micro-batch and `[b]` real frames of each."""
+        """Return the features of a micro-batch and the number of frames `[b]` of each utterance."""
         if self.encoder.starts_at_boundary:
             hidden, below = [self.boundary.read(u) for u in utterances], self.encoder.layers_below
-            mixed = self._placed(pack([self.hidden.read(u)[:, below] for u in utterances])) if below else None
-            return Boundary(self._placed(pack(hidden)), mixed), _lengths(hidden)
+            mixed = None
+            if below:
+                mixed = self._to_device(pack([self.hidden.read(u)[:, below] for u in utterances]))
+            return Boundary(self._to_device(pack(hidden)), mixed), torch.tensor([len(array) for array in hidden])
         store = self.conv if self.encoder.adaptation.trains_encoder else self.hidden
         features = [store.read(u) for u in utterances]
-        return self._placed(pack(features)), _lengths(features)
+        return self._to_device(pack(features)), torch.tensor([len(array) for array in features])
 
-    def _placed(self, features: Tensor) -> Tensor:
-        """On the device in float32; a GPU gets half the bytes, from memory that it fetches by itself."""
+    def _to_device(self, features: Tensor) -> Tensor:
+        """Move features to the device, in float32 there."""
+        # Half the bytes cross the bus, and from pinned memory the copy does not block.
         if self.device.type == "cuda":
             features = features.pin_memory()
         return features.to(self.device, non_blocking=True).float()
 
     def padding(self, updates: Iterable[Update]) -> float:
-        """Share of frames that are padding when these updates are encoded: in the attention of an encoder that trains,
-        in the head's Mamba where it is frozen."""
+        """Return the share of padded frames in these updates: in the attention of an encoder that trains, or in the
+        Mamba of the head if the encoder is frozen."""
         real = padded = 0
         for update in updates:
             for positions in update.micro_batches:
@@ -134,62 +140,55 @@ class Inputs:
         for u in utterances:
             yield conv_features(self.encoder, read_audio(u.path, self.resample), self.device)
 
-    def _hidden_states(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
-        """Some seconds of a shard at once: what is kept does not depend on a trial's batch size."""
-        return self._some_at_once(utterances, partial(hidden_states, self.encoder, device=self.device))
-
-    def _boundary_states(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
-        return self._some_at_once(utterances, self._boundary)
-
-    def _boundary(self, conv: Sequence[Features]) -> list[Features]:
-        """`[F, D]` of each utterance, from all their conv features `[F, C]` at once."""
+    def _boundary_states(self, conv: Sequence[Features]) -> list[Features]:
+        """Return `[F, D]` of each utterance, from all their conv features `[F, C]` at once."""
         lengths = [len(array) for array in conv]
-        states = self.encoder.to_boundary(self._placed(pack(conv)), torch.tensor(lengths))
+        states = self.encoder.to_boundary(self._to_device(pack(conv)), torch.tensor(lengths))
         return np.split(states.half().cpu().numpy(), np.cumsum(lengths)[:-1])
 
-    def _some_at_once(
-        self, utterances: Sequence[Utterance], compute: Callable[[Sequence[Features]], list[Features]]
-    ) -> Iterator[Features]:
-        found: dict[int, Features] = {}
-        for positions in micro_batches(utterances, len(utterances), FILL_S):
-            states = compute([self.conv.read(utterances[i]) for i in positions])
-            found |= zip(positions, states, strict=True)
-        yield from (found[i] for i in range(len(utterances)))
+    def _in_chunks(self, compute: Callable[[Sequence[Features]], list[Features]]) -> Compute:
+        """Apply `compute` to the conv features of a shard, half a minute of audio at a time."""
+
+        def compute_shard(utterances: Sequence[Utterance]) -> Iterator[Features]:
+            found: dict[int, Features] = {}
+            # Cut by duration, not by train.batch_size: what is cached must not depend on a trial's batches.
+            for positions in micro_batches(utterances, len(utterances), FILL_S):
+                states = compute([self.conv.read(utterances[i]) for i in positions])
+                found |= zip(positions, states, strict=True)
+            yield from (found[i] for i in range(len(utterances)))
+
+        return compute_shard
 
 
 def conv_features(encoder: SpeechEncoder, waveform: Waveform, device: torch.device) -> Features:
-    """Conv features `[F, C]` of one waveform `[T]`, as they are kept."""
+    """Return the conv features `[F, C]` of one waveform `[T]`, as cached: float16."""
     return encoder.conv_features(torch.from_numpy(waveform).to(device)).half().cpu().numpy()
 
 
 @torch.no_grad()
 def hidden_states(encoder: SpeechEncoder, conv: Sequence[Features], device: torch.device) -> list[Features]:
-    """Hidden states `[N, L, D]` of each utterance, as they are kept, from all their conv features `[F, C]` at once."""
+    """Return the hidden states `[N, L, D]` of each utterance, as cached, from the conv features `[F, C]` of all."""
     lengths = torch.tensor([len(array) for array in conv])
     states, frames = encoder(pack(conv).to(device, torch.float32), lengths)
     return np.split(states.half().cpu().numpy(), frames.cumsum(0)[:-1].tolist())
 
 
-def _lengths(features: Sequence[Features]) -> Tensor:
-    return torch.tensor([len(array) for array in features])
-
-
 def pack(features: Sequence[Features]) -> Tensor:
-    """Arrays `[f, ...]` one after the other: `[S, ...]` in float16."""
+    """Concatenate arrays `[f, ...]` to `[S, ...]`, in float16."""
     return torch.from_numpy(np.concatenate(features))
 
 
 def scaled_labels(
     utterances: Sequence[Utterance], dimensions: Sequence[str], scale: tuple[float, float], device: torch.device
 ) -> Tensor:
-    """Labels `[b, K]` with the rating scale mapped to 0..1; values outside the scale stay outside."""
+    """Return labels `[b, K]` with the rating scale mapped to 0..1; values outside the scale stay outside."""
     low, high = scale
     rows = [[u.label(dimension) for dimension in dimensions] for u in utterances]
     return (torch.tensor(rows, device=device, dtype=torch.float32) - low) / (high - low)
 
 
 def ratings(scaled: Tensor, scale: tuple[float, float]) -> npt.NDArray[np.float64]:
-    """The reverse of `scaled_labels`: predictions `[b, K]` on the scale 0..1 to the rating scale, in float64."""
+    """Map predictions `[b, K]` from 0..1 to the rating scale, in float64: the reverse of `scaled_labels`."""
     low, high = scale
     values: npt.NDArray[np.float64] = low + (high - low) * scaled.double().cpu().numpy()
     return values

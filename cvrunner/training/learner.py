@@ -19,7 +19,6 @@ from cvrunner.data.utterance import Utterance
 from cvrunner.encoders.wavlm import build_encoder
 from cvrunner.errors import MemoryLimitError, NonFiniteError
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.records.results import FeatureProgress
 from cvrunner.training.accumulation import averaged_backward, exact_backward
 from cvrunner.training.checkpoint import Position, Tensors
 from cvrunner.training.device import choose_precision, free_memory, start_memory_count
@@ -38,6 +37,7 @@ class Learner:
 
     def __init__(self, trial: Trial, cache_dir: Path, device: torch.device) -> None:
         model, train = trial.config.model, trial.config.train
+        # The number of threads decides the order of floating-point additions on a CPU.
         torch.set_num_threads(trial.config.cluster.cpus_per_trial)
         start_memory_count(device)
         self.trial = trial
@@ -45,6 +45,7 @@ class Learner:
         self.dimensions = trial.config.corpus.dimensions
         self.batch_size = train.batch_size
         self.precision = choose_precision(train.precision, device)
+        self.precision_name = str(self.precision).removeprefix("torch.")
         encoder = build_encoder(trial.encoder, model, trial.adaptation, self.precision, train.gradient_checkpointing)
         # All conditions of a fold start from the same head: the seed is set after the encoder has been loaded.
         torch.manual_seed(_seed(trial.seed, 0, 0))
@@ -57,10 +58,6 @@ class Learner:
             encoder, trial.encoder, trial.fold.utterances, cache_dir, device, trial.config.corpus.resample
         )
         self.updates_per_epoch = len(self.updates(epoch=1))
-
-    def fill_cache(self) -> Iterator[FeatureProgress]:
-        """Compute the features that are missing from the cache. Call before any update: the encoder is pretrained."""
-        yield from self.inputs.fill_cache()
 
     def updates(self, epoch: int) -> list[Update]:
         """Updates of one epoch, cut into micro-batches of the current batch size."""
@@ -85,6 +82,7 @@ class Learner:
         labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
         self.optimizer.zero_grad()
         loss = float(backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns)))
+        # Norms before clipping: the journal and the guard need what the loss asked for.
         norms = {group: float(norm) for group, norm in self.schedule.gradient_norms().items()}
         total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
         if not np.isfinite(loss) or not np.isfinite(total):
@@ -122,6 +120,7 @@ class Learner:
                 "more memory, a smaller encoder, or train.accumulation exact"
             ) from error
         self.batch_size //= 2
+        # Gradients of the failed update take memory and would be added to those of its repetition.
         self.optimizer.zero_grad()
         free_memory(self.device)
 
@@ -156,6 +155,7 @@ class Learner:
         if not np.isfinite(rated).all():
             count = int((~np.isfinite(rated)).any(1).sum())
             raise NonFiniteError(f"{count} of {len(rated)} predictions are not finite")
+        # An evaluation update has its own order, which needs less memory; the caller's order is restored here.
         row = {u.id: i for i, u in enumerate(update.utterances)}
         values = rated[[row[u.id] for u in utterances]]
         return {dimension: values[:, k] for k, dimension in enumerate(self.dimensions)}
@@ -164,12 +164,18 @@ class Learner:
 
     def tensors(self) -> Tensors:
         """Tensors to resume from."""
-        return Tensors(dict(self.weights), _optimizer_tensors(self.optimizer), self.averages.averages)
+        state: dict[int, dict[str, Tensor]] = self.optimizer.state_dict()["state"]
+        moments = {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+        return Tensors(dict(self.weights), moments, self.averages.averages)
 
     def load(self, tensors: Tensors) -> None:
         """Continue from the tensors of a checkpoint."""
         self.load_weights(tensors.weights)
-        _load_optimizer_tensors(self.optimizer, tensors.optimizer)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.optimizer.items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         for name, average in tensors.averages.items():
             self.averages.averages[name].copy_(average)
 
@@ -230,21 +236,6 @@ def updates_of(trial: Trial, batch_size: int, epoch: int) -> list[Update]:
         seed=trial.seed,
         epoch=epoch,
     )
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flatten the optimizer's state to names such as `12.exp_avg`."""
-    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
-
-
-def _load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what `_optimizer_tensors` returned."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _seed(seed: int, epoch: int, update: int) -> int:

@@ -1,4 +1,4 @@
-"""What a finished trial leaves on disk: predictions, model and, once all of it is there, the result."""
+"""Files of a finished trial: predictions, model and, when both are complete, the result."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ def write_outcome(
     peak_memory_mib: float,
     total_s: float,
 ) -> TrialResult:
-    """Write the outcome of the test set, `truth` and `predictions` by dimension on the rating scale.
+    """Write predictions, model and result, in this order, so that a result implies complete files.
 
-    In this order: predictions, model, result. A result is there only when all of it is.
+    `truth` and `predictions` of the test set are on the rating scale, by dimension.
     """
     fold, config = trial.fold, trial.config.corpus
     epochs = {line["epoch"]: line for line in read_events(directory.journal, "epoch")}
+    # Scores and layer weights of the tested epoch; the weight change of the last one, which the guard has checked.
     best, last = epochs[state.best_epoch], epochs[state.epoch - 1]
     trial_id = (trial.condition, fold.number, trial.seed)
     write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
@@ -88,7 +89,7 @@ def write_outcome(
 
 
 def write_model(folder: ModelFolder, trial: Trial, result: TrialResult, weights: Mapping[str, Tensor]) -> None:
-    """The folder that the model can be loaded from again, whole or not at all."""
+    """Write the model's folder, completely or not at all."""
     config, description = trial.config.corpus, describe_model(trial)
     licence = stated_licence(trial.encoder)
 
@@ -99,12 +100,13 @@ def write_model(folder: ModelFolder, trial: Trial, result: TrialResult, weights:
         new.config.write_text(description.to_json())
         new.card.write_text(model_card(description, result, config.format, config.labels, licence))
 
-    shutil.rmtree(folder.path, ignore_errors=True)  # of an attempt that was killed before its result was written
+    # An attempt that was killed before its result was written may have left one.
+    shutil.rmtree(folder.path, ignore_errors=True)
     write_folder_atomically(folder.path, fill)
 
 
 def describe_model(trial: Trial) -> ModelDescription:
-    """What a trial's model is rebuilt from, beside its weights."""
+    """Return everything that is needed to rebuild a trial's model, except for the weights."""
     return ModelDescription(
         model=trial.config.model,
         encoder_revision=trial.encoder.revision,

@@ -1,7 +1,7 @@
-"""What a condition costs, measured before it is trained: real updates on its longest and on a typical batch.
+"""Cost of a condition, measured before training: real updates on its longest and on a typical batch.
 
-It is the learner's own model, optimizer and update, on a fold of the few probed utterances; all that is written, their
-features above all, lies in a folder that the caller throws away.
+The learner trains as in a trial, on a fold of the few probed utterances. Everything it writes, mainly cached features,
+is in a folder that the caller deletes.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ from cvrunner.training.trial import Trial
 
 TIMED_UPDATES = 3
 VALIDATED = 16
-"""Utterances that validation is timed on."""
-LOOK_EVERY_S = 0.005
-"""How often the process's size is looked at, where memory is the host's."""
+"""Number of utterances on which validation is timed."""
+SAMPLE_EVERY_S = 0.005
+"""Interval at which the size of the process is sampled if it trains in host memory."""
 
 
 @dataclass(frozen=True)
 class TimedUpdate:
-    """An update as it was measured."""
+    """A measured update."""
 
     utterances: int
     longest_s: float
-    """The longest of them, seconds of audio."""
+    """Duration of the longest utterance, in seconds."""
     audio_s: float
-    """Seconds of audio that are encoded."""
+    """Seconds of audio in the update."""
     step_s: float
     """Median over the timed updates."""
 
 
 @dataclass(frozen=True)
 class FeaturePass:
-    """Filling one store of the feature cache, per second of audio; it is done once for all trials of a node."""
+    """Cost of filling one store of the feature cache, per second of audio; paid once for all trials on a node."""
 
     kind: str
     """`conv` or `hidden`."""
     key: str
-    """Of the recipe: conditions with the same one share the features."""
+    """Key of the recipe: conditions with the same recipe share the features."""
     cost: float
-    """Seconds of computing."""
+    """Seconds per second of audio."""
     size: float
-    """Bytes."""
+    """Bytes per second of audio."""
 
 
 @dataclass(frozen=True)
@@ -69,29 +69,29 @@ class ConditionProbe:
     device: str
     precision: str
     memory: Literal["GPU", "host"]
-    """host: how much this process grew; of another size than on a GPU."""
+    """host: growth of this process, which differs from the memory that a GPU would need."""
     peak_memory_mib: float
-    """On the longest batch at `batch_size`."""
+    """Peak memory on the longest batch at `batch_size`."""
     larger_mib: dict[int, float]
-    """Peak memory on the longest batch by larger sizes that fit as well; empty on a host."""
+    """Peak memory on the longest batch, by each larger batch size that also fits; empty in host memory."""
     configured: int
     """train.batch_size."""
     batch_size: int
-    """What was measured: smaller than configured where that does not fit."""
+    """Measured batch size: smaller than configured if that does not fit."""
     fits: int | None
-    """The largest batch_size that the longest batch fits into, tried by doubling up to all of it; None: not limited,
-    since memory is the host's."""
+    """Largest batch_size that fits for the longest batch, found by doubling; None: no limit was looked for, because
+    memory is the host's."""
     typical: TimedUpdate
     longest: TimedUpdate
     validation_s: float
-    """Of one utterance."""
+    """Seconds per utterance."""
     features: tuple[FeaturePass, ...]
     trained_bytes: int
-    """Of the weights that are trained."""
+    """Size of the weights that train."""
     checkpoint_bytes: int
 
     def step_s(self, audio_s: float) -> float:
-        """Seconds of an update with so many seconds of audio: on the line through the two that were measured."""
+        """Return the seconds of an update with `audio_s` seconds of audio: linear between the two measured updates."""
         short, long = self.typical, self.longest
         if long.audio_s <= short.audio_s or long.step_s <= short.step_s:
             return (short.step_s + long.step_s) / 2
@@ -99,12 +99,12 @@ class ConditionProbe:
         return max(0.0, short.step_s + slope * (audio_s - short.audio_s))
 
     def epoch_s(self, trial: Trial) -> float:
-        """Seconds of the first epoch's real batches and of validation."""
+        """Return the seconds of one epoch: the real batches of the first epoch, and validation."""
         steps = sum(self.step_s(audio_s(update)) for update in updates_of(trial, self.batch_size, epoch=1))
         return steps + self.validation_s * len(trial.fold.validation)
 
     def trial_s(self, trial: Trial) -> float:
-        """Seconds of all epochs and the test; features, saving and the process's start come on top."""
+        """Return the seconds of all epochs and the test, without features, checkpoints and the start of the process."""
         epochs = trial.config.train.epochs
         return epochs * self.epoch_s(trial) + self.validation_s * len(trial.fold.test)
 
@@ -116,14 +116,17 @@ def probe(
     base_mib: float | None = None,
     enlarge: bool | None = None,
 ) -> ConditionProbe:
-    """Run a warm-up and a few timed updates of the trial's condition; trains nothing.
+    """Measure a condition with a warm-up and a few timed updates.
 
-    `base_mib`: the size of the process before the first probe; None: now. `enlarge`: look for the largest batch_size;
-    None: where memory is a GPU's. Raises MemoryLimitError where one utterance at a time is too much.
+    `base_mib`: size of the process before the first probe; None: now. `enlarge`: look for the largest batch_size; None:
+    only on a GPU. Raises MemoryLimitError if a single utterance does not fit.
     """
     longest, typical = longest_batch(trial), typical_batch(trial)
-    validated = _spread(trial.fold.validation, VALIDATED)
+    by_length = sorted(trial.fold.validation, key=lambda u: u.samples)
+    step = max(1.0, len(by_length) / VALIDATED)
+    validated = tuple(by_length[int(i * step)] for i in range(min(VALIDATED, len(by_length))))
     train = tuple({u.id: u for u in (*longest, *typical)}.values())
+    # A fold of only these utterances: features of the whole corpus would take minutes.
     few = replace(trial, fold=replace(trial.fold, train=train, validation=validated, test=()))
     with _host_growth(resident_mib() if base_mib is None else base_mib) as growth_mib:
         learner, seconds = _prepared(few, folder / "cache" / trial.condition, device)
@@ -134,6 +137,7 @@ def probe(
                 f"{trial.condition}: out of memory on the longest batch with train.batch_size 1: use a GPU with more "
                 "memory or a smaller encoder"
             )
+        # The first update after a change of shape compiles kernels, so each timed batch has a warm-up of its shape.
         timed = [_timed_update(learner, batch, batch_size) for batch in (typical, longest)]
         learner.predict(validated)
         validation_s = _time(lambda: learner.predict(validated), device) / len(validated)
@@ -143,7 +147,7 @@ def probe(
     return ConditionProbe(
         condition=trial.condition,
         device=device_name(device),
-        precision=str(learner.precision).removeprefix("torch."),
+        precision=learner.precision_name,
         memory="GPU" if on_gpu else "host",
         peak_memory_mib=peak_mib,
         larger_mib=larger_mib,
@@ -160,41 +164,42 @@ def probe(
 
 
 def hardest(trials: Iterable[Trial]) -> Trial:
-    """The one with the longest batch."""
+    """Return the trial with the longest batch."""
     return max(trials, key=lambda trial: sum(u.samples for u in longest_batch(trial)))
 
 
 def longest_batch(trial: Trial) -> tuple[Utterance, ...]:
-    """The effective batch that takes the most memory: the longest utterances, or the dialogues that hold them."""
+    """Return the effective batch that needs the most memory: the longest utterances, or the dialogues with them."""
     return _take(_by_length(trial), trial.config.train.effective_batch)
 
 
 def typical_batch(trial: Trial) -> tuple[Utterance, ...]:
-    """An effective batch from the middle of the utterances, or dialogues, sorted by length."""
-    groups, wanted = _by_length(trial), trial.config.train.effective_batch
-    needed = -(-wanted * len(groups) // len(trial.fold.train))
-    return _take(groups[max(0, (len(groups) - needed) // 2) :], wanted)
+    """Return an effective batch from the middle of the utterances, or dialogues, sorted by length."""
+    groups, count = _by_length(trial), trial.config.train.effective_batch
+    needed = -(-count * len(groups) // len(trial.fold.train))
+    return _take(groups[max(0, (len(groups) - needed) // 2) :], count)
 
 
 def largest_batch_size(fits: Callable[[int], bool], start: int, limit: int) -> int:
-    """Doubled from `start` while it fits, `limit` at most; halved where not even `start` does. 0: not even one fits."""
+    """Return the largest size that fits: doubled from `start` up to `limit`, or halved below it; 0 if none fits."""
     size = start
     while not fits(size):
         size //= 2
         if size == 0:
             return 0
+    # Doubled only if `start` itself fits; after halving, the next larger size is known not to fit.
     while start <= size < limit and fits(min(2 * size, limit)):
         size = min(2 * size, limit)
     return size
 
 
 def audio_s(update: Update) -> float:
-    """Seconds of audio in an update."""
+    """Return the seconds of audio in an update."""
     return sum(u.duration_s for u in update.utterances)
 
 
 def resident_mib() -> float:
-    """Main memory that this process has."""
+    """Return the resident memory of this process."""
     return float(psutil.Process().memory_info().rss) / 2**20
 
 
@@ -202,26 +207,19 @@ def resident_mib() -> float:
 
 
 def _by_length(trial: Trial) -> list[list[Utterance]]:
-    """Training utterances one by one, or whole dialogues by what they hold of `batch_size`; longest first."""
+    """Return the training utterances, or whole dialogues by their longest `batch_size` utterances; longest first."""
     train, batch_size = trial.fold.train, trial.config.train.batch_size
     groups = dialogues(train) if trial.config.model.protocol == "dialogue" else [[u] for u in train]
     return sorted(groups, key=lambda g: sum(sorted((u.samples for u in g), reverse=True)[:batch_size]), reverse=True)
 
 
-def _take(groups: Sequence[Sequence[Utterance]], wanted: int) -> tuple[Utterance, ...]:
-    """Whole groups from the front, until there are so many utterances."""
+def _take(groups: Sequence[Sequence[Utterance]], count: int) -> tuple[Utterance, ...]:
+    """Return whole groups from the front, until they hold at least `count` utterances."""
     taken: list[Utterance] = []
     for group in groups:
-        if len(taken) < wanted:
+        if len(taken) < count:
             taken += group
     return tuple(taken)
-
-
-def _spread(utterances: Sequence[Utterance], count: int) -> tuple[Utterance, ...]:
-    """So many at most, of all lengths alike."""
-    ordered = sorted(utterances, key=lambda u: u.samples)
-    step = max(1.0, len(ordered) / count)
-    return tuple(ordered[int(i * step)] for i in range(min(count, len(ordered))))
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -230,7 +228,7 @@ def _spread(utterances: Sequence[Utterance], count: int) -> tuple[Utterance, ...
 def _prepared(trial: Trial, cache_dir: Path, device: torch.device) -> tuple[Learner, list[float]]:
     """Return a learner with a full cache, all of whose groups train, and the seconds of each feature pass, in order."""
     learner, began = Learner(trial, cache_dir, device), dict[str, float]()
-    for event in learner.fill_cache():
+    for event in learner.inputs.fill_cache():
         began.setdefault(event.kind, time.monotonic())
     times = [*began.values(), time.monotonic()]
     learner.begin_epoch(trial.config.train.epochs)
@@ -263,7 +261,7 @@ def _timed_update(learner: Learner, batch: Sequence[Utterance], batch_size: int)
 
 
 def _time(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the device has done it."""
+    """Return the seconds that some work takes on the device."""
     _wait_for(device)
     began = time.perf_counter()
     work()
@@ -277,7 +275,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _fits(learner: Learner, batch: Sequence[Utterance], batch_size: int) -> bool:
-    """Whether an update fits into memory; if so, the count of a GPU's peak has begun with it."""
+    """Whether an update fits into memory. The peak memory of a GPU is counted from here on."""
     start_memory_count(learner.device)
     try:
         _dry_run(learner, batch, batch_size)
@@ -285,14 +283,14 @@ def _fits(learner: Learner, batch: Sequence[Utterance], batch_size: int) -> bool
         return True
     except torch.OutOfMemoryError:
         pass
-    # Not before the exception is gone, which holds on to what the update had.
+    # Only after the except block: the exception keeps the tensors of the failed update alive.
     learner.optimizer.zero_grad()
     free_memory(learner.device)
     return False
 
 
 def _larger(learner: Learner, batch: Sequence[Utterance], batch_size: int) -> tuple[int, dict[int, float]]:
-    """The largest size that fits from `batch_size` on, and the peak memory by each size above it."""
+    """Return the largest size that fits, from `batch_size` up, and the peak memory of each size above it."""
     peaks: dict[int, float] = {}
 
     def fits(size: int) -> bool:
@@ -306,11 +304,11 @@ def _larger(learner: Learner, batch: Sequence[Utterance], batch_size: int) -> tu
 
 @contextmanager
 def _host_growth(base_mib: float) -> Iterator[Callable[[], float]]:
-    """Watches this process; what it gives tells by how much at most it has been larger than `base_mib`."""
+    """Sample the size of this process; yield a function that returns its largest growth over `base_mib`."""
     peak, done = [base_mib], threading.Event()
 
     def watch() -> None:
-        while not done.wait(LOOK_EVERY_S):
+        while not done.wait(SAMPLE_EVERY_S):
             peak[0] = max(peak[0], resident_mib())
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -22,6 +22,7 @@ HASHED = (
     "verdict/ccc.py",
 )
 """Code that decides numbers: a change of it changes every trial's key."""
+PACKAGE = Path(__file__).parent.parent
 NOT_HASHED = ("training/faults.py", "training/probe.py")
 
 
@@ -64,12 +65,7 @@ class Trial:
 
 
 @functools.cache
-def code_digest() -> str:
-    """Hash the code that decides numbers."""
-    return digest_of(Path(__file__).parent.parent)
-
-
-def digest_of(package: Path) -> str:
+def code_digest(package: Path = PACKAGE) -> str:
     """Hash the syntax trees of the modules of a package that decide numbers.
 
     Comments, layout, docstrings, and the texts of exceptions do not count.
@@ -89,9 +85,6 @@ def numeric_code(source: str) -> str:
         body = getattr(node, "body", None)
         if isinstance(body, list):
             # A string that is a statement documents a module, a class, a function, or the field before it.
-            node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
+            texts = [line for line in body if isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)]
+            node.body = [line for line in body if line not in texts]  # type: ignore[attr-defined]
     return ast.dump(tree)
-
-
-def _is_text(line: ast.stmt) -> bool:
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

@@ -124,6 +124,7 @@ def _groups(run: RunRecord, data: OutOfFold, condition: str) -> dict[str, Ccc]:
     parts = {f"gender {g}": (about["gender"] == g).to_numpy() for g in sorted(set(about["gender"]) - {""})}
     parts |= {kind: (about["improvised"] == value).to_numpy() for kind, value in KINDS.items()}
     parts |= {f"speaker {s}": (about["speaker"] == s).to_numpy() for s in sorted(set(about["speaker"]))}
+    # A single utterance has no CCC.
     return {name: _pooled(run, data, condition, rows) for name, rows in parts.items() if np.count_nonzero(rows) > 1}
 
 
@@ -141,6 +142,7 @@ def paired_differences(
 ) -> dict[str, Difference]:
     """Return other minus baseline, per dimension and `avg`; the aggregates are in the order of `data`'s columns."""
     bootstrap = paired_bootstrap(data)
+    # Folds differ in size; the corrected t takes their mean ratio.
     ratio = fmean(r.test_utterances / r.train_utterances for r in results)
     return {
         dimension: _difference(baseline[dimension], other[dimension], bootstrap, k, ratio)

@@ -105,6 +105,7 @@ def scenario_means(
         for cell in _cells(utterance, by):
             cells[cell].append(float(label))
     means = {cell: float(np.mean(values)) for cell, values in cells.items()}
+    # The cells of an utterance end with `()`, the mean of all, so there is always one that training has.
     return np.array([next(means[cell] for cell in _cells(u, by) if cell in means) for u in test])
 
 

@@ -93,18 +93,18 @@ def read_tables(directory: RunDirectory, results: Mapping[str, TrialResult]) -> 
     }
 
 
-def one_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def one_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return the predictions of several trials below each other."""
     import pandas as pd
 
     if not tables:
         return pd.DataFrame(columns=list(NAMES))
-    return pd.concat(list(tables.values()), ignore_index=True)
+    return pd.concat(tables, ignore_index=True)
 
 
 def all_predictions(directory: RunDirectory, run: RunRecord) -> pd.DataFrame:
     """Read the predictions of all trials that have a result, as one table."""
-    return one_table(read_tables(directory, directory.results(run)))
+    return one_table(list(read_tables(directory, directory.results(run)).values()))
 
 
 def out_of_fold(
@@ -115,8 +115,6 @@ def out_of_fold(
     Raises ResultsError if conditions or seeds were tested on different utterances, or if a trial's predictions do not
     give the CCC in its result.
     """
-    import pandas as pd
-
     for name, table in tables.items():
         _check_scores(name, table, results[name], run)
     first: pd.DataFrame | None = None
@@ -124,10 +122,10 @@ def out_of_fold(
     for condition in run.conditions:
         by_seed = []
         for seed in run.seeds:
-            of_seed = [tables[trial_name(condition, fold, seed)] for fold in run.folds]
-            table = pd.concat(of_seed, ignore_index=True)
+            table = one_table([tables[trial_name(condition, fold, seed)] for fold in run.folds])
             if first is None:
                 first = table
+            # Rows are compared by position from here on, so their order must be the same too.
             keys = ["fold", "utterance"]
             if len(first) != len(table) or not bool((first[keys].to_numpy() == table[keys].to_numpy()).all()):
                 raise ResultsError(

@@ -99,6 +99,7 @@ def paired_bootstrap(data: Paired, resamples: int = RESAMPLES, seed: int = 0) ->
         moments = _moments_by_cluster(both[:, :, rows], data.truth[rows] - centre, cluster)
         resampled = np.tensordot(_weights(session_of, resamples, random), moments, axes=1)
         fold_sum = fold_sum + _difference(resampled)
+        # Sums of all folds together give the pooled CCC of a resample.
         all_moments = all_moments + resampled
     return Bootstrap(np.asarray(fold_sum) / len(folds), _difference(np.asarray(all_moments)), None)
 
@@ -149,6 +150,7 @@ def _moments_by_cluster(predicted: Floats, truth: Floats, cluster: npt.NDArray[n
     columns = np.stack([np.broadcast_to(known, p.shape), p, t, p * p, t * t, p * t], axis=-1)
     columns = np.moveaxis(columns, -3, 0)
     total = np.zeros((cluster.max() + 1, *columns.shape[1:]))
+    # Unlike `total[cluster] += columns`, this adds every utterance of a dialogue.
     np.add.at(total, cluster, columns)
     return total
 

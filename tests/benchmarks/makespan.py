@@ -1,8 +1,8 @@
-"""How long a run takes on 8 GPUs, in virtual time: cvrunner's own order, loop and decisions, played durations.
+"""The makespan of a run on 8 GPUs in virtual time: cvrunner's order, loop and decisions, with simulated durations.
 
-An executor stands in for Ray. It plays each attempt as epochs of noisy length, 12 minutes unfrozen and 5 frozen; some
-attempts lose their process in the middle of an epoch, and the next one starts at the last epoch's end, after what an
-actor takes to start, and so it does where a trial gave way. No schedule at all is shorter than the lower bound.
+An executor stands in for Ray. It simulates each attempt as epochs of noisy length, 12 minutes unfrozen and 5 frozen.
+Some attempts lose their process in the middle of an epoch. The next attempt continues at the end of the last epoch,
+after the time an actor takes to start; so does a paused trial. No schedule at all is shorter than the lower bound.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRIAL_NOISE = 0.1
 EPOCH_NOISE = 0.05
 START_MINUTES = 0.2
 LOSS_SHARE = 0.2
-"""How many trials lose their process once, when failures are played."""
+"""Share of trials that lose their process once, if failures are simulated."""
 
 
 def makespan(options: Options) -> list[Row]:
@@ -57,32 +57,32 @@ class Played:
 
     makespan: float
     work: tuple[float, ...]
-    """Of each trial, all attempts together."""
+    """Minutes of each trial, all attempts together."""
 
-    changes: int
-    """How often a trial gave way."""
+    pauses: int
+    """Number of pauses of all trials."""
 
     @property
-    def bound(self) -> float:
-        """All work evenly on all GPUs, and the longest trial; each trial begins once."""
+    def lower_bound(self) -> float:
+        """All work spread evenly, or the longest trial if that is longer; each trial starts once."""
         return max(sum(self.work) / GPUS, *self.work)
 
 
 @dataclass
 class VirtualGpus:
-    """An executor whose attempts take the time they are given."""
+    """An executor whose attempts take simulated time."""
 
     chance: random.Random
     loss_share: float
     slots: int = GPUS
     now: float = 0.0
     work: dict[str, float] = field(default_factory=dict)
-    happenings: list[tuple[float, int, Trial, Any]] = field(default_factory=list)
-    """What is going to happen: when, in which order, to whom, what."""
+    agenda: list[tuple[float, int, Trial, Any]] = field(default_factory=list)
+    """A heap of future events: time, sequence number, trial, event."""
     numbers: Iterator[int] = field(default_factory=itertools.count)
     left: dict[str, list[float]] = field(default_factory=dict)
-    """The epochs that each trial has not finished."""
-    changes: int = 0
+    """Minutes of each trial's epochs that are left."""
+    pauses: int = 0
     since: dict[str, float] = field(default_factory=dict)
     """When each trial's attempt began."""
 
@@ -103,14 +103,14 @@ class VirtualGpus:
         self.since[trial.name] = self.now
 
     def pause(self, trial: Trial) -> None:
-        self.happenings = [one for one in self.happenings if one[2] is not trial]
-        heapq.heapify(self.happenings)
+        self.agenda = [one for one in self.agenda if one[2] is not trial]
+        heapq.heapify(self.agenda)
         self._plan(self.now, trial, Failure("stopped", "stopped"))
-        self.changes += 1
+        self.pauses += 1
         self.work[trial.name] = self.work.get(trial.name, 0.0) - START_MINUTES  # the bound knows one start
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Any]]:
-        self.now, _, trial, event = heapq.heappop(self.happenings)
+        self.now, _, trial, event = heapq.heappop(self.agenda)
         if isinstance(event, EpochRecord):
             self.left[trial.name] = self.left[trial.name][1:]
         else:
@@ -122,7 +122,7 @@ class VirtualGpus:
     def close(self) -> None: ...
 
     def _plan(self, at: float, trial: Trial, event: Any) -> None:
-        heapq.heappush(self.happenings, (at, next(self.numbers), trial, event))
+        heapq.heappush(self.agenda, (at, next(self.numbers), trial, event))
 
     def _epochs(self, trial: Trial) -> list[float]:
         mean = EPOCH_MINUTES[trial.condition] * self.chance.lognormvariate(0, TRIAL_NOISE)
@@ -130,7 +130,7 @@ class VirtualGpus:
 
 
 def plan(seeds: int) -> list[Trial]:
-    """cvrunner's own trials in its own order: two conditions x five folds x so many seeds."""
+    """Return the trials of two conditions x five folds x `seeds` seeds, in cvrunner's order."""
     config = validate({"train": {"seeds": list(range(seeds)), "epochs": EPOCHS}}, "makespan")
     spoken = corpus(sessions=5)
     return plan_trials(config, spoken, make_folds(spoken, "leave_one_session_out"))
@@ -141,7 +141,7 @@ def play(trials: Sequence[Trial], chance: random.Random, loss_share: float) -> P
     gpus = VirtualGpus(chance, loss_share)
     directory, preemption = lambda trial: TrialDirectory(Path(trial.name)), Preemption(trials, GPUS)
     run_trials(trials, directory, gpus, [], RetriesConfig(), preemption=preemption)
-    return Played(gpus.now, tuple(gpus.work.values()), gpus.changes)
+    return Played(gpus.now, tuple(gpus.work.values()), gpus.pauses)
 
 
 def _epoch(number: int, of: int, minutes: float) -> EpochRecord:
@@ -152,9 +152,10 @@ def _row(trials: int, loss_share: float, played: Sequence[Played]) -> Row:
     failures = f", {loss_share:.0%} of the trials lose their process" if loss_share else ""
     return Row(
         f"makespan of {trials} trials on {GPUS} GPUs{failures}",
-        f"{median(run.makespan for run in played) / 60:.1f} h, bound {median(run.bound for run in played) / 60:.1f} h",
-        [run.makespan / run.bound for run in played],
+        f"{median(run.makespan for run in played) / 60:.1f} h, "
+        f"bound {median(run.lower_bound for run in played) / 60:.1f} h",
+        [run.makespan / run.lower_bound for run in played],
         1.05,
         at_least=False,
-        note=f"simulated, {len(played)} draws; {median(run.changes for run in played):.0f} times a trial gave way",
+        note=f"simulated, {len(played)} draws; {median(run.pauses for run in played):.0f} pauses",
     )

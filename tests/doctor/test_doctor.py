@@ -16,10 +16,18 @@ from typing import Any
 import pytest
 
 from cvrunner.config.schema import Config, validate
-from cvrunner.doctor import access, collect, storage
-from cvrunner.doctor.diagnose import as_json, as_text, diagnose, exit_code
-from cvrunner.doctor.facts import Encoder, Facts, Packages, Store
-from cvrunner.doctor.finding import Finding
+from cvrunner.doctor import access, checks
+from cvrunner.doctor.command import diagnose, exit_code, findings_as_json, findings_as_text
+from cvrunner.doctor.facts import (
+    Encoder,
+    Facts,
+    Finding,
+    Packages,
+    Store,
+    find_encoder_facts,
+    find_packages,
+    find_store,
+)
 from cvrunner.orchestration import machine, ray_cluster
 from cvrunner.orchestration.machine import Cluster, Hardware, Listener, Token
 from tests.end_to_end.programs import REPOSITORY, command, cvrunner
@@ -49,7 +57,7 @@ SOUND = Facts(
     cluster=HERE,
     hardware=Hardware("node7", 16, 100 * GIB, ("RTX 4090", "RTX 4090"), 32 * GIB, "/tmp", 0.4, 107),
     encoder=LARGE,
-    corpus_there=True,
+    corpus_exists=True,
     speech_synthesis=True,
     stores=STORES,
     tracking_answers=None,
@@ -74,12 +82,12 @@ def of(facts: Facts, subject: str) -> Finding:
     return finding
 
 
-def test_a_sound_machine_has_nothing_to_mend() -> None:
+def test_a_sound_machine_needs_nothing() -> None:
     findings = diagnose(SOUND)
     assert {finding.level for finding in findings} == {"ok"}
     assert not any(finding.do for finding in findings)
     assert exit_code(findings) == 0
-    assert as_text(findings).endswith("\nno problems")
+    assert findings_as_text(findings).endswith("\nno problems")
 
 
 UNREACHABLE = Cluster("10.0.0.5:6379", True, "nobody answers there within 1 s")
@@ -113,12 +121,18 @@ DAMAGED: list[tuple[Facts, str, str, str, str]] = [
     (change("token", file_mode=0o644), "Ray token file", "problem", "mode 644", "chmod 600"),
     (change("token", file_mode=0o640), "Ray token file", "problem", "mode 640", "chmod 600"),
     (change(cluster=UNREACHABLE), "Ray cluster", "problem", "10.0.0.5:6379", "unset RAY_ADDRESS"),
-    (change("cluster", error="AuthenticationError"), "Ray cluster", "warning", "does not tell", "RAY_AUTH_MODE=token"),
+    (
+        change("cluster", error="AuthenticationError"),
+        "Ray cluster",
+        "warning",
+        "does not report",
+        "RAY_AUTH_MODE=token",
+    ),
     (
         change("cluster", address="http://10.0.0.5:8265", chosen=True),
         "Ray cluster",
         "warning",
-        "in the clear",
+        "unencrypted",
         "ssh -N -L 8265:127.0.0.1:8265 node7",
     ),
     (
@@ -167,35 +181,35 @@ DAMAGED: list[tuple[Facts, str, str, str, str]] = [
         change("hardware", available_bytes=GIB + GIB // 2),
         "Memory",
         "warning",
-        "1.5 GiB available, about 2.0 GiB needed for 2",
+        "1.6 GB available, about 2.1 GB needed for 2",
         "cluster.max_concurrent=1",
     ),
     (change("encoder", error="model.encoder x: no such folder"), "Encoder", "problem", "no such", "model.encoder="),
     (change("encoder", on_hub=True), "Encoder", "warning", "downloaded at the first use", "hf download wavlm"),
-    (change(corpus_there=False), "Corpus", "problem", "/data/IEMOCAP: not there", "--set corpus.root="),
+    (change(corpus_exists=False), "Corpus", "problem", "/data/IEMOCAP: does not exist", "--set corpus.root="),
     (
-        replace(settings(corpus={"format": "demo"}), corpus_there=False, speech_synthesis=False),
+        replace(settings(corpus={"format": "demo"}), corpus_exists=False, speech_synthesis=False),
         "Corpus",
         "problem",
         "espeakng-loader",
         "pip install espeakng-loader",
     ),
     (
-        change(stores=(replace(STORES[0], error="lies in Ray's temporary folder"),)),
+        change(stores=(replace(STORES[0], error="is in Ray's temporary folder"),)),
         "results.root",
         "problem",
         "temporary",
         "--set results.root=/",
     ),
-    (change(stores=NO_ROOM[:1]), "Disk", "problem", "512 MiB free, up to 20 GiB", "--set results.root=/"),
-    (change(stores=(replace(STORES[1], free_bytes=9 * GIB),)), "Disk", "warning", "9.0 GiB free", "cache_dir=/"),
+    (change(stores=NO_ROOM[:1]), "Disk", "problem", "537 MB free, up to 21 GB", "--set results.root=/"),
+    (change(stores=(replace(STORES[1], free_bytes=9 * GIB),)), "Disk", "warning", "9.7 GB free", "cache_dir=/"),
     (settings(tracking={"uri": "sqlite:///mlflow.db"}), "MLflow store", "problem", "is relative", "sqlite:////"),
     (settings(tracking={"uri": "mlruns"}), "MLflow store", "problem", "no longer writes to folders", "sqlite:////"),
     (
         replace(settings(tracking={"uri": "http://me:secret@10.0.0.9:5000"}), tracking_answers=True),
         "MLflow store",
         "warning",
-        "http://10.0.0.9:5000: runs cross the network in the clear",
+        "http://10.0.0.9:5000: runs cross the network unencrypted",
         "ssh -N -L 5000:127.0.0.1:5000 10.0.0.9",
     ),
     (
@@ -205,16 +219,14 @@ DAMAGED: list[tuple[Facts, str, str, str, str]] = [
         "does not answer",
         "cvrunner sync RUN",
     ),
-    (change("hardware", shm_bytes=64 * 2**20), "Shared memory", "warning", "64 MiB free", "--shm-size=2g"),
+    (change("hardware", shm_bytes=64 * 2**20), "Shared memory", "warning", "67 MB free", "--shm-size=2g"),
     (change("hardware", temp="/scratch/" + "a" * 40), "Temporary folder", "problem", "at most 107", "RAY_TMPDIR=/tmp"),
     (change("hardware", temp_used=0.97), "Temporary folder", "warning", "97% full", "RAY_TMPDIR"),
 ]
 
 
 @pytest.mark.parametrize(("facts", "subject", "level", "what", "do"), DAMAGED, ids=lambda value: str(value)[:30])
-def test_what_is_damaged_is_found_and_it_is_said_what_to_type(
-    facts: Facts, subject: str, level: str, what: str, do: str
-) -> None:
+def test_what_is_damaged_is_found_with_what_to_type(facts: Facts, subject: str, level: str, what: str, do: str) -> None:
     finding = of(facts, subject)
     assert finding.level == level
     assert what in finding.what
@@ -238,12 +250,12 @@ SOUND_TOO: list[tuple[Facts, str, str]] = [
     (change(listeners=(replace(GCS, host="::ffff:127.0.0.1"),)), "Ray listens", "gcs_server 127.0.0.1:6379"),
     (change(listeners=()), "Port 8265", "Ray's dashboard: free"),
     (
-        replace(settings(corpus={"format": "demo"}), corpus_there=False),
+        replace(settings(corpus={"format": "demo"}), corpus_exists=False),
         "Corpus",
         "synthesised at the first run",
     ),
     (settings(tracking={"enabled": False, "uri": "mlruns"}), "MLflow store", "tracking is off"),
-    (change("hardware", shm_bytes=None), "Shared memory", "none of its own"),
+    (change("hardware", shm_bytes=None), "Shared memory", "no /dev/shm"),
 ]
 
 
@@ -256,28 +268,28 @@ def test_what_differs_but_is_sound_is_left_alone(facts: Facts, subject: str, wha
 
 def test_checkpoints_and_features_are_counted_from_the_encoder_and_the_configuration() -> None:
     # Two trials at a time, two generations of weights, best epoch's weights and two moments each.
-    assert storage.checkpoint_bytes(SOUND) == 2 * 2 * 4 * LARGE.weights_bytes
-    assert storage.checkpoint_bytes(settings(conditions={"frozen": {}})) == 0
+    assert checks.checkpoint_space(SOUND) == 2 * 2 * 4 * LARGE.weights_bytes
+    assert checks.checkpoint_space(settings(conditions={"frozen": {}})) == 0
     conv, hidden = 512 * 50, 25 * 1024 * 12.5
-    assert storage.feature_bytes(SOUND) == 12 * 3600 * (conv + hidden) * 2
+    assert checks.feature_space(SOUND) == 12 * 3600 * (conv + hidden) * 2
     top = settings(conditions={"frozen": {"model": {"layers": [24]}}, "again": {"model": {"layers": [24]}}})
-    assert storage.feature_bytes(top) == 12 * 3600 * (conv + 1024 * 12.5) * 2
+    assert checks.feature_space(top) == 12 * 3600 * (conv + 1024 * 12.5) * 2
 
 
 def test_stores_on_one_disk_share_its_space() -> None:
     together = tuple(replace(store, disk=7, free_bytes=22 * GIB) for store in STORES)
     finding = of(change(stores=together), "Disk")
     assert finding.level == "warning"
-    assert finding.what.startswith("results.root, cluster.cache_dir: 22 GiB free")
+    assert finding.what.startswith("results.root, cluster.cache_dir: 24 GB free")
 
 
 def test_the_report_has_a_line_a_finding_and_what_to_type_below() -> None:
     findings = diagnose(replace(change("token", file_mode=0o644), listeners=None))
-    lines = as_text(findings).splitlines()
+    lines = findings_as_text(findings).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("problem  Ray token file"))
     assert lines[at + 1].strip() == "-> chmod 600 /home/anna/.ray/auth_token"
     assert lines[-1] == "1 problem, 1 warning"
-    assert len(json.loads(as_json(findings))) == len(findings)
+    assert len(json.loads(findings_as_json(findings))) == len(findings)
 
 
 @pytest.mark.parametrize(
@@ -326,8 +338,8 @@ def listening() -> Iterator[socket.socket]:
 def test_facts_can_be_collected_here_without_heavy_imports_and_nothing_is_left(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from cvrunner.config.schema import Config; "
-        "from cvrunner.doctor.collect import collect_facts; "
-        "from cvrunner.doctor.diagnose import diagnose; "
+        "from cvrunner.doctor.facts import collect_facts; "
+        "from cvrunner.doctor.command import diagnose; "
         "findings = diagnose(collect_facts(Config())); assert len(findings) > 20; "
         "print(sorted({'torch', 'transformers', 'ray', 'mlflow', 'pandas'} & set(sys.modules)))"
     )
@@ -341,9 +353,9 @@ def test_facts_can_be_collected_here_without_heavy_imports_and_nothing_is_left(t
 
 
 def test_versions_and_ranges_come_from_the_packages_metadata() -> None:
-    packages = collect.find_packages()
+    packages = find_packages()
     assert packages.installed["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert packages.wanted["ray"].startswith(">=")
+    assert packages.required["ray"].startswith(">=")
     assert packages.tested["ray"] == packages.installed["ray"]
 
 
@@ -392,21 +404,21 @@ def test_the_size_of_a_cluster_is_that_of_its_live_nodes(monkeypatch: pytest.Mon
 
 
 def test_a_store_is_tried_without_leaving_anything(tmp_path: Path) -> None:
-    good = collect.find_store("results.root", str(tmp_path / "new" / "results"))
+    good = find_store("results.root", str(tmp_path / "new" / "results"))
     assert good.error is None
     assert good.free_bytes > 0
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     for bad in ("file", "file/results"):
-        assert collect.find_store("results.root", str(tmp_path / bad)).error
+        assert find_store("results.root", str(tmp_path / bad)).error
     session = tmp_path / "session_2026-11-25_00-00-00_000000_4711" / "results"
-    assert "Ray's temporary folder" in str(collect.find_store("results.root", str(session)).error)
+    assert "Ray's temporary folder" in str(find_store("results.root", str(session)).error)
 
 
 def test_the_encoder_is_looked_at_without_a_download(tmp_path: Path) -> None:
     def look(name: str) -> Encoder:
         config: Config = validate({"model": {"encoder": name}}, "test")
-        return collect.find_encoder_facts(config.model)
+        return find_encoder_facts(config.model)
 
     found = look(str(save_encoder(tmp_path / "wavlm")))
     assert found.error is None
@@ -433,11 +445,11 @@ def test_the_command_says_what_to_type_and_its_exit_code_counts(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == [".ray"]
 
     file.chmod(0o600)
-    mended = cvrunner("doctor", "--json", folder=tmp_path, **cluster)
-    by_subject = {finding["subject"]: finding for finding in json.loads(mended.stdout)}
+    fixed = cvrunner("doctor", "--json", folder=tmp_path, **cluster)
+    by_subject = {finding["subject"]: finding for finding in json.loads(fixed.stdout)}
     assert by_subject["Ray token file"]["level"] == "ok"
     # Somebody else's programs on this machine may be a problem, and then it is said.
-    assert mended.returncode == any(finding["level"] == "problem" for finding in by_subject.values())
+    assert fixed.returncode == any(finding["level"] == "problem" for finding in by_subject.values())
 
 
 def test_a_wrong_configuration_is_one_sentence(tmp_path: Path) -> None:

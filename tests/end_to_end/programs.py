@@ -120,7 +120,7 @@ def ray_cluster(folder: Path, gpus: int, token: str | None) -> Iterator[dict[str
         **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}),
     }
     # If the tests are killed, the head must not outlive them for long.
-    limit = ["timeout", str(CLUSTER_LIMIT_S)] if shutil.which("timeout") else []
+    limit = ["timeout", "--foreground", str(CLUSTER_LIMIT_S)] if shutil.which("timeout") else []
     head = [*limit, RAY, "start", "--head", "--num-gpus", str(gpus), *options]
     with started(head, folder, env, folder / "head.log"):
         used = {**env, "RAY_ADDRESS": address}

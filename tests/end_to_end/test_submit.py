@@ -51,11 +51,10 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def guarded(token_cluster: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+def guarded(token_cluster: tuple[Path, dict[str, str]]) -> Cluster:
     """It requires a token, and RAY_AUTH_MODE is not set where it is used from."""
-    folder = tmp_path_factory.mktemp("guarded")
-    env = {name: value for name, value in token_cluster[1].items() if name != "RAY_AUTH_MODE"}
-    return Cluster(folder, {**env, "CVRUNNER_HOME": str(folder / "home")})
+    folder, env = token_cluster
+    return Cluster(folder, {name: value for name, value in env.items() if name != "RAY_AUTH_MODE"})
 
 
 @pytest.fixture(scope="module")

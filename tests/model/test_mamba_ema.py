@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from cvrunner.config.sections import EmaConfig, MambaConfig, ModelConfig
 from cvrunner.encoders.packing import Packing
-from cvrunner.model.dual_form import LONGEST, dual_form
-from cvrunner.model.mamba import MambaBlock, MambaStack, scan
+from cvrunner.model.mamba import LONGEST, MambaBlock, MambaStack, dual_form, scan
 from cvrunner.model.mamba_ema import AttentiveStatisticsPooling, Head, MeanPooling, TurnEma
 
 SMALL = MambaConfig(state_size=4, head_dim=8, chunk_size=4)

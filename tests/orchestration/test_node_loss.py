@@ -67,7 +67,7 @@ class Watch(Notes):
 
 
 @pytest.mark.suites("ci", "all")
-def test_the_trials_of_a_lost_node_go_on_elsewhere_and_end_bit_identical(tmp_path: Path, nodes: Any) -> None:
+def test_the_trials_of_a_lost_node_continue_elsewhere_and_end_bit_identical(tmp_path: Path, nodes: Any) -> None:
     cluster, workers = nodes
     trials = [t for t in tiny_trials(tmp_path, train={"epochs": 12}) if t.condition == "unfrozen"][:2]
     executor = RayExecutor("nodes", ClusterConfig(), tmp_path / "cache", len(trials))
@@ -93,7 +93,7 @@ def test_the_trials_of_a_lost_node_go_on_elsewhere_and_end_bit_identical(tmp_pat
 
 
 @pytest.mark.suites("all")
-def test_with_no_node_left_it_says_what_it_waits_for_and_goes_on_with_the_next_node(
+def test_with_no_node_left_it_reports_what_it_waits_for_and_continues_with_the_next_node(
     tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_executor, "PATIENCE_S", 3.0)
@@ -115,7 +115,7 @@ def test_with_no_node_left_it_says_what_it_waits_for_and_goes_on_with_the_next_n
     watch = Mend(lose_all)
     run_trials([trial], lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [watch], RetriesConfig())
     executor.close()
-    # Ray takes a while to call the nodes dead, so what it counts is not told here.
+    # Ray takes a while to call the nodes dead, so the counts are not checked here.
     assert watch.waiting
     assert watch.waiting[0].startswith("1 GPU and 1 CPU on one node: of the cluster's")
     assert {kind for _, kind, _ in watch.failures} == {"preempted"}

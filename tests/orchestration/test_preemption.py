@@ -50,9 +50,9 @@ def test_only_one_trial_pauses_for_each_waiting_one(tmp_path: Path) -> None:
         for number in range(1, 15):
             preemption.event(trial, epoch(number, 20, seconds=100.0))
     running, waiting = [t.name for t in trials[:2]], [trials[2].name]
-    assert preemption.ask_to_pause(running[0], running, waiting)
-    assert not preemption.ask_to_pause(running[0], running, waiting)
-    assert not preemption.ask_to_pause(running[1], running, waiting)
+    assert preemption.should_pause(running[0], running, waiting, asked=[])
+    assert not preemption.should_pause(running[0], running, waiting, asked=running[:1])
+    assert not preemption.should_pause(running[1], running, waiting, asked=running[:1])
 
 
 def test_a_paused_trial_resumes_the_same_attempt_later_and_all_trials_end(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_paused_trial_resumes_the_same_attempt_later_and_all_trials_end(tmp_pa
     preemption: Any = Preemption(trials, makespan.GPUS)
     directory = lambda trial: TrialDirectory(tmp_path / trial.name)  # noqa: E731
     assert run_trials(trials, directory, gpus, [notes], RetriesConfig(), preemption=preemption) is None
-    assert gpus.changes == len(notes.failures) > 0
+    assert gpus.pauses == len(notes.failures) > 0
     assert {decision for _, _, decision in notes.failures} == {Decision.PAUSE}
     assert {number for _, number in notes.attempts} == {1}
     ended = [name for name, kind in notes.events if kind == "TrialResult"]

@@ -137,9 +137,8 @@ def test_a_paused_trial_resumes_on_the_same_actor_and_nothing_changes(tmp_path: 
 
         pending = True
 
-        def ask_to_pause(self, trial: str, running: Any, waiting: Any) -> bool:
+        def should_pause(self, trial: str, running: Any, waiting: Any, asked: Any) -> bool:
             first, self.pending = self.pending, False
-            self.asked |= {trial} if first else set()
             return first
 
     notes = Notes()

@@ -52,7 +52,7 @@ def test_each_metric_reaches_rays_port_with_its_labels_and_outlives_its_trial(
         executor = RayExecutor("metrics", ClusterConfig(), tmp_path / "cache", 1)
         run_trials([trial], lambda t: TrialDirectory(tmp_path / t.name), executor, [gauges], RetriesConfig())
         executor.close()
-        # The actor is dead by now. What happens next shows that the older series are sent again with the newer ones.
+        # The actor is dead. What follows shows that the older series are sent again with the newer ones.
         gauges.failed(trials[0], Failure("worker_died", "its process is gone"), Decision.RETRY)
         wait_until(lambda: series("cvrunner_retries") == {("a-run", "worker_died"): 1}, "the retry at the metrics port")
         for metric in METRICS:

@@ -1,4 +1,4 @@
-"""Which GPUs a plan is for: given, of this machine, or of a cluster, simulated here by nodes of 8 logical GPUs."""
+"""The GPUs that a plan is for: given, of this machine, or of a cluster simulated by nodes of 8 logical GPUs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from cvrunner.orchestration.ray_executor import LOOK_EVERY_S, RayExecutor  # noq
 from tests.end_to_end.programs import cvrunner, tiny_config  # noqa: E402
 
 
-def test_a_node_of_8_and_four_such_nodes_stand_beside_what_is_there() -> None:
-    wanted = possible_resources(ClusterConfig(), 2, {})
-    assert [(one.nodes, one.gpus, one.slots) for one in wanted] == [(1, 2, 2), (1, 8, 8), (4, 32, 32)]
+def test_a_node_of_8_and_four_such_nodes_are_compared_with_what_exists() -> None:
+    found = possible_resources(ClusterConfig(), 2, {})
+    assert [(one.nodes, one.gpus, one.slots) for one in found] == [(1, 2, 2), (1, 8, 8), (4, 32, 32)]
     assert [one.gpus for one in possible_resources(ClusterConfig(), 8, {})] == [8, 32]
 
 
@@ -49,7 +49,7 @@ def test_what_cannot_be_planned_for_is_refused() -> None:
 
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A node of 8 logical GPUs with a dashboard, which tells the size of a cluster; nodes are added to it."""
+    """A node of 8 logical GPUs with a dashboard, which reports the size of the cluster; nodes are added to it."""
     monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")  # nothing runs on it
     folder = Path(f"/tmp/cvr-{os.getpid()}")  # Ray's sockets lie below it, and their paths may not be long
     cluster = Cluster()

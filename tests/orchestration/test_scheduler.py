@@ -164,15 +164,12 @@ class FirstPauses(Preemption):
 
     def failed(self, trial: Any, failure: Failure, decision: Decision) -> None:
         self.calls.append((decision.value, trial.name))
-        self.asked.discard(trial.name)
 
     def remaining_training_s(self, name: str) -> float:
         return {"c": 3.0, "a": 2.0}.get(name, 1.0)
 
-    def ask_to_pause(self, trial: str, running: Any, waiting: Any) -> bool:
-        asked = trial == "a" and ("pause", "a") not in self.calls and bool(waiting)
-        self.asked |= {trial} if asked else set()
-        return asked
+    def should_pause(self, trial: str, running: Any, waiting: Any, asked: Any) -> bool:
+        return trial == "a" and ("pause", "a") not in self.calls and bool(waiting)
 
 
 STOPPED = Failure("stopped", "stopped")
@@ -218,7 +215,7 @@ class TestQueue:
     def test_it_starts_nothing_once_stopping_and_ends_when_nothing_runs(self) -> None:
         queue, trials = self.queue("a", "b")
         self.starts(queue, slots=1)
-        queue.stop()
+        queue.stopping = True
         assert queue.handle(trials["a"], STOPPED) is Decision.STOP
         assert self.starts(queue, slots=2) == []
         assert queue.is_finished
@@ -260,7 +257,7 @@ class TestQueue:
         queue, trials = self.queue("a", "b", preemption=FirstPauses())
         self.starts(queue, slots=1)
         assert queue.handle(trials["a"], EPOCH) is Decision.PREEMPT
-        queue.stop()
+        queue.stopping = True
         assert queue.handle(trials["a"], STOPPED) is Decision.STOP
         assert queue.is_finished
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from cvrunner.data.folds import make_folds
 from cvrunner.records.results import RunRecord, Summary
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.report.report import read_report
-from cvrunner.report.tables import render_text
-from cvrunner.report.write import write_files, write_report
+from cvrunner.report.write import write_report
+from cvrunner.run.session import Outcome, Run, conclude
+from cvrunner.run.store import RunStore
 from cvrunner.verdict.floor import floor_record
 from tests.blank_figures import blank_figures
 from tests.corpora import corpus
@@ -43,20 +47,30 @@ def test_one_call_writes_all_files_and_again_the_same(tmp_path):
     assert [file.read_bytes() for file in files] == before
 
 
-def test_every_file_is_read_once(tmp_path, folds, monkeypatch):
-    directory = make_run(tmp_path, folds=5, epochs=1)
-    directory.write_run(directory.read_run().model_copy(update={"floor": floor_record(folds, DIMENSIONS)}))
+def test_the_end_of_a_run_reads_every_prediction_once(tmp_path, folds, monkeypatch):
+    directory = make_run(tmp_path, epochs=1)
+    record = directory.read_run().model_copy(update={"floor": floor_record(folds, DIMENSIONS)})
+    directory.write_run(record)
+    finished = []
+    tracker = SimpleNamespace(links=lambda _: {}, finish=lambda report, status: finished.append(status))
+    printed = Console(file=io.StringIO(), width=200)
+    run = Run(SimpleNamespace(folds=folds), RunStore(directory, record), [], tracker, printed)
     parsed, hashed, real_read_csv, real_result = Counter(), Counter(), pd.read_csv, TrialDirectory.result
     monkeypatch.setattr(pd, "read_csv", lambda path, **options: parsed.update([path]) or real_read_csv(path, **options))
     monkeypatch.setattr(
         TrialDirectory, "result", lambda trial, key=None: hashed.update([trial.predictions]) or real_result(trial, key)
     )
-    report = read_report(directory, folds)
-    write_files(report)
-    render_text(report.run, report.summary)
-    assert len(report.predictions_table) == 2 * len(report.out_of_fold.about)
+    assert conclude(run, Outcome(stopped=False, error=None)) == 0
+    assert finished == ["COMPLETE"]
+    assert set(directory.read_run().floor.controlled) == {"frozen", "unfrozen"}
     files = Counter(directory.path.glob("*/*/*/predictions.csv"))
     assert len(files) == 10
+    assert parsed == hashed == files
+    first = printed.file.getvalue()
+    assert first.endswith(f"report   {directory.report}\n")
+    # A finished run is only shown again.
+    conclude(run, None)
+    assert printed.file.getvalue() == 2 * first
     assert parsed == hashed == files
 
 

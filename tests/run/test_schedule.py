@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvrunner.run.estimate import TOLERANCE, Job, Schedule, assign, longest_first, max_extra
+from cvrunner.run.estimate import TOLERANCE, Job, Schedule, assign, max_extra
 
 DURATIONS = st.lists(st.floats(0.1, 100), min_size=1, max_size=30)
 
@@ -20,7 +20,7 @@ def jobs(*durations_s: float, condition: str = "unfrozen") -> list[Job]:
 
 def trials(seeds: int = 1) -> list[Job]:
     """Five unfrozen trials of 12 hours and five frozen ones of 5 for each seed, in the order of a run."""
-    return longest_first([*jobs(*[12.0] * 5 * seeds), *jobs(*[5.0] * 5 * seeds, condition="frozen")])
+    return [*jobs(*[12.0] * 5 * seeds), *jobs(*[5.0] * 5 * seeds, condition="frozen")]
 
 
 def shortest(durations: Sequence[float], gpus: int) -> float:
@@ -34,7 +34,8 @@ def shortest(durations: Sequence[float], gpus: int) -> float:
 @given(DURATIONS, st.integers(1, 9))
 def test_every_job_runs_once_and_no_gpu_does_two_things_at_once(durations: list[float], gpus: int) -> None:
     schedule = assign(jobs(*durations), gpus)
-    assert [one.job for one in schedule.assignments] == jobs(*durations)
+    longest_first = sorted(jobs(*durations), key=lambda job: job.cost, reverse=True)
+    assert [one.job for one in schedule.assignments] == longest_first
     for gpu in range(gpus):
         row = schedule.of_gpu(gpu)
         assert all(before.end_s <= after.start_s for before, after in pairwise(row))
@@ -47,7 +48,8 @@ def test_the_makespan_lies_between_its_bound_and_that_of_list_scheduling(duratio
     schedule = assign(jobs(*durations), gpus)
     most = sum(durations) / gpus + (1 - 1 / gpus) * max(durations)
     assert schedule.lower_bound_s - 1e-9 <= schedule.makespan_s <= most + 1e-9
-    assert schedule.idle_s == pytest.approx(gpus * schedule.makespan_s - sum(durations))
+    idle_s = gpus * schedule.makespan_s - sum(durations)
+    assert schedule.idle_share == pytest.approx(idle_s / (gpus * schedule.makespan_s), abs=1e-9)
     assert -1e-9 <= schedule.idle_share < 1
 
 
@@ -55,7 +57,7 @@ def test_the_makespan_lies_between_its_bound_and_that_of_list_scheduling(duratio
 def test_longest_first_is_at_most_a_third_above_the_best_there_is(durations: list[float], gpus: int) -> None:
     """Graham 1969: 4/3 - 1/(3 n)."""
     best = shortest(durations, gpus)
-    made = assign(longest_first(jobs(*durations)), gpus)
+    made = assign(jobs(*durations), gpus)
     assert made.lower_bound_s - 1e-9 <= best <= made.makespan_s + 1e-9
     assert made.makespan_s <= (4 / 3 - 1 / (3 * gpus)) * best + 1e-9
 
@@ -63,7 +65,7 @@ def test_longest_first_is_at_most_a_third_above_the_best_there_is(durations: lis
 def test_a_job_goes_where_it_can_begin_first() -> None:
     schedule = assign(jobs(5, 3, 2, 2), 2)
     assert [(s.gpu, s.start_s, s.end_s) for s in schedule.assignments] == [(0, 0, 5), (1, 0, 3), (1, 3, 5), (0, 5, 7)]
-    assert (schedule.makespan_s, schedule.idle_s, schedule.lower_bound_s) == (7, 2, 6)
+    assert (schedule.makespan_s, schedule.idle_share, schedule.lower_bound_s) == (7, 2 / 14, 6)
 
 
 def test_no_jobs_take_no_time() -> None:
@@ -71,11 +73,11 @@ def test_no_jobs_take_no_time() -> None:
     assert (schedule.makespan_s, schedule.lower_bound_s, schedule.idle_share) == (0, 0, 0)
 
 
-def test_ten_trials_on_a_node_of_8_leave_max_extra_one_more_frozen_trial_and_for_no_seed() -> None:
+def test_ten_trials_on_a_node_of_8_leave_room_for_one_more_frozen_trial_and_for_no_seed() -> None:
     schedule = assign(trials(), 8)
     assert schedule.makespan_s == 12
     assert [len(schedule.of_gpu(gpu)) for gpu in range(8)] == [1] * 5 + [2, 2, 1]
-    assert schedule.idle_s == 8 * 12 - 85
+    assert schedule.idle_share == (8 * 12 - 85) / (8 * 12)
     assert max_extra(trials(), trials(), 8) == 0
     assert max_extra(jobs(5, condition="frozen"), trials(), 8) == 1
     assert max_extra(jobs(2), trials(), 8) == 5
@@ -97,8 +99,8 @@ def test_what_fits_in_leaves_the_run_as_long_as_it_is(block: list[float], durati
     count = max_extra(more, there, gpus)
     limit_s = (1 + TOLERANCE) * assign(there, gpus).makespan_s
     if count:
-        assert assign(longest_first([*there, *more * count]), gpus).makespan_s <= limit_s
-    assert assign(longest_first([*there, *more * (count + 1)]), gpus).makespan_s > limit_s
+        assert assign([*there, *more * count], gpus).makespan_s <= limit_s
+    assert assign([*there, *more * (count + 1)], gpus).makespan_s > limit_s
 
 
 def test_a_block_without_length_is_refused() -> None:

@@ -230,12 +230,12 @@ def test_tracking_that_is_off_needs_no_mlflow(tmp_path):
     directory = make_run(tmp_path, folds=1, epochs=1)
     config = directory.read_config()
     off = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})})
-    tracker, report = tracker_for(off, tmp_path, pytest.fail), read_report(directory)
+    tracker, report = tracker_for(off, tmp_path / "off", pytest.fail), read_report(directory)
     tracker.start(report.run, off, directory)
     tracker.attempt(trial_named("frozen/fold-1/seed-0"), 1)
     tracker.finish(report, "COMPLETE")
     assert tracker.links("http://127.0.0.1:5000") == {}
-    assert not (tmp_path / "mlflow.db").exists()
+    assert not (tmp_path / "off").exists()
     code = "import sys, cvrunner.tracking.tracker; sys.exit('mlflow' in sys.modules or 'matplotlib' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": "."}, check=False).returncode == 0

@@ -240,7 +240,7 @@ def test_cached_features_equal_live_ones(tmp_path: Path) -> None:
     """The frozen trial reads hidden states; the same encoder on conv features gives them, up to float16."""
     trial = pick(tiny_trials(tmp_path), "frozen")
     one = learner(trial, tmp_path)
-    list(one.fill_cache())
+    list(one.inputs.fill_cache())
     update = one.updates(1)[0]
     for cached in one.inputs.batches(update):
         conv = [one.inputs.conv.read(update.utterances[i]) for i in cached.positions]
@@ -254,7 +254,7 @@ def test_what_lies_below_the_boundary_comes_from_the_cache_and_is_shared_with_th
 ) -> None:
     trials = tiny_trials(tmp_path, model={"unfreeze_top_layers": 1})
     one, frozen = learner(pick(trials, "unfrozen"), tmp_path), learner(pick(trials, "frozen"), tmp_path)
-    assert [progress.kind for progress in one.fill_cache()][-1] == "hidden states at the boundary"
+    assert [progress.kind for progress in one.inputs.fill_cache()][-1] == "hidden states at the boundary"
     assert not frozen.inputs.hidden.missing()
     update = one.updates(1)[0]
     cached = next(one.inputs.batches(update))
@@ -294,7 +294,7 @@ def test_the_guard_stops_an_unfrozen_trial_whose_encoder_gets_no_gradient(
 def test_a_loss_that_is_not_a_number_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = pick(tiny_trials(tmp_path), "frozen")
     one = learner(trial, tmp_path)
-    list(one.fill_cache())
+    list(one.inputs.fill_cache())
     one.begin_epoch(1)
     before = {name: weight.detach().clone() for name, weight in one.weights.items()}
     monkeypatch.setattr(learner_module, "scaled_labels", lambda u, *_: torch.full((len(u), 2), torch.nan))

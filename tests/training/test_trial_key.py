@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import cvrunner
-from cvrunner.training.trial import HASHED, NOT_HASHED, digest_of
+from cvrunner.training.trial import HASHED, NOT_HASHED, code_digest
 
 PACKAGE = Path(cvrunner.__file__).parent
 DECIDE_NO_NUMBERS = {
@@ -75,11 +75,12 @@ def changed(tmp_path: Path, old: str, new: str) -> bool:
     copy = shutil.copytree(
         PACKAGE, tmp_path / "cvrunner", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
     )
-    assert digest_of(copy) == digest_of(PACKAGE)
+    assert code_digest(copy) == code_digest()
     file = copy / "training" / "learner.py"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
-    return digest_of(copy) != digest_of(PACKAGE)
+    code_digest.cache_clear()
+    return code_digest(copy) != code_digest()
 
 
 def test_docstrings_comments_and_messages_do_not_count(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cvrunner.config.adaptation import FROZEN
 from cvrunner.config.schema import Config, validate
 from cvrunner.config.sections import TuneConfig
 from cvrunner.data.folds import make_folds
@@ -37,7 +38,7 @@ def config_of(folder: Path, **tune: Any) -> Config:
 
 
 def draw(config: Config, condition: str = "unfrozen") -> dict[str, dict[str, Any]]:
-    keys = searched_keys(config.tune, condition == "frozen")
+    keys = searched_keys(config.tune, config.for_condition(condition).adaptation)
     return draw_settings(config.tune, current_values(config, condition, keys))
 
 
@@ -81,7 +82,7 @@ def test_a_setting_changes_its_condition_alone() -> None:
 
 
 def test_of_a_frozen_condition_only_what_changes_something_is_searched() -> None:
-    assert searched_keys(TuneConfig(), frozen=True) == ["train.lr", "train.grad_clip"]
+    assert searched_keys(TuneConfig(), FROZEN) == ["train.lr", "train.grad_clip"]
 
 
 def test_a_setting_breaks_no_rule_of_the_configuration() -> None:
