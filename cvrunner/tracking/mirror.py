@@ -56,30 +56,13 @@ class Mirror:
         # mlflow takes seconds to import, which a command on a finished run, or with tracking off, must not pay.
         from cvrunner.tracking.mlflow_store import MlflowStore
 
-        self.uri, self.config, self.record = uri, config, record
+        self.uri, self.config = uri, config
         self.store = MlflowStore(uri)
         self.experiment = self.store.experiment(f"{config.tracking.experiment}-{record.protocol}")
-        self._last_steps: dict[tuple[str, str], int] = {}
+        self.own = {names.RUN_KEY: record.key}
+        """The tag that all entries of this run have."""
         # A driver that died has left its entries RUNNING.
-        self.close_running()
-
-    def find_or_create(self, role: str, key: str, name: str, **tags: str) -> StoredRun:
-        """Return the entry with this role and key; a new one also gets `tags`."""
-        found_by = names.run_tags(self.record, role, key)
-        return self.store.find_or_create(self.experiment, name, found_by, {"mlflow.source.name": "cvrunner"} | tags)
-
-    def log_step(self, run_id: str, marker: str, step: int, metrics: names.Metrics) -> None:
-        """Write one step of a curve unless the server has it; `marker` is a metric that every step of the curve has."""
-        curve = run_id, marker
-        if curve not in self._last_steps:
-            self._last_steps[curve] = self.store.last_step(run_id, marker)
-        if step > self._last_steps[curve]:
-            self.store.log_metrics(run_id, metrics, step)
-            self._last_steps[curve] = step
-
-    def close_running(self) -> None:
-        """Mark every entry of this run that is still RUNNING as KILLED."""
-        self.store.close_running(self.experiment, {names.RUN_KEY: self.record.key})
+        self.store.close_running(self.experiment, self.own)
 
 
 class MlflowMirror(Mirror):
@@ -91,50 +74,72 @@ class MlflowMirror(Mirror):
         self.run, self.directory = run, directory
         self._trials: dict[str, StoredRun] = {}
         self._epochs: dict[str, dict[int, EpochRecord]] = {}
-        self._parents = {condition: self._open_parent(condition) for condition in run.conditions}
+        self._parents: dict[str, StoredRun] = {}
+        for condition in run.conditions:
+            tags, params = names.condition_entry(run, config, condition)
+            found_by = names.run_tags(run, "parent", f"{run.key}/{condition}")
+            parent = self.store.find_or_create(self.experiment, f"{condition} {run.run}", found_by, tags)
+            self.store.set_status(parent.id, "RUNNING")
+            self.store.log_params(parent, params)
+            self._parents[condition] = parent
         # Created at the start, so that its address can be printed, and stand in the report, before the run ends.
-        self._comparison = self.find_or_create("comparison", run.key, f"comparison {run.run}")
+        found_by = names.run_tags(run, "comparison", run.key)
+        self._comparison = self.store.find_or_create(self.experiment, f"comparison {run.run}", found_by, {})
         self.store.set_status(self._comparison.id, "RUNNING")
         self._view_key = digest([run.run, run.key])[:24]
         view = names.view_state(run, int(time.time() * 1000))
-        self.store.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{self._view_key}", view)
-        self._catch_up()
+        self.store.client.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{self._view_key}", view)
+        # Catch up: the server may have been away, or an earlier driver was killed before it had written everything.
+        current = directory.read_run()
+        results = directory.results(current)
+        for name in run.trials:
+            state = current.trials[name]
+            if state.status == "WAITING":
+                self._log_journal(name)
+            elif state.status == "RUNNING":
+                self.trial_started(name)
+            else:
+                self.trial_finished(name, results.get(name), state.status, state.error)
 
     def trial_started(self, name: str) -> None:
         """Mark a trial as RUNNING."""
         trial = self._trial(name)
         self.store.set_status(trial.id, "RUNNING")
         self._trials[name] = replace(trial, status="RUNNING")
-        self.store.set_tags(trial.id, {"cvrunner.attempts": str(self._attempts(name))})
+        # The driver updates run.json before it calls its other observers.
+        attempts = self.directory.read_run().trials[name].attempts
+        self.store.set_tags(trial.id, {"cvrunner.attempts": str(attempts)})
         self._log_journal(name)
 
     def epoch(self, name: str, record: EpochRecord) -> None:
         """Write an epoch of a trial to its own curves and to those of its condition; an epoch twice changes nothing."""
         state, seeds = self.run.trials[name], len(self.run.seeds)
         self._epochs.setdefault(name, {})[record.epoch] = record
-        self.log_step(self._trial(name).id, "train/loss", record.epoch, names.epoch_metrics(record))
+        self.store.log_step(self._trial(name).id, "train/loss", record.epoch, names.epoch_metrics(record))
         parent = self._parents[state.condition].id
-        marker = names.fold_marker(state.fold, state.seed, seeds)
-        self.log_step(parent, marker, record.epoch, names.fold_metrics(state.fold, state.seed, seeds, record))
+        marker, metrics = names.fold_metrics(state.fold, state.seed, seeds, record)
+        self.store.log_step(parent, marker, record.epoch, metrics)
         # The mean of an epoch is known once all trials of the condition have finished it.
         trials = [other for other, trial in self.run.trials.items() if trial.condition == state.condition]
         finished = [self._epochs[other] for other in trials if record.epoch in self._epochs.get(other, {})]
         if len(finished) == len(trials):
             means = names.mean_metrics([epochs[record.epoch] for epochs in finished], self.run.dimensions)
-            self.log_step(parent, "mean/train_loss", record.epoch, means)
+            self.store.log_step(parent, "mean/train_loss", record.epoch, means)
 
     def trial_finished(
         self, name: str, result: TrialResult | None, status: TrialStatus, error: str | None = None
     ) -> None:
         """Write how a trial that is done, has failed or was stopped ended."""
         self._log_journal(name)
-        trial, tags = self._trial(name), {"cvrunner.attempts": str(self._attempts(name))}
+        trial = self._trial(name)
+        tags = {"cvrunner.attempts": str(self.directory.read_run().trials[name].attempts)}
         if result is not None:
+            metrics, about = names.result_entry(result)
+            tags |= about
+            # The server keeps every value of a metric, and its charts would show a second one.
             if "selected/epoch" not in trial.metrics:
-                metrics = names.result_metrics(result)
                 self.store.log_metrics(trial.id, metrics, result.best_epoch)
                 trial = replace(trial, metrics=metrics)
-            tags |= names.result_tags(result)
         if error:
             tags["cvrunner.error"] = error[:MAX_TAG]
         self.store.set_tags(trial.id, tags)
@@ -150,10 +155,21 @@ class MlflowMirror(Mirror):
             if "ccc_mean/avg" not in parent.metrics and (scores := names.score_metrics(summary, condition)):
                 self.store.log_metrics(parent.id, scores, 0)
             self.store.set_tags(parent.id, {"mlflow.note.content": summary.verdict})
-        self._log_comparison(report)
-        for entry in (*self._parents.values(), self._comparison):
+        comparison = self._comparison
+        self.store.set_tags(comparison.id, {"mlflow.note.content": summary.verdict, "cvrunner.status": summary.status})
+        if not any(name.startswith("delta/") for name in comparison.metrics):
+            for step, metrics in names.delta_metrics(summary):
+                self.store.log_metrics(comparison.id, metrics, step)
+        directory = report.directory
+        files = directory.report, directory.comparison, directory.summary_file
+        for file in (*files, directory.config, directory.split, directory.run_file):
+            self.store.log_files(comparison.id, file)
+        self.store.log_files(comparison.id, directory.figures, "figures")
+        predictions = report.predictions_table.to_csv(index=False)
+        self.store.client.log_text(comparison.id, predictions, "predictions.csv")
+        for entry in (*self._parents.values(), comparison):
             self.store.set_status(entry.id, names.ENDED[status])
-        self.close_running()
+        self.store.close_running(self.experiment, self.own)
 
     def links(self, base_url: str | None) -> dict[str, str]:
         """Return the addresses of the run's pages by name; see `page_links`."""
@@ -162,22 +178,16 @@ class MlflowMirror(Mirror):
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
-    def _open_parent(self, condition: str) -> StoredRun:
-        tags = names.condition_tags(self.run, condition)
-        parent = self.find_or_create("parent", f"{self.run.key}/{condition}", f"{condition} {self.run.run}", **tags)
-        self.store.set_status(parent.id, "RUNNING")
-        self.store.log_params(parent, names.condition_params(self.config, condition))
-        return parent
-
     def _trial(self, name: str) -> StoredRun:
         """Return a trial's entry, found by its key or created once."""
         if name not in self._trials:
             state = self.run.trials[name]
-            tags = names.condition_tags(self.run, state.condition)
+            tags, settings = names.condition_entry(self.run, self.config, state.condition)
             tags[names.PARENT] = self._parents[state.condition].id
-            trial = self.find_or_create("trial", state.key, name, **tags)
-            params = {"condition": state.condition, "fold": str(state.fold), "seed": str(state.seed)}
-            params |= names.condition_params(self.config, state.condition)
+            found_by = names.run_tags(self.run, "trial", state.key)
+            trial = self.store.find_or_create(self.experiment, name, found_by, tags)
+            # Only a trial has its condition as a parameter, by which the page groups trials.
+            params = {"condition": state.condition, "fold": str(state.fold), "seed": str(state.seed)} | settings
             if params.keys() - trial.params.keys():
                 self.store.log_params(trial, params)
                 source = f'{{"split": "{self.run.split_digest}"}}'
@@ -185,40 +195,9 @@ class MlflowMirror(Mirror):
             self._trials[name] = trial
         return self._trials[name]
 
-    def _attempts(self, name: str) -> int:
-        """Return the number of attempts from run.json, which the driver updates before it calls its other observers."""
-        return self.directory.read_run().trials[name].attempts
-
-    def _catch_up(self) -> None:
-        """Write what the files have and the server has not: after an outage, or if an earlier driver was killed."""
-        current = self.directory.read_run()
-        results = self.directory.results(current)
-        for name in self.run.trials:
-            state = current.trials[name]
-            if state.status == "WAITING":
-                self._log_journal(name)
-            elif state.status == "RUNNING":
-                self.trial_started(name)
-            else:
-                self.trial_finished(name, results.get(name), state.status, state.error)
-
     def _log_journal(self, name: str) -> None:
         """Write the epochs of the trial's journal that this mirror has not seen."""
         state = self.run.trials[name]
         for record in read_epochs(self.directory, state.condition, state.fold, state.seed):
             if record.epoch not in self._epochs.get(name, {}):
                 self.epoch(name, record)
-
-    def _log_comparison(self, report: Report) -> None:
-        entry, summary, directory = self._comparison, report.summary, report.directory
-        self.store.set_tags(entry.id, {"mlflow.note.content": summary.verdict, "cvrunner.status": summary.status})
-        if not any(name.startswith("delta/") for name in entry.metrics):
-            if deltas := names.delta_metrics(summary):
-                self.store.log_metrics(entry.id, deltas, 0)
-            for step, metrics in names.delta_steps(summary):
-                self.store.log_metrics(entry.id, metrics, step)
-        files = directory.report, directory.comparison, directory.summary_file
-        for file in (*files, directory.config, directory.split, directory.run_file):
-            self.store.log_files(entry.id, file)
-        self.store.log_files(entry.id, directory.figures, "figures")
-        self.store.log_text(entry.id, report.predictions_table.to_csv(index=False), "predictions.csv")

@@ -57,20 +57,22 @@ class MlflowStore:
     def __init__(self, uri: str) -> None:
         quieten()
         self.uri = uri
-        self._client = MlflowClient(tracking_uri=uri)
+        self.client = MlflowClient(tracking_uri=uri)
+        self._last_steps: dict[tuple[str, str], int] = {}
+        """Last step that the server has, by run and metric."""
 
     def experiment(self, name: str) -> str:
         """Return the id of an experiment; it is created if it is missing, and restored if it was deleted."""
-        found = self._client.get_experiment_by_name(name)
+        found = self.client.get_experiment_by_name(name)
         if found is not None:
             if found.lifecycle_stage == "deleted":
-                self._client.restore_experiment(found.experiment_id)
+                self.client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         artifacts = None
         if self.uri.startswith("sqlite:///"):
             # MLflow's default for a database is the working directory. A server has its own place.
             artifacts = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name).as_uri()
-        return str(self._client.create_experiment(name, artifact_location=artifacts))
+        return str(self.client.create_experiment(name, artifact_location=artifacts))
 
     def find(self, experiment_id: str, tags: Mapping[str, str]) -> StoredRun | None:
         """Return the newest run with these tags, or None."""
@@ -83,18 +85,18 @@ class MlflowStore:
         self, experiment_id: str, name: str, tags: Mapping[str, str], more: Mapping[str, str]
     ) -> StoredRun:
         """Return the run with these tags, or a new one with them and `more`, which is RUNNING."""
-        found = self.find(experiment_id, tags)
-        if found is None:
-            run = self._client.create_run(experiment_id, tags={**tags, **more}, run_name=name)
-            return StoredRun(run.info.run_id, "RUNNING", {}, {})
-        return found
+        if found := self.find(experiment_id, tags):
+            return found
+        all_tags = {**tags, "mlflow.source.name": "cvrunner", **more}
+        run = self.client.create_run(experiment_id, tags=all_tags, run_name=name)
+        return StoredRun(run.info.run_id, "RUNNING", {}, {})
 
     def set_status(self, run_id: str, status: str) -> None:
         """Mark a run as RUNNING, or as FINISHED, FAILED or KILLED at the present time."""
         if status == "RUNNING":
-            self._client.update_run(run_id, status=status)
+            self.client.update_run(run_id, status=status)
         else:
-            self._client.set_terminated(run_id, status=status)
+            self.client.set_terminated(run_id, status=status)
 
     def close_running(self, experiment_id: str, tags: Mapping[str, str]) -> None:
         """Mark all runs with these tags that are RUNNING as KILLED."""
@@ -107,48 +109,47 @@ class MlflowStore:
         now_ms = int(time.time() * 1000)
         batch = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
         for start in range(0, len(batch), METRICS_PER_BATCH):
-            self._client.log_batch(run_id, metrics=batch[start : start + METRICS_PER_BATCH])
+            self.client.log_batch(run_id, metrics=batch[start : start + METRICS_PER_BATCH])
 
     def log_params(self, run: StoredRun, params: Mapping[str, str]) -> None:
         """Write the parameters that the run does not have yet, because the server refuses to change one."""
         batch = [Param(name, value) for name, value in params.items() if name not in run.params]
         for start in range(0, len(batch), PARAMS_PER_BATCH):
-            self._client.log_batch(run.id, params=batch[start : start + PARAMS_PER_BATCH])
+            self.client.log_batch(run.id, params=batch[start : start + PARAMS_PER_BATCH])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Add or replace tags."""
-        self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
-    def set_experiment_tag(self, experiment_id: str, name: str, value: str) -> None:
-        """Add or replace a tag of the experiment."""
-        self._client.set_experiment_tag(experiment_id, name, value)
-
-    def last_step(self, run_id: str, metric: str) -> int:
-        """Return the last step of a metric; 0 if it has none."""
-        return max((point.step for point in self._client.get_metric_history(run_id, metric)), default=0)
+    def log_step(self, run_id: str, marker: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Write one step of a curve unless the server has it; `marker` is a metric that every step of the curve has."""
+        curve = run_id, marker
+        if curve not in self._last_steps:
+            history = self.client.get_metric_history(run_id, marker)
+            self._last_steps[curve] = max((point.step for point in history), default=0)
+        if step > self._last_steps[curve]:
+            self.log_metrics(run_id, metrics, step)
+            # After the write: a step that failed is not known to be there.
+            self._last_steps[curve] = step
 
     def log_dataset(self, run_id: str, name: str, digest: str, source: str) -> None:
         """Record which data a run used; the server keeps a dataset of the same name and digest once."""
         dataset = Dataset(name=name[:500], digest=digest[:36], source_type="cvrunner", source=source)
-        self._client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags=[])])
+        self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags=[])])
 
     def log_files(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Copy a file, or the content of a folder, to the run's artifacts; a missing one is skipped."""
         if path.is_dir():
-            self._client.log_artifacts(run_id, str(path), folder)
+            self.client.log_artifacts(run_id, str(path), folder)
         elif path.is_file():
-            self._client.log_artifact(run_id, str(path), folder)
-
-    def log_text(self, run_id: str, text: str, name: str) -> None:
-        """Write text as an artifact."""
-        self._client.log_text(run_id, text, name)
+            self.client.log_artifact(run_id, str(path), folder)
 
     def log_model(self, run_id: str, experiment_id: str, name: str, folder: Path) -> str:
         """Add a saved model to a run; return the model's address."""
-        model = self._client.create_logged_model(experiment_id, name, source_run_id=run_id)
-        self._client.log_model_artifacts(model.model_id, str(folder))
-        self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        model = self.client.create_logged_model(experiment_id, name, source_run_id=run_id)
+        self.client.log_model_artifacts(model.model_id, str(folder))
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         return str(model.model_uri)
 
     def _search(self, experiment_id: str, tags: Mapping[str, str], extra: str = "") -> Iterator[Run]:
@@ -157,7 +158,7 @@ class MlflowStore:
             clauses.append(extra)
         token = None
         while True:
-            page = self._client.search_runs([experiment_id], " and ".join(clauses), max_results=500, page_token=token)
+            page = self.client.search_runs([experiment_id], " and ".join(clauses), max_results=500, page_token=token)
             yield from page
             token = page.token
             if not token:

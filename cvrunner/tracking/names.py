@@ -49,20 +49,17 @@ def epoch_metrics(record: EpochRecord) -> Metrics:
     return metrics | {f"ema_decay/{dimension}": value for dimension, value in record.ema_decay.items()}
 
 
-def result_metrics(result: TrialResult) -> Metrics:
-    """Return the metrics of a finished trial."""
-    return {
+def result_entry(result: TrialResult) -> tuple[Metrics, dict[str, str]]:
+    """Return the metrics of a finished trial, and as tags how it was trained."""
+    metrics: Metrics = {
         **ccc_metrics("test/ccc", result.test_ccc),
         **ccc_metrics("selected/validation_ccc", result.validation_ccc),
         "selected/epoch": result.best_epoch,
         "time/total_train_s": result.train_s,
         "memory/peak_mib_trial": result.peak_memory_mib,
     }
-
-
-def result_tags(result: TrialResult) -> dict[str, str]:
-    """Return facts that may differ when a trial is repeated, and so cannot be parameters, which never change."""
-    return {
+    # These may differ when a trial is repeated, and so cannot be parameters, which never change.
+    return metrics, {
         "cvrunner.device": result.device,
         "cvrunner.precision": result.precision,
         "cvrunner.encoder": result.encoder,
@@ -86,16 +83,15 @@ def mean_metrics(records: Sequence[EpochRecord], dimensions: list[str]) -> Metri
     return metrics
 
 
-def fold_metrics(fold: int, seed: int, seeds: int, record: EpochRecord) -> Metrics:
-    """Return a trial's epoch as a step of its condition: `fold_1/...`, or `fold_1_seed_0/...` with several seeds."""
-    marker = fold_marker(fold, seed, seeds)
-    series = marker.removesuffix("/train_loss")
-    return {marker: record.train_loss} | ccc_metrics(f"{series}/validation_ccc", record.validation_ccc)
+def fold_metrics(fold: int, seed: int, seeds: int, record: EpochRecord) -> tuple[str, Metrics]:
+    """Return a trial's epoch as a step of its condition: the metric that every step has, and all metrics.
 
-
-def fold_marker(fold: int, seed: int, seeds: int) -> str:
-    """Return the metric that every step of `fold_metrics` has; a CCC may be undefined."""
-    return f"fold_{fold}/train_loss" if seeds == 1 else f"fold_{fold}_seed_{seed}/train_loss"
+    They are called `fold_1/...`, or `fold_1_seed_0/...` with several seeds.
+    """
+    series = f"fold_{fold}" if seeds == 1 else f"fold_{fold}_seed_{seed}"
+    # The loss marks a step, because a CCC may be undefined.
+    marker = f"{series}/train_loss"
+    return marker, {marker: record.train_loss} | ccc_metrics(f"{series}/validation_ccc", record.validation_ccc)
 
 
 def score_metrics(summary: Summary, condition: str) -> Metrics:
@@ -107,8 +103,12 @@ def score_metrics(summary: Summary, condition: str) -> Metrics:
     return metrics
 
 
-def delta_metrics(summary: Summary) -> Metrics:
-    """Return the differences from the baseline: `delta/<condition>_<dimension>`, intervals, pooled values, tests."""
+def delta_metrics(summary: Summary) -> Iterator[tuple[int, Metrics]]:
+    """Yield steps with the differences from the baseline; nothing if there are none.
+
+    Step 0 has `delta/<condition>_<dimension>`, intervals, pooled values and tests. The others are the differences per
+    fold and seed, `delta_by_fold/<condition>_<dimension>`; the step is the trial's position in the order.
+    """
     metrics: Metrics = {}
     for condition, by_dimension in summary.differences.items():
         for dimension, d in by_dimension.items():
@@ -117,11 +117,8 @@ def delta_metrics(summary: Summary) -> Metrics:
             if d.interval:
                 values |= {"_low": d.interval.low, "_high": d.interval.high, "_detectable": d.interval.detectable}
             metrics |= {name + end: value for end, value in values.items() if value is not None}
-    return metrics
-
-
-def delta_steps(summary: Summary) -> Iterator[tuple[int, Metrics]]:
-    """Yield the differences per fold and seed as a curve; the step is the trial's position in the order."""
+    if metrics:
+        yield 0, metrics
     for condition, by_dimension in summary.differences.items():
         for dimension, difference in by_dimension.items():
             for step, value in enumerate(difference.by_trial.values(), 1):
@@ -129,21 +126,22 @@ def delta_steps(summary: Summary) -> Iterator[tuple[int, Metrics]]:
                     yield step, {f"delta_by_fold/{condition}_{dimension}": value}
 
 
-def condition_params(config: Config, condition: str) -> dict[str, str]:
-    """Return model and training settings of a condition, without its name, by which the page groups trials."""
-    settings = config.for_condition(condition).model_dump(mode="json", include={"model", "train"})
-    settings["train"].pop("seeds")
-    return {name: str(value)[:500] for name, value in flatten(settings).items()}
-
-
 def run_tags(run: Provenance, role: str, key: str) -> dict[str, str]:
     """Return the tags by which a part of a run, or of a sweep, is found again."""
     return {ROLE: role, RUN: run.run, RUN_KEY: run.key, KEY: key}
 
 
-def condition_tags(run: RunRecord, condition: str) -> dict[str, str]:
-    """Return the condition, and the colour that it also has in the figures."""
-    return {CONDITION: condition, "mlflow.runColor": COLOURS[run.conditions.index(condition) % len(COLOURS)]}
+def condition_entry(run: RunRecord, config: Config, condition: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the tags and the parameters of a condition: its name, its colour in the figures, and its settings.
+
+    The name is no parameter, because the page groups trials by that one.
+    """
+    tags = {CONDITION: condition, "mlflow.runColor": COLOURS[run.conditions.index(condition) % len(COLOURS)]}
+    settings = config.for_condition(condition).model_dump(mode="json", include={"model", "train"})
+    # The runs of one condition differ in the seed, which each trial has as a parameter of its own.
+    settings["train"].pop("seeds")
+    # MLflow refuses longer values.
+    return tags, {name: str(value)[:500] for name, value in flatten(settings).items()}
 
 
 def view_state(run: RunRecord, created_at_ms: int) -> str:

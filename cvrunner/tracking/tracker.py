@@ -6,7 +6,6 @@ end of the run, or by `cvrunner sync RUN`.
 
 from __future__ import annotations
 
-import functools
 import queue
 import threading
 import time
@@ -56,14 +55,16 @@ class Tracker(Generic[MirrorT]):
         self._open_mirror: Callable[[str], MirrorT] | None = None
         self._mirror: MirrorT | None = None
         self._failed_at: float | None = None
-        self._calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._entries: queue.SimpleQueue[threading.Event | tuple[str, Callable[[MirrorT], object], bool]]
+        self._entries = queue.SimpleQueue()
+        """Events of `wait`, and writes: a name for the warning, the write itself, and whether it is the last."""
 
     def wait(self, limit_s: float) -> bool:
         """Wait until everything so far is written; return False if that takes longer than `limit_s` seconds."""
         if self._open_mirror is None:
             return True
         done = threading.Event()
-        self._calls.put(done.set)
+        self._entries.put(done)
         return done.wait(limit_s)
 
     def _open(self, open_mirror: Callable[[str], MirrorT]) -> None:
@@ -78,7 +79,7 @@ class Tracker(Generic[MirrorT]):
     def _write(self, what: str, write: Callable[[MirrorT], object], last: bool = False) -> None:
         """Queue a write. `last`: attempt it even if the server failed less than `QUIET_S` ago."""
         if self._open_mirror is not None:
-            self._calls.put(functools.partial(self._attempt, what, write, last))
+            self._entries.put((what, write, last))
 
     def _finish(self, write: Callable[[MirrorT], object], status: RunStatus) -> None:
         """Write the last entries and wait for them, within the time limit for `status`."""
@@ -88,30 +89,33 @@ class Tracker(Generic[MirrorT]):
             self._warn(f"MLflow took longer than {limit_s:g} s; {self.remedy} writes what is missing")
 
     def _work(self) -> None:
-        while True:
-            self._calls.get()()
-
-    def _attempt(self, what: str, write: Callable[[MirrorT], object], last: bool) -> None:
-        if last:
-            self._failed_at = None
-        if self._failed_at is not None and time.monotonic() - self._failed_at < QUIET_S:
-            return  # The next mirror finds this in the files.
+        """Carry out the writes, one after the other, until the process ends."""
         assert self.uri is not None
         assert self._open_mirror is not None
-        try:
-            if self._breaks():
-                raise ConnectionError("injected by --chaos")
-            self._mirror = self._mirror or self._open_mirror(self.uri)
-            write(self._mirror)
-            self._failed_at = None
-        except Exception as error:  # mlflow raises whatever its database and its HTTP client do
-            if self._failed_at is None:
-                self._warn(
-                    f"MLflow ({self.uri}): {what} could not be written: {first_line(error)}; training is not affected, "
-                    f"what is missing is written later, or by {self.remedy}"
-                )
-            # What the server has is unknown now, so the next attempt looks it up again.
-            self._mirror, self._failed_at = None, time.monotonic()
+        while True:
+            entry = self._entries.get()
+            if isinstance(entry, threading.Event):
+                entry.set()
+                continue
+            what, write, last = entry
+            if last:
+                self._failed_at = None
+            if self._failed_at is not None and time.monotonic() - self._failed_at < QUIET_S:
+                continue  # The next mirror finds this in the files.
+            try:
+                if self._breaks():
+                    raise ConnectionError("injected by --chaos")
+                self._mirror = self._mirror or self._open_mirror(self.uri)
+                write(self._mirror)
+                self._failed_at = None
+            except Exception as error:  # mlflow raises whatever its database and its HTTP client do
+                if self._failed_at is None:
+                    self._warn(
+                        f"MLflow ({self.uri}): {what} could not be written: {first_line(error)}; training is not "
+                        f"affected, what is missing is written later, or by {self.remedy}"
+                    )
+                # What the server has is unknown now, so the next attempt looks it up again.
+                self._mirror, self._failed_at = None, time.monotonic()
 
 
 class RunTracker(Tracker[MlflowMirror]):

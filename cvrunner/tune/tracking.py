@@ -23,7 +23,8 @@ class SweepMirror(Mirror):
         self.children: dict[str, str] = {}
         """Entry by setting."""
         self.closed: set[str] = set()
-        parent = self.find_or_create("sweep", record.key, record.run, **self.condition)
+        found_by = names.run_tags(record, "sweep", record.key)
+        parent = self.store.find_or_create(self.experiment, record.run, found_by, self.condition)
         self.store.set_status(parent.id, "RUNNING")
         about = {"folds": record.folds, "seed": record.seed, "epochs": record.epochs, "settings": len(record.settings)}
         self.store.log_params(parent, {f"sweep.{key}": str(value) for key, value in about.items()})
@@ -51,19 +52,20 @@ class SweepMirror(Mirror):
         for file in (self.directory.sweep_file, self.directory.config, self.directory.tuned):
             self.store.log_files(parent, file)
         self.store.set_status(parent, names.ENDED[record.status])
-        self.close_running()
+        self.store.close_running(self.experiment, self.own)
 
     def _update_setting(self, record: SweepRecord, name: str) -> None:
         state = record.settings[name]
         if name not in self.children:
             tags = self.condition | {names.PARENT: self.parent.id}
-            child = self.find_or_create("setting", f"{record.key}/{name}", name, **tags)
+            found_by = names.run_tags(record, "setting", f"{record.key}/{name}")
+            child = self.store.find_or_create(self.experiment, name, found_by, tags)
             self.store.set_status(child.id, "RUNNING")
             self.store.log_params(child, {key: str(value) for key, value in state.values.items()})
             self.children[name] = child.id
         run_id = self.children[name]
         for epoch in state.epochs:
-            self.log_step(run_id, MARKER, epoch.epoch, epoch_metrics(epoch))
+            self.store.log_step(run_id, MARKER, epoch.epoch, epoch_metrics(epoch))
         if state.ended:
             tags = {"cvrunner.outcome": state.status.lower()}
             if state.error:
