@@ -254,7 +254,10 @@ class SweepScheduler(FIFOScheduler):
         self.controller = tune_controller
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        return None if self.stopping else super().choose_trial_to_run(tune_controller)
+        # Settings that wait stay pending; the same command trains them.
+        if self.stopping:
+            return None
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         name = result[SETTING]
