@@ -24,15 +24,7 @@ from cvrunner.run.session import lock, stop_on_signals, stop_window
 from cvrunner.text import Table, format_score, line_printer, plural, tables_as_text
 from cvrunner.tracking.tracker import tracking_uri
 from cvrunner.training.trial import Trial
-from cvrunner.tune.settings import (
-    current_values,
-    draw_settings,
-    plan_setting,
-    rungs,
-    searched_keys,
-    sweep_key,
-    with_setting,
-)
+from cvrunner.tune.settings import draw_settings, plan_setting, rungs, searched_values, sweep_key, with_setting
 from cvrunner.tune.store import SettingStatus, SweepRecord, SweepStore
 from cvrunner.tune.tracking import SweepTracker
 from cvrunner.verdict.ccc import mean_if_all
@@ -100,33 +92,30 @@ def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
     path = config_path or paths.default_config()
     config = load_config(path, overrides)
     condition = config.chosen_condition(config.tune.condition, "tune.condition")
-    _check_search(config, condition)
-    experiment = prepare_config(config, path.stem)
-    chosen = config.tune.folds or tuple(fold.number for fold in experiment.folds)
-    for fold in chosen:
-        check_fold(fold, len(experiment.folds), "tune.folds", ConfigError)
-    keys = searched_keys(config.tune, config.for_condition(condition).adaptation)
-    if not keys:
-        raise ConfigError(
-            f"tune.search_space: none of its keys changes anything in {condition}, whose encoder is frozen"
-        )
-    settings = draw_settings(config.tune, current_values(config, condition, keys))
-    trials = {
-        name: plan_setting(config, condition, values, experiment.corpus, experiment.folds, chosen)
-        for name, values in settings.items()
-    }
-    return Search(experiment, condition, settings, trials, [key for key in config.tune.search_space if key not in keys])
-
-
-def _check_search(config: Config, condition: str) -> None:
-    """Raise ConfigError for errors that can be found without the corpus."""
-    key = "model.unfreeze_top_layers"
+    # Before the corpus is read, which can take minutes: what can be refused without it.
     if config.cluster.node_dir is not None:
         raise ConfigError("cluster.node_dir: a sweep keeps its files in results.root, on a disk that all nodes share")
+    key = "model.unfreeze_top_layers"
     layers = config.tune.search_space.get(key)
     if isinstance(layers, SearchChoices):
         depths = [choice for choice in layers.choices if choice is not None]
         check_depth(config.for_condition(condition).model, depths, f"tune.search_space.{key}")
+    experiment = prepare_config(config, path.stem)
+    chosen = config.tune.folds or tuple(fold.number for fold in experiment.folds)
+    for fold in chosen:
+        check_fold(fold, len(experiment.folds), "tune.folds", ConfigError)
+    current = searched_values(config, condition)
+    if not current:
+        raise ConfigError(
+            f"tune.search_space: none of its keys changes anything in {condition}, whose encoder is frozen"
+        )
+    settings = draw_settings(config.tune, current)
+    trials = {
+        name: plan_setting(config, condition, values, experiment.corpus, experiment.folds, chosen)
+        for name, values in settings.items()
+    }
+    left_out = [key for key in config.tune.search_space if key not in current]
+    return Search(experiment, condition, settings, trials, left_out)
 
 
 def _train(search: Search, store: SweepStore, tracker: SweepTracker, quiet: bool, console: Console) -> bool:
@@ -143,6 +132,7 @@ def _train(search: Search, store: SweepStore, tracker: SweepTracker, quiet: bool
             found = sweep_resources(store.directory.name, config.cluster, len(store.record.folds))
             resources = stack.enter_context(found)
         except (ClusterError, ClusterLostError):
+            # A sweep that could not begin leaves no empty folder.
             store.discard()
             raise
         stop = stack.enter_context(stop_on_signals(console))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from cvrunner.config.adaptation import Adaptation
 from cvrunner.config.schema import Config, digest, merge, nested, validate
 from cvrunner.config.sections import SearchRange, TuneConfig
 from cvrunner.data.folds import Fold, split_digest
@@ -37,15 +36,15 @@ TRIES = 50
 """Number of draws per requested setting, because a draw may repeat an earlier one."""
 
 
-def searched_keys(tune: TuneConfig, adaptation: Adaptation) -> list[str]:
-    """Return the keys of the search space that change something."""
-    return [key for key in tune.search_space if adaptation.trains_encoder or key not in ENCODER_KEYS]
-
-
-def current_values(config: Config, condition: str, keys: Sequence[str]) -> dict[str, Any]:
-    """Return the condition's values without a search, by key."""
-    data: dict[str, Any] = config.for_condition(condition).model_dump(mode="json")
-    return {key: functools.reduce(lambda section, part: section[part], key.split("."), data) for key in keys}
+def searched_values(config: Config, condition: str) -> dict[str, Any]:
+    """Return the condition's values without a search, by those keys of the search space that change something."""
+    resolved = config.for_condition(condition)
+    data: dict[str, Any] = resolved.model_dump(mode="json")
+    return {
+        key: functools.reduce(lambda section, part: section[part], key.split("."), data)
+        for key in config.tune.search_space
+        if resolved.adaptation.trains_encoder or key not in ENCODER_KEYS
+    }
 
 
 def draw_settings(tune: TuneConfig, current: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -54,6 +53,7 @@ def draw_settings(tune: TuneConfig, current: Mapping[str, Any]) -> dict[str, dic
     Equal `tune` sections give equal settings, and a larger `num_samples` only adds settings. A small space may have
     fewer settings than requested.
     """
+    # A generator of its own, so that nothing drawn elsewhere moves the settings.
     random = np.random.default_rng(tune.seed)
     drawn: list[dict[str, Any]] = [dict(current)]
     for _ in range(TRIES * tune.num_samples):
@@ -128,6 +128,7 @@ class Objective:
         self.best: dict[int, list[Ccc]] = {fold: [] for fold in folds}
         """Per fold and epoch: validation CCC of the best epoch so far."""
         self.ended: set[int] = set()
+        """Folds that have no more epochs; the caller adds them."""
         self.reported = 0
         """Last epoch that `new_epochs` has returned."""
 
@@ -139,10 +140,6 @@ class Objective:
             if known and comparable(best["avg"]) <= comparable(known[-1]["avg"]):
                 best = known[-1]
             known.append(best)
-
-    def end(self, fold: int) -> None:
-        """Note that a fold has no more epochs."""
-        self.ended.add(fold)
 
     def new_epochs(self) -> Iterator[SettingEpoch]:
         """Yield the epochs that every fold has finished, or stopped before, and that were not yielded yet."""

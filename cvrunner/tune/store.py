@@ -62,8 +62,10 @@ class SettingState(Record):
 
     @property
     def score(self) -> float | None:
-        """Score after the last epoch."""
-        return self.epochs[-1].score if self.epochs else None
+        """Score after the last epoch; None also if there is no epoch yet."""
+        if not self.epochs:
+            return None
+        return self.epochs[-1].score
 
 
 class SweepRecord(Provenance):

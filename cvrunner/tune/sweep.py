@@ -61,9 +61,6 @@ class TrainableArguments:
     slots: int
     """Number of folds that train at a time."""
 
-    def directory(self, trial: Trial) -> TrialDirectory:
-        return self.directories[trial.fold.number]
-
 
 @dataclass(frozen=True)
 class SweepResources:
@@ -154,15 +151,16 @@ def train_setting(config: dict[str, Any], arguments: Mapping[str, TrainableArgum
     own = arguments[setting]
     reporter = Reporter(setting, own)
     executor = RayExecutor(own.name, own.cluster, own.cache_dir, own.slots)
-
-    def should_stop() -> bool:
-        # The other folds of a setting that has failed are not worth training.
-        return reporter.failure is not None or bool(ray.get(stop_flag.is_set.remote()))
-
     try:
         reporter.report()
         aborted = run_trials(
-            own.trials, own.directory, executor, [reporter], own.cluster.retries, should_stop=should_stop
+            own.trials,
+            lambda trial: own.directories[trial.fold.number],
+            executor,
+            [reporter],
+            own.cluster.retries,
+            # The other folds of a setting that has failed are not worth training.
+            should_stop=lambda: reporter.failure is not None or bool(ray.get(stop_flag.is_set.remote())),
         )
     finally:
         executor.close()
@@ -180,7 +178,7 @@ class Reporter:
         """Why a fold cannot be trained."""
         # Epochs of before a restart are reported again; the scheduler recognises them.
         for trial in arguments.trials:
-            for line in read_events(arguments.directory(trial).journal, "epoch"):
+            for line in read_events(arguments.directories[trial.fold.number].journal, "epoch"):
                 self.objective.epoch(trial.fold.number, EpochRecord.from_json(json.dumps(line), "journal"))
 
     def report(self) -> None:
@@ -195,7 +193,7 @@ class Reporter:
         if isinstance(event, EpochRecord):
             self.objective.epoch(trial.fold.number, event)
         elif isinstance(event, TrainingFinished):
-            self.objective.end(trial.fold.number)
+            self.objective.ended.add(trial.fold.number)
         self.report()
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
@@ -252,16 +250,14 @@ class SweepScheduler(FIFOScheduler):
     def stopping(self) -> bool:
         return self.stop.is_set() or self.aborted is not None
 
-    @property
-    def training(self) -> bool:
-        """Whether any setting is training."""
-        return self.controller is not None and any(t.status == "RUNNING" for t in self.controller.get_trials())
-
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self.controller = tune_controller
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        return None if self.stopping else super().choose_trial_to_run(tune_controller)
+        # Settings that wait stay pending; the same command trains them.
+        if self.stopping:
+            return None
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         name = result[SETTING]
@@ -314,5 +310,7 @@ class SweepStopper(tune.Stopper):
         if self.scheduler.stopping and not self.asked:
             self.asked = True
             self.stop_flag.stop.remote()
+        controller = self.scheduler.controller
+        training = controller is not None and any(trial.status == "RUNNING" for trial in controller.get_trials())
         # Ending the loop at once would kill the folds before they have saved.
-        return self.scheduler.stopping and not self.scheduler.training
+        return self.scheduler.stopping and not training

@@ -6,7 +6,7 @@ from cvrunner.config.schema import Config
 from cvrunner.tracking import names
 from cvrunner.tracking.mirror import MAX_TAG, Mirror
 from cvrunner.tracking.tracker import Tracker
-from cvrunner.tune.store import SettingEpoch, SweepDirectory, SweepRecord, comparable
+from cvrunner.tune.store import SweepDirectory, SweepRecord, comparable
 
 MARKER = "mean/validation_ccc_avg"
 """The metric that every step of a setting has."""
@@ -34,8 +34,30 @@ class SweepMirror(Mirror):
     def update(self, record: SweepRecord) -> None:
         """Write what the record has and the server has not. The record is complete, so an outage needs no more."""
         for name, state in record.settings.items():
-            if (state.epochs or state.ended) and name not in self.closed:
-                self._update_setting(record, name)
+            if name in self.closed or not (state.epochs or state.ended):
+                continue
+            if name not in self.children:
+                found_by = names.run_tags(record, "setting", f"{record.key}/{name}")
+                tags = self.condition | {names.PARENT: self.parent.id}
+                child = self.store.find_or_create(self.experiment, name, found_by, tags)
+                self.store.set_status(child.id, "RUNNING")
+                self.store.log_params(child, {key: str(value) for key, value in state.values.items()})
+                self.children[name] = child.id
+            run_id = self.children[name]
+            for epoch in state.epochs:
+                metrics: names.Metrics = {MARKER: comparable(epoch.score)}
+                for fold, ccc in epoch.folds.items():
+                    # Per fold the best CCC so far, which is what the score is the mean of.
+                    metrics |= names.ccc_metrics(f"fold_{fold}/validation_ccc", ccc)
+                self.store.log_step(run_id, MARKER, epoch.epoch, metrics)
+            if state.ended:
+                outcome = {"cvrunner.outcome": state.status.lower()}
+                if state.error:
+                    outcome["cvrunner.error"] = state.error[:MAX_TAG]
+                self.store.set_tags(run_id, outcome)
+                self.store.set_status(run_id, names.ENDED[state.status])
+                # Closing an entry again would move the time at which it ended.
+                self.closed.add(name)
 
     def finish(self, record: SweepRecord) -> None:
         """Write the outcome and the files, and close every entry that is still open."""
@@ -54,26 +76,6 @@ class SweepMirror(Mirror):
         self.store.set_status(parent, names.ENDED[record.status])
         self.store.close_running(self.experiment, self.own)
 
-    def _update_setting(self, record: SweepRecord, name: str) -> None:
-        state = record.settings[name]
-        if name not in self.children:
-            tags = self.condition | {names.PARENT: self.parent.id}
-            found_by = names.run_tags(record, "setting", f"{record.key}/{name}")
-            child = self.store.find_or_create(self.experiment, name, found_by, tags)
-            self.store.set_status(child.id, "RUNNING")
-            self.store.log_params(child, {key: str(value) for key, value in state.values.items()})
-            self.children[name] = child.id
-        run_id = self.children[name]
-        for epoch in state.epochs:
-            self.store.log_step(run_id, MARKER, epoch.epoch, epoch_metrics(epoch))
-        if state.ended:
-            tags = {"cvrunner.outcome": state.status.lower()}
-            if state.error:
-                tags["cvrunner.error"] = state.error[:MAX_TAG]
-            self.store.set_tags(run_id, tags)
-            self.store.set_status(run_id, names.ENDED[state.status])
-            self.closed.add(name)
-
 
 class SweepTracker(Tracker[SweepMirror]):
     """The tracker of a sweep."""
@@ -91,11 +93,3 @@ class SweepTracker(Tracker[SweepMirror]):
     def finish(self, record: SweepRecord) -> None:
         """Write the outcome, within the time limit."""
         self._finish(lambda mirror: mirror.finish(record), record.status)
-
-
-def epoch_metrics(epoch: SettingEpoch) -> names.Metrics:
-    """Return a setting's epoch: the mean score, and the best CCC so far of each fold."""
-    metrics: names.Metrics = {MARKER: comparable(epoch.score)}
-    for fold, ccc in epoch.folds.items():
-        metrics |= names.ccc_metrics(f"fold_{fold}/validation_ccc", ccc)
-    return metrics

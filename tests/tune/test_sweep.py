@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from cvrunner.config.adaptation import FROZEN
 from cvrunner.config.schema import Config, validate
 from cvrunner.config.sections import TuneConfig
 from cvrunner.data.folds import make_folds
@@ -18,11 +17,10 @@ from cvrunner.records.results import EpochRecord
 from cvrunner.tune.command import settings_table, tuned_yaml
 from cvrunner.tune.settings import (
     Objective,
-    current_values,
     draw_settings,
     plan_setting,
     rungs,
-    searched_keys,
+    searched_values,
     sweep_key,
     with_setting,
 )
@@ -38,8 +36,7 @@ def config_of(folder: Path, **tune: Any) -> Config:
 
 
 def draw(config: Config, condition: str = "unfrozen") -> dict[str, dict[str, Any]]:
-    keys = searched_keys(config.tune, config.for_condition(condition).adaptation)
-    return draw_settings(config.tune, current_values(config, condition, keys))
+    return draw_settings(config.tune, searched_values(config, condition))
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -82,7 +79,7 @@ def test_a_setting_changes_its_condition_alone() -> None:
 
 
 def test_of_a_frozen_condition_only_what_changes_something_is_searched() -> None:
-    assert searched_keys(TuneConfig(), FROZEN) == ["train.lr", "train.grad_clip"]
+    assert list(searched_values(validate({}, "test"), "frozen")) == ["train.lr", "train.grad_clip"]
 
 
 def test_a_setting_breaks_no_rule_of_the_configuration() -> None:
@@ -137,10 +134,10 @@ def test_an_epoch_is_reported_when_all_folds_have_it_with_each_folds_best_so_far
 def test_a_fold_that_stopped_early_counts_with_its_best_epoch() -> None:
     objective = Objective([1, 2])
     objective.epoch(1, epoch(1, 0.6))
-    objective.end(1)
+    objective.ended.add(1)
     for number in (1, 2):
         objective.epoch(2, epoch(number, 0.2 * number))
-    objective.end(2)
+    objective.ended.add(2)
     assert [(one.epoch, one.score) for one in objective.new_epochs()] == [
         (1, pytest.approx(0.4)),
         (2, pytest.approx(0.5)),
@@ -259,7 +256,7 @@ def test_the_tuned_configuration_is_complete_and_its_header_is_honest(tmp_path: 
     from cvrunner.config.reading import load_config
 
     tuned = load_config(path)
-    assert {key: current_values(tuned, "unfrozen", [key])[key] for key in values} == values
+    assert searched_values(tuned, "unfrozen") == values
     assert tuned.for_condition("frozen").numerics == config.for_condition("frozen").numerics
     assert tuned.train.epochs == 3
     header = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
