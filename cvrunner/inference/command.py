@@ -13,6 +13,7 @@ import soundfile
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from cvrunner.config.adaptation import adaptation_of
 from cvrunner.errors import UsageError
 from cvrunner.files import write_atomically
 from cvrunner.inference.ensemble import (
@@ -52,7 +53,7 @@ def predict(
     _announce(directory, members)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers reads it when it is imported
     groups = load_groups(members.folders, chosen_device(device), encoder)
-    passes = len(members.folders) if members.folders[0].read().adaptation.trains_encoder else 1
+    passes = len(members.folders) if adaptation_of(members.folders[0].read().model).trains_encoder else 1
     with _progress(passes * len(paths)) as on_file:
         found = predict_files(paths, groups, window_s, hop_s, on_file)
     if as_json:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cvrunner.config.adaptation import adaptation_of
 from cvrunner.config.sections import TrainConfig
 from cvrunner.data.features import Features
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, check_length, mono_16khz
@@ -110,7 +111,7 @@ def _encoder(description: ModelDescription, device: torch.device, elsewhere: str
             f"{description.encoder_digest[:12]}; give the path of the files of that time as `encoder`"
         )
     return build_encoder(
-        files, description.model, description.adaptation, choose_precision(description.precision, device)
+        files, description.model, adaptation_of(description.model), choose_precision(description.precision, device)
     )
 
 

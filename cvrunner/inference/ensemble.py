@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cvrunner.config.adaptation import adaptation_of
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, AudioError, check_length, read_audio
 from cvrunner.errors import NonFiniteError, ResultsError, UsageError
 from cvrunner.records.model_folder import ModelFolder
@@ -186,7 +187,7 @@ def load_groups(
     # Models with a frozen encoder share one pass through it. A fine-tuned encoder is loaded when its turn comes, so
     # that one encoder is in memory at a time, and two while one replaces the other.
     paths = [folder.path for folder in folders]
-    if not folders[0].read().adaptation.trains_encoder:
+    if not adaptation_of(folders[0].read().model).trains_encoder:
         yield load_models(paths, device, encoder)
     else:
         for path in paths:

@@ -61,6 +61,7 @@ def with_current_names(data: Any, renames: Renames) -> Any:
 
 def _renamed(data: Any, place: Sequence[str], names: Names) -> Any:
     """Rename the keys of each mapping, and the items of each list, at a place."""
+    # Names are also values: `searched` in sweep.json lists the keys that a sweep varies.
     if isinstance(data, list) and not place:
         return [names.get(str(item), item) for item in data]
     if not isinstance(data, dict):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import cvrunner
-from cvrunner.config.adaptation import Adaptation, adaptation_of
+from cvrunner.config.adaptation import adaptation_of
 from cvrunner.config.sections import Dimension, ModelConfig
 from cvrunner.errors import ResultsError
 from cvrunner.records import legacy
@@ -59,11 +59,6 @@ class ModelDescription(Record):
     """Trained on cvrunner's own synthetic corpus."""
 
     @property
-    def adaptation(self) -> Adaptation:
-        """How the encoder was adapted."""
-        return adaptation_of(self.model)
-
-    @property
     def name(self) -> str:
         """Fold and seed, as in a column of a table."""
         return f"fold-{self.fold}/seed-{self.seed}"
@@ -83,6 +78,7 @@ class ModelFolder:
         """Read config.json. Raises ResultsError if there is no model, or none that this version can rebuild."""
         if missing := [path.name for path in (self.config, self.weights) if not path.is_file()]:
             raise ResultsError(f"{self.path}: no trained model here ({', '.join(missing)} missing)")
+        # Unlike other records: a field of a newer format may change what the weights mean, so it must not be ignored.
         description = ModelDescription.from_json(self.config.read_bytes(), str(self.config))
         if description.format > FORMAT:
             raise ResultsError(
@@ -100,11 +96,16 @@ def model_card(
     """Return the model card (README.md) of one trial's model. `licence`: stated in the encoder's files, if it is."""
     scores = [(d, result.validation_ccc.get(d), result.test_ccc.get(d)) for d in [*description.dimensions, "avg"]]
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    adaptation = adaptation_of(description.model)
+    encoder = description.model.encoder
+    if description.encoder_revision:
+        encoder += f" at {description.encoder_revision}"
+    kept = "only what was trained of it" if adaptation.trains_encoder else "no weights of it"
     about = {
         "data": f"{CORPORA[corpus_format]}, labels: {labels}, digest `{result.corpus_digest}`",
         "split": f"fold {result.fold}, digest `{result.split_digest}`",
         "protocol": description.model.protocol,
-        "encoder": _encoder(description),
+        "encoder": f"{encoder}, digest `{description.encoder_digest}`; {kept} in this folder",
         "encoder's licence": licence or "see the encoder's card",
         "epoch": f"{result.best_epoch} of {result.epochs_run}, chosen by validation CCC-Avg; test scored once, after",
         "made with": f"cvrunner {cvrunner.__version__}, {versions}, {result.device}, {result.precision}",
@@ -114,7 +115,7 @@ def model_card(
         f"---\n{_front_matter(description, scores, corpus_format)}\n---\n",
         f"# {description.condition}/{description.name}\n",
         f"{', '.join(description.dimensions).capitalize()} of speech, on a scale of {description.scale[0]:g} to "
-        f"{description.scale[1]:g}: {description.adaptation.label} WavLM with a Mamba head.",
+        f"{description.scale[1]:g}: {adaptation.label} WavLM with a Mamba head.",
         *([SYNTHETIC] if description.synthetic else []),
         "\n| CCC | validation | test |\n|---|---|---|",
         *[f"| {name} | {format_score(validation)} | {format_score(test)} |" for name, validation, test in scores],
@@ -146,22 +147,16 @@ def _front_matter(
         )
         for dimension, validation, test in scores
         for part, value in (("validation", validation), ("test", test))
+        # The hub accepts only numbers; the table below shows that a score is undefined.
         if value is not None
     ]
     data = ModelCardData(
         library_name="cvrunner",
         pipeline_tag="audio-classification",
         tags=["speech-emotion-recognition", *description.dimensions, *(["synthetic"] if description.synthetic else [])],
+        # Without a revision the encoder is a folder on someone's disk, which the hub would take for a name of its own.
         base_model=description.model.encoder if description.encoder_revision else None,
         model_name=f"{description.condition}-fold-{description.fold}-seed-{description.seed}",
         eval_results=results,
     )
     return data.to_yaml().strip()
-
-
-def _encoder(description: ModelDescription) -> str:
-    revision = f" at {description.encoder_revision}" if description.encoder_revision else ""
-    kept = "only what was trained of it in this folder"
-    if not description.adaptation.trains_encoder:
-        kept = "no weights of it in this folder"
-    return f"{description.model.encoder}{revision}, digest `{description.encoder_digest}`; {kept}"

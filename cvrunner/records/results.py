@@ -28,6 +28,7 @@ def ccc_label(dimension: str) -> str:
 class Record(BaseModel):
     """A frozen record; unknown fields of newer versions are ignored."""
 
+    # JSON has no NaN: an undefined value must be None, and be seen to be so by the type checker.
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     renames: ClassVar[legacy.Renames] = {}
@@ -43,6 +44,7 @@ class Record(BaseModel):
                     text = json.dumps(legacy.with_current_names(json.loads(text), cls.renames))
             return cls.model_validate_json(text)
         except ValidationError as error:
+            # One is enough: the user did not write the file and cannot mend it field by field.
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise ResultsError(f"{where}: not a {cls.__name__}: {place}: {first['msg']}") from None
@@ -87,6 +89,7 @@ class EpochRecord(Record):
     groups: dict[str, GroupRecord]
     layer_weights: dict[str, list[float]]
     """Softmax weights over the mixed layers, by dimension."""
+    # A field that is newer than the first files needs a default, here and below, or those cannot be read any more.
     ema_decay: dict[str, float] = {}
     """By dimension; only with `protocol: dialogue`."""
 
@@ -194,6 +197,7 @@ class TrialResult(Record):
 class Score(Record):
     """The CCC of one dimension, as two statistics that are never mixed."""
 
+    # They differ: the CCC counts a shift between folds as an error only if their predictions are pooled.
     mean: float | None
     """`ccc_mean`: mean over the folds."""
     pooled: float | None
@@ -223,8 +227,10 @@ class TrialState(Record):
     seed: int
     status: TrialStatus = "WAITING"
     attempts: int = 0
+    # By kind: a lost worker says nothing about the trial, while NaN does; one total would hide which it was.
     failures: dict[str, int] = {}
     """Count over all attempts, by kind (docs/reliability.md)."""
+    # With node_dir its checkpoint is only there.
     node: str | None = None
     """Ray's id of the last node it ran on."""
     error: str | None = None
@@ -262,6 +268,7 @@ class RunRecord(Provenance):
     seeds: list[int]
     trials: dict[str, TrialState]
     """By trial name, such as `frozen/fold-1/seed-0`."""
+    # It takes the corpus, which is not there when a report is built from the run's files alone.
     floor: FloorRecord | None = None
     """The no-audio floor on the run's folds, if computed."""
     links: dict[str, str] = {}
@@ -284,6 +291,7 @@ class Aggregate(Record):
 class Interval(Record):
     """A bootstrap interval of a difference; whole dialogues are resampled within sessions."""
 
+    # Whole dialogues, because the turns of one dialogue are alike: single ones would make it too narrow.
     low: float
     high: float
     standard_error: float
@@ -296,6 +304,7 @@ class Interval(Record):
 class CorrectedT(Record):
     """Nadeau and Bengio's corrected resampled t test over folds, each fold's difference averaged over seeds."""
 
+    # Corrected, because the folds share most of their training data: an ordinary t test takes them for independent.
     t: float
     p: float
     folds: int
@@ -309,6 +318,7 @@ class SignCount(Record):
     below: int
     p: float
     """Two-sided, exact."""
+    # Five folds cannot reach 5 %, even if all agree; without this number, the p value would look like a null result.
     smallest_p: float
     """Smallest p value that is possible with this number of folds."""
 
@@ -343,6 +353,7 @@ class Summary(Record):
     """By condition, then dimension or `avg`."""
     differences: dict[str, dict[str, Difference]]
     """By condition other than the baseline, then dimension or `avg`."""
+    # On one dimension only, chosen in advance: a test per dimension would find something too often.
     decisions: dict[str, Decision] = {}
     """By condition other than the baseline, on CCC-Avg."""
     groups: dict[str, dict[str, Ccc]] = {}

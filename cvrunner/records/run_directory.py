@@ -55,6 +55,7 @@ class TrialDirectory:
         """Return the result; None if there is none, it has another trial key, or its files are damaged."""
         try:
             result = TrialResult.from_json(self.result_file.read_bytes(), str(self.result_file))
+            # A copy of the folder that was cut short would else be compared with part of its predictions.
             predictions = hashlib.sha256(self.predictions.read_bytes()).hexdigest()
         except (ResultsError, OSError):
             return None
@@ -94,6 +95,7 @@ class RunDirectory:
             raise ConfigError(f"{self.config}: cannot be read: {' '.join(str(error).split())}") from None
         if not isinstance(data, dict):
             raise ConfigError(f"{self.config}: must hold sections with keys, not {type(data).__name__}")
+        # Only here: in a configuration that a user writes, an old name is an error that gives the new one.
         return validate(legacy.with_current_names(data, legacy.CONFIG), str(self.config))
 
     def write_run(self, record: RunRecord) -> None:
@@ -104,6 +106,7 @@ class RunDirectory:
 
     def results(self, record: RunRecord) -> dict[str, TrialResult]:
         """Read the results of all finished trials, by trial name, in the run's order."""
+        # The key: a folder of this name may hold the result of other settings, copied from another run.
         found = {name: TrialDirectory(self.path / name).result(state.key) for name, state in record.trials.items()}
         return {name: result for name, result in found.items() if result is not None}
 
@@ -115,10 +118,12 @@ def append_event(path: Path, event: str, **fields: Any) -> None:
     """Append a line with the event's name and the time in UTC; it is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(), **fields}, allow_nan=False)
-    with path.open("ab") as file:
-        # A process killed while writing leaves half a line, which must not swallow this one.
-        if file.tell() and not _ends_with_newline(path):
-            file.write(b"\n")
+    with path.open("a+b") as file:
+        if file.tell():
+            # A process killed while writing leaves half a line, which must not swallow this one.
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
         file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
@@ -128,6 +133,7 @@ def read_events(path: Path, event: str | None = None) -> Iterator[dict[str, Any]
     """Yield the lines of one event, or of all, oldest first. Damaged lines are skipped; a missing file has no lines."""
     if not path.exists():
         return
+    # A kill can cut a line in the middle of a character. Whole lines are ASCII, so nothing within them ends a line.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
@@ -135,9 +141,3 @@ def read_events(path: Path, event: str | None = None) -> Iterator[dict[str, Any]
             continue
         if isinstance(record, dict) and (event is None or record.get("event") == event):
             yield legacy.with_current_names(record, legacy.EVENT)
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -86,11 +85,18 @@ def audit(corpus: Corpus, folds: Sequence[Fold], config: Config) -> AuditReport:
     """Return sizes, labels, durations, folds, leaks and the no-audio floor. A leak is reported here, not raised."""
     settings = config.corpus
     seconds = np.array([u.duration_s for u in corpus.utterances])
+    labels = []
+    for dimension in settings.dimensions:
+        values = [value for u in corpus.utterances if (value := u.label(dimension)) is not None]
+        # One value has no sd, and NaN is no JSON.
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        outside = labels_outside(corpus.utterances, dimension, settings.scale)
+        labels.append(LabelSpread(dimension, float(np.mean(values)), std, outside))
     return AuditReport(
         corpus=corpus.describe(),
         sessions=tuple(_session_sizes(corpus, session) for session in corpus.sessions),
         scale=settings.scale,
-        labels=tuple(_label_spread(corpus, dimension, settings.scale) for dimension in settings.dimensions),
+        labels=tuple(labels),
         durations=Durations(
             shortest_s=float(seconds.min()),
             median_s=float(np.median(seconds)),
@@ -99,20 +105,23 @@ def audit(corpus: Corpus, folds: Sequence[Fold], config: Config) -> AuditReport:
             above_15_s=int((seconds > LONG_S).sum()),
         ),
         warnings=corpus.warnings,
-        folds=tuple(_fold_sizes(fold) for fold in folds),
+        folds=tuple(
+            FoldSizes(
+                fold.number,
+                {"train": fold.train_sessions, "validation": fold.validation_sessions, "test": fold.test_sessions},
+                {part: len(utterances) for part, utterances in fold.parts.items()},
+            )
+            for fold in folds
+        ),
         split_digest=split_digest(folds),
         leaks=tuple(find_leaks(folds)),
         floor=no_audio_floor(folds, settings.dimensions),
     )
 
 
-def as_json(report: AuditReport) -> str:
-    """Return all fields; undefined values are null."""
-    return json.dumps(asdict(report), indent=1)
-
-
 def _session_sizes(corpus: Corpus, session: str) -> SessionSizes:
     some = [u for u in corpus.utterances if u.session == session]
+    # A set, because a speaker counts once, however many utterances the session has of each.
     genders = [gender or "?" for _, gender in {(u.speaker, u.gender) for u in some}]
     return SessionSizes(
         session=session,
@@ -120,24 +129,10 @@ def _session_sizes(corpus: Corpus, session: str) -> SessionSizes:
         minutes=sum(u.duration_s for u in some) / 60,
         speakers={gender: genders.count(gender) for gender in sorted(set(genders))},
         dialogues=len({u.dialogue for u in some}),
-        # Neither, if the corpus does not name it.
+        # `is`: where a corpus does not name it, `improvised` is None and counts as neither.
         improvised=sum(u.improvised is True for u in some),
         scripted=sum(u.improvised is False for u in some),
     )
-
-
-def _label_spread(corpus: Corpus, dimension: str, scale: tuple[float, float]) -> LabelSpread:
-    values = [value for u in corpus.utterances if (value := u.label(dimension)) is not None]
-    # A single label has no spread.
-    std = 0.0
-    if len(values) > 1:
-        std = float(np.std(values, ddof=1))
-    return LabelSpread(dimension, float(np.mean(values)), std, labels_outside(corpus.utterances, dimension, scale))
-
-
-def _fold_sizes(fold: Fold) -> FoldSizes:
-    sessions = {"train": fold.train_sessions, "validation": fold.validation_sessions, "test": fold.test_sessions}
-    return FoldSizes(fold.number, sessions, {part: len(some) for part, some in fold.parts.items()})
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------
@@ -146,17 +141,23 @@ def _fold_sizes(fold: Fold) -> FoldSizes:
 def render(report: AuditReport, width: int = 120) -> str:
     """Return the report for a terminal of `width` columns, with a newline at the end."""
     low, high = report.scale
-    sessions = Table(
-        "Sessions",
-        ["session", "utterances", "minutes", "speakers", "dialogues", "improvised", "scripted"],
-        [_session_cells(sizes) for sizes in report.sessions],
-    )
+    session_rows = []
+    for sizes in report.sessions:
+        speakers = " ".join(f"{count}{gender}" for gender, count in sizes.speakers.items())
+        counts = [sizes.dialogues, sizes.improvised, sizes.scripted]
+        cells = [sizes.session, str(sizes.utterances), f"{sizes.minutes:.1f}", speakers, *map(str, counts)]
+        session_rows.append(cells)
+    columns = ["session", "utterances", "minutes", "speakers", "dialogues", "improvised", "scripted"]
     labels = Table(
         "Labels",
         ["label", "mean", "sd", f"outside {low:g}..{high:g}"],
         [[s.dimension, f"{s.mean:.3f}", f"{s.std:.3f}", str(s.outside_scale)] for s in report.labels],
     )
-    folds = Table("Folds", ["fold", "train", "validation", "test"], [_fold_cells(sizes) for sizes in report.folds])
+    fold_rows = []
+    for fold in report.folds:
+        parts = [f"{fold.utterances[part]} ({' '.join(sessions)})" for part, sessions in fold.sessions.items()]
+        fold_rows.append([str(fold.fold), *parts])
+    folds = Table("Folds", ["fold", "train", "validation", "test"], fold_rows)
     durations = report.durations
     leaks = ["Leaks: none (no speaker, dialogue, utterance or identical audio in two parts of a fold)"]
     if report.leaks:
@@ -168,7 +169,7 @@ def render(report: AuditReport, width: int = 120) -> str:
         [
             report.corpus,
             "",
-            tables_as_text([sessions, labels], width).rstrip(),
+            tables_as_text([Table("Sessions", columns, session_rows), labels], width).rstrip(),
             "",
             f"Durations: shortest {durations.shortest_s:.2f} s, median {durations.median_s:.2f} s, longest "
             f"{durations.longest_s:.2f} s; {durations.below_1_s} below {SHORT_S:g} s, "
@@ -185,17 +186,6 @@ def render(report: AuditReport, width: int = 120) -> str:
             *(_floor_text(floor, width) for floor in report.floor.values()),
         ]
     )
-
-
-def _session_cells(sizes: SessionSizes) -> list[str]:
-    speakers = " ".join(f"{count}{gender}" for gender, count in sizes.speakers.items())
-    counts = [sizes.dialogues, sizes.improvised, sizes.scripted]
-    return [sizes.session, str(sizes.utterances), f"{sizes.minutes:.1f}", speakers, *map(str, counts)]
-
-
-def _fold_cells(sizes: FoldSizes) -> list[str]:
-    parts = [f"{sizes.utterances[part]} ({' '.join(sessions)})" for part, sessions in sizes.sessions.items()]
-    return [str(sizes.fold), *parts]
 
 
 def _floor_text(floor: FloorScore, width: int) -> str:

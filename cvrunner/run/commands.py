@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,12 @@ from cvrunner.report.write import write_report
 from cvrunner.run import audit as corpus_audit
 from cvrunner.run.prepare import Experiment, check_fold, find_run_directory, prepare, prepare_config
 from cvrunner.run.session import UI_ADDRESS, announce, conclude, link_lines, lock, open_run, show, train, train_on_ray
+from cvrunner.text import line_printer
+from cvrunner.tracking.mirror import sync_run
+from cvrunner.tracking.tracker import tracking_uri
 from cvrunner.training.faults import NONE, Chaos
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
 
     from cvrunner.orchestration.scheduler import Executor
@@ -65,9 +69,18 @@ def one_fold(
     # Wrong arguments are reported before the corpus is read, which may take minutes.
     if condition is not None:
         config.for_condition(condition)
-    device = gpu_device(gpu)
+    device = None
+    if gpu is not None:
+        # It takes seconds, and only this option needs it here.
+        import torch
+
+        if not 0 <= gpu < torch.cuda.device_count():
+            raise UsageError(f"gpu {gpu}: this machine has {torch.cuda.device_count()} GPUs that torch can use")
+        torch.cuda.set_device(gpu)
+        device = torch.device("cuda", gpu)
     check_fold(fold, fold_count(config, paths.corpus_root(config.corpus.root)))
     experiment = prepare_config(config, path.stem)
+    # Again, since some corpora have to be read before their sessions, and so their folds, can be counted.
     check_fold(fold, len(experiment.folds))
     with open_run(experiment, False, quiet, console, chaos) as run:
         chosen = [t for t in run.trials if t.fold.number == fold and condition in (None, t.condition)]
@@ -87,25 +100,13 @@ def one_fold(
         return 0
 
 
-def gpu_device(gpu: int | None) -> torch.device | None:
-    """Return a GPU by its index. Raises UsageError if there is no such GPU."""
-    if gpu is None:
-        return None
-    # It takes seconds, and only this option needs it here.
-    import torch
-
-    if not 0 <= gpu < torch.cuda.device_count():
-        raise UsageError(f"gpu {gpu}: this machine has {torch.cuda.device_count()} GPUs that torch can use")
-    torch.cuda.set_device(gpu)
-    return torch.device("cuda", gpu)
-
-
 def audit(config_path: Path | None, overrides: Sequence[str], console: Console, as_json: bool = False) -> int:
     """Print corpus, labels, folds, leaks and no-audio floor; trains nothing. Exit code 2 if folds leak."""
     experiment = prepare(config_path, overrides, for_training=False)
     found = corpus_audit.audit(experiment.corpus, experiment.folds, experiment.config)
-    text = corpus_audit.as_json(found) if as_json else corpus_audit.render(found, console.width)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    # Undefined scores are None, so asdict holds nothing that JSON lacks.
+    text = json.dumps(asdict(found), indent=1) if as_json else corpus_audit.render(found, console.width)
+    line_printer(console)(text)
     return LeakError.exit_code if found.leaks else 0
 
 
@@ -113,10 +114,10 @@ def report(run: Path, console: Console, as_json: bool = False) -> int:
     """Rebuild tables, figures and report.html from the files of a run alone."""
     built = write_report(find_run_directory(run))
     if as_json:
-        console.print(built.summary.to_json().rstrip(), markup=False, highlight=False, soft_wrap=True)
+        line_printer(console)(built.summary.to_json().rstrip())
     else:
         show(built.directory, built.run, built.summary, console)
-    return 0 if built.run.status == "COMPLETE" else 1
+    return int(built.run.status != "COMPLETE")
 
 
 def compare(
@@ -125,16 +126,13 @@ def compare(
     """Compare two runs, paired by utterance, fold and seed; refused if they cannot be paired."""
     found = compare_runs(find_run_directory(first), find_run_directory(second), condition, with_, unpaired)
     text = found.to_json().rstrip() if as_json else comparison_text(found, console.width)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    line_printer(console)(text)
     return 0
 
 
 def sync(run: Path, uri: str | None, console: Console) -> int:
-    """The run in MLflow again, from its files; nothing twice."""
+    """Upload a run to MLflow from its files; existing entries are kept."""
     directory = find_run_directory(run)
-    from cvrunner.tracking.mirror import sync_run
-    from cvrunner.tracking.tracker import tracking_uri
-
     store = uri or tracking_uri(directory.read_config(), directory.path.parent)
     with lock(directory.path):
         links, record = sync_run(directory, store, UI_ADDRESS), directory.read_run()

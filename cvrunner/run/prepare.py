@@ -46,22 +46,18 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
     cache_dir = paths.lasting(config.cluster.cache_dir, "cluster.cache_dir")
     # Cheap checks come first: a large corpus takes minutes to read.
     if for_training:
-        _check_encoders(config)
+        for condition in config.conditions:
+            model = config.for_condition(condition).model
+            check_encoder(model.encoder, model.revision, () if model.layers == "all" else model.layers)
+            if model.unfreeze_top_layers is not None:
+                check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
     corpus = load_corpus(config.corpus, paths.corpus_root(config.corpus.root))
     folds = make_folds(corpus, config.folds.scheme)
     if for_training:
+        # `audit` must not stop at a leak: it lists all of them.
         check_leaks(folds)
     check_labels(corpus, folds, config.corpus.dimensions)
     return Experiment(name, config, corpus, folds, results_root, cache_dir)
-
-
-def _check_encoders(config: Config) -> None:
-    """Raise EncoderError or ConfigError for an encoder that a condition cannot use."""
-    for name in config.conditions:
-        model = config.for_condition(name).model
-        check_encoder(model.encoder, model.revision, () if model.layers == "all" else model.layers)
-        if model.unfreeze_top_layers is not None:
-            check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
 
 
 def check_depth(model: ModelConfig, requested: Sequence[int], key: str) -> None:
@@ -83,7 +79,10 @@ def find_run_directory(run: Path) -> RunDirectory:
     """Find a run by its folder, or by its name in the results folder. Raises ResultsError if there is none."""
     for path in (run, paths.lasting("results", "results.root") / run):
         if (path / "run.json").is_file():
+            # Absolute, because the folder's own name is the name of the run, also if `.` was given.
             return RunDirectory(path.absolute())
     near = difflib.get_close_matches(run.name, paths.run_names(), n=3, cutoff=0.3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = ""
+    if near:
+        hint = f"; did you mean {' or '.join(near)}?"
     raise ResultsError(f"{run}: no run here (run.json is missing){hint}")

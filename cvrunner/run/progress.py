@@ -57,14 +57,17 @@ class Progress:
 
     def attempt(self, trial: Trial, number: int) -> None:
         self.eta.attempt(trial, number)
-        again = f", attempt {number}" if number > 1 else ""
-        self._print(f"{trial.name}  starts{again}")
+        text = f"{trial.name}  starts"
+        if number > 1:
+            text += f", attempt {number}"
+        self._print(text)
 
     def event(self, trial: Trial, event: Event) -> None:
         self.eta.event(trial, event)
         if text := format_event(event, self.dimensions):
             if isinstance(event, (EpochRecord, TrialResult)):
                 text += f"  | {self._epochs_left()}"
+            # A trial that waits looks like one that hangs, so the reason is printed even with --quiet.
             self._print(f"{trial.name}  {text}", important=isinstance(event, Waiting))
         if isinstance(event, TrialStarted) and event.note:
             self._print(f"{trial.name}  {event.note}", important=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -34,7 +35,6 @@ from cvrunner.text import line_printer
 from cvrunner.tracking.tracker import RunTracker, tracker_for
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.trial import Trial
-from cvrunner.verdict.floor import floor_record
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,8 +55,8 @@ class Run:
     quiet: bool = False
 
     def pending(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Return those of `trials` that have no result."""
-        return [trial for trial in trials if self.store.result(trial) is None]
+        """Return those of `trials` that have no result with their key."""
+        return [trial for trial in trials if self.store.trial_directory(trial).result(trial.key) is None]
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,7 @@ class Outcome:
 def open_run(experiment: Experiment, new: bool, quiet: bool, console: Console, chaos: Chaos = NONE) -> Iterator[Run]:
     """Find the run of this configuration, corpus and code, or begin one. Raises ResultsError if it is in use."""
     trials = plan_trials(experiment.config, experiment.corpus, experiment.folds)
-    store = RunStore.open(
-        experiment.results_root,
-        experiment.name,
-        experiment.config,
-        experiment.corpus,
-        experiment.folds,
-        trials,
-        floor_record(experiment.folds, experiment.config.corpus.dimensions),
-        sys.argv,
-        new,
-    )
+    store = RunStore.open(experiment, trials, sys.argv, new)
     tracker = tracker_for(experiment.config, experiment.results_root, line_printer(console), chaos)
     with lock(store.directory.path):
         yield Run(experiment, store, trials, tracker, console, quiet)
@@ -93,6 +83,8 @@ def open_run(experiment: Experiment, new: bool, quiet: bool, console: Console, c
 def lock(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder. Raises ResultsError if it is in use."""
     try:
+        # The system frees the lock if its process is killed, so it never keeps a run from continuing. No waiting: the
+        # other process may need it for days.
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout:
@@ -137,12 +129,10 @@ def train_on_ray(run: Run, pending: Sequence[Trial], chaos: Chaos = NONE) -> Out
     record, experiment = run.store.record, run.experiment
     # With node_dir, a trial's checkpoint is on the node where it ran last.
     nodes = {name: state.node for name, state in record.trials.items() if state.node}
-
-    def make_executor() -> Executor:
-        return ray_executor.RayExecutor(
-            record.run, experiment.config.cluster, experiment.cache_dir, len(pending), chaos, nodes
-        )
-
+    cluster, cache_dir = experiment.config.cluster, experiment.cache_dir
+    make_executor = functools.partial(
+        ray_executor.RayExecutor, record.run, cluster, cache_dir, len(pending), chaos, nodes
+    )
     return train(run, pending, make_executor, ray_metrics.exported)
 
 
@@ -162,6 +152,7 @@ def train(
         run.store.discard()
         raise
     try:
+        # Not before there is an executor: what the cluster refuses must not stay in run.json as RUNNING.
         run.store.begin()
         run.tracker.start(run.store.record, run.experiment.config, run.store.directory)
         gauges = Gauges(run.store.record.run, run.trials, pending, executor.slots)
@@ -170,6 +161,7 @@ def train(
             stop_on_signals(run.console) as stop,
             Progress(pending, executor.slots, run.console, run.quiet) as progress,
         ):
+            # The store comes first, so that run.json is never behind what the others show.
             observers: list[Observer] = [run.store, progress, gauges, run.tracker]
             cluster = run.experiment.config.cluster
             preemption = None
@@ -191,6 +183,7 @@ def train(
 def conclude(run: Run, ending: Outcome | None) -> int:
     """Compare, write, mirror and print the outcome; returns the exit code. `ending`: None if nothing was trained."""
     status, summary = close(run, ending)
+    # Before any error is raised: what is finished is worth reading also if the rest failed.
     show(run.store.directory, run.store.record, summary, run.console)
     raise_for_outcome(ending, status)
     return 0 if status == "COMPLETE" else 1
@@ -205,6 +198,7 @@ def close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
     # A finished run that is started again is only shown: its comparison, which takes seconds, is in summary.json.
     if ending is None and directory.report.is_file() and directory.summary_file.is_file():
         return status, Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
+    # No links may also mean that MLflow does not answer now; those in run.json stay.
     report = read_report(directory, run.experiment.folds, run.tracker.links(UI_ADDRESS) or None)
     store.note(floor=report.run.floor, links=report.run.links)
     write_files(report)
@@ -214,6 +208,7 @@ def close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
 
 def raise_for_outcome(ending: Outcome | None, status: RunStatus) -> None:
     """Raise Stopped if the user stopped the run, or the error that ended it for all trials."""
+    # A signal that came after the last trial has stopped nothing.
     if ending and ending.stopped and status != "COMPLETE":
         raise Stopped("stopped; the same command continues")
     if ending and ending.error:
@@ -247,6 +242,7 @@ def stop_on_signals(console: Console) -> Iterator[threading.Event]:
         return
 
     def on_signal(number: int, frame: object) -> None:
+        # Not on a second SIGTERM: `ray job stop`, given twice, must not cut the saving short.
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
@@ -256,5 +252,6 @@ def stop_on_signals(console: Console) -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
+        # In a notebook the process lives on, and Ctrl-C must interrupt it again.
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,20 +1,27 @@
-"""run.json and the run's folder, kept up to date by the driver alone."""
+"""The record of a run or a sweep in its folder, such as run.json: only the driver writes it, at every change."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import yaml
+
+import cvrunner
 from cvrunner.config.schema import Config
-from cvrunner.data.folds import Fold
-from cvrunner.data.utterance import Corpus
+from cvrunner.data.folds import Fold, split_table
+from cvrunner.data.utterance import Corpus, natural_order
+from cvrunner.errors import ResultsError
 from cvrunner.files import write_atomically
 from cvrunner.orchestration.failures import STATUS, Decision, Failure
 from cvrunner.orchestration.trials import run_key
 from cvrunner.records.results import (
-    FloorRecord,
+    Provenance,
     RunRecord,
     RunStatus,
     TrialResult,
@@ -23,11 +30,54 @@ from cvrunner.records.results import (
     WorkerStarted,
 )
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
-from cvrunner.run.provenance import RecordStore, choose_folder, provenance
+from cvrunner.run.prepare import Experiment
 from cvrunner.training.trial import Trial
+from cvrunner.verdict.floor import floor_record
 
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
+
+RecordT = TypeVar("RecordT", bound=Provenance)
+
+
+class RecordStore(Generic[RecordT]):
+    """The record of a run or a sweep, and the folder that holds it."""
+
+    def __init__(self, file: Path, record: RecordT, fresh: bool = False) -> None:
+        self.file = file
+        self.record = record
+        self.fresh = fresh
+        """Whether nothing was trained in this folder yet."""
+
+    def discard(self) -> None:
+        """Remove the folder of a run that could not begin."""
+        if self.fresh:
+            shutil.rmtree(self.file.parent, ignore_errors=True)
+
+    def create_folder(self, config: Config, folds: Sequence[Fold]) -> None:
+        """Write config.yaml, split.json and the record. Raises ResultsError."""
+        folder = self.file.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            write_atomically(folder / "split.json", json.dumps(split_table(folds), indent=1) + "\n")
+            # The record comes last: a folder without it is not taken for a run.
+            self._write()
+        except OSError as error:
+            raise ResultsError(f"results.root: {folder} cannot be written: {error.strerror}") from None
+
+    def _end(self, complete: bool, stopped: bool, **changes: Any) -> RunStatus:
+        """Set and return the final status, together with other changes."""
+        status: RunStatus = "STOPPED" if stopped else "INCOMPLETE"
+        # Also if it was stopped: the signal came too late to leave anything undone.
+        if complete:
+            status = "COMPLETE"
+        self._write(status=status, finished_at=datetime.now(UTC).isoformat(timespec="seconds"), **changes)
+        return status
+
+    def _write(self, **changes: Any) -> None:
+        self.record = self.record.model_copy(update=changes)
+        write_atomically(self.file, self.record.to_json())
 
 
 class RunStore(RecordStore[RunRecord]):
@@ -38,42 +88,31 @@ class RunStore(RecordStore[RunRecord]):
         self.directory = directory
 
     @classmethod
-    def open(
-        cls,
-        root: Path,
-        name: str,
-        config: Config,
-        corpus: Corpus,
-        folds: Sequence[Fold],
-        trials: Sequence[Trial],
-        floor: FloorRecord,
-        command: list[str],
-        new: bool,
-    ) -> RunStore:
+    def open(cls, experiment: Experiment, trials: Sequence[Trial], command: list[str], new: bool) -> RunStore:
         """Continue the run of these trials, or begin one; `new`: begin one in any case."""
-        key = run_key(trials)
-        path, fresh = choose_folder(root, name, key, "run.json", new)
+        key, config = run_key(trials), experiment.config
+        path, fresh = choose_folder(experiment.results_root, experiment.name, key, "run.json", new)
         directory = RunDirectory(path)
         if not fresh:
             return cls(directory, directory.read_run())
         record = RunRecord(
-            **provenance(directory.name, key, config, corpus, trials[0], command),
+            **provenance(directory.name, key, config, experiment.corpus, trials[0], command),
             conditions=list(config.conditions),
-            folds=[fold.number for fold in folds],
+            folds=[fold.number for fold in experiment.folds],
             seeds=list(config.train.seeds),
-            floor=floor,
-            trials={t.name: _state(t) for t in sorted(trials, key=lambda t: (t.condition, t.fold.number, t.seed))},
+            floor=floor_record(experiment.folds, config.corpus.dimensions),
+            # Sorted for the reader of the file; the trials come in the order in which they are to run.
+            trials={
+                t.name: TrialState(key=t.key, condition=t.condition, fold=t.fold.number, seed=t.seed)
+                for t in sorted(trials, key=lambda t: (t.condition, t.fold.number, t.seed))
+            },
         )
         store = cls(directory, record, fresh=True)
-        store.create_folder(config, folds)
+        store.create_folder(config, experiment.folds)
         return store
 
     def trial_directory(self, trial: Trial) -> TrialDirectory:
         return self.directory.trial(trial.condition, trial.fold.number, trial.seed)
-
-    def result(self, trial: Trial) -> TrialResult | None:
-        """Return the trial's result, or None if it has none yet."""
-        return self.trial_directory(trial).result(trial.key)
 
     def begin(self) -> None:
         """Mark the run as RUNNING; a trial is DONE if its result is on disk, and waits otherwise."""
@@ -92,6 +131,7 @@ class RunStore(RecordStore[RunRecord]):
         """Set and return the final status: COMPLETE only if every trial has its result."""
         states = dict(self.record.trials)
         for name, state in states.items():
+            # Neither finished nor given up, so the driver ends while it trains: its checkpoint stays.
             if state.status == "RUNNING":
                 states[name] = state.model_copy(update={"status": "STOPPED"})
         return self._end(all(state.status == "DONE" for state in states.values()), stopped, trials=states)
@@ -101,8 +141,8 @@ class RunStore(RecordStore[RunRecord]):
         self._write(**changes)
 
     def attempt(self, trial: Trial, number: int) -> None:
-        attempts = self.record.trials[trial.name].attempts + 1
-        self._set(trial, status="RUNNING", attempts=attempts)
+        # `number` begins at 1 in every invocation; the record counts the attempts of all of them.
+        self._set(trial, status="RUNNING", attempts=self.record.trials[trial.name].attempts + 1)
 
     def event(self, trial: Trial, event: Event) -> None:
         if isinstance(event, WorkerStarted):
@@ -120,6 +160,7 @@ class RunStore(RecordStore[RunRecord]):
         failures[failure.kind] = failures.get(failure.kind, 0) + 1
         self._set(trial, status=STATUS[decision], error=failure.message, failures=failures)
         if failure.details:
+            # A traceback is too long for run.json, which is written again at every change.
             write_atomically(self.trial_directory(trial).path / "error.txt", failure.details)
 
     def _set(self, trial: Trial, **changes: Any) -> None:
@@ -127,5 +168,40 @@ class RunStore(RecordStore[RunRecord]):
         self._write(trials={**self.record.trials, trial.name: state})
 
 
-def _state(trial: Trial) -> TrialState:
-    return TrialState(key=trial.key, condition=trial.condition, fold=trial.fold.number, seed=trial.seed)
+def choose_folder(root: Path, prefix: str, key: str, record_file: str, new: bool) -> tuple[Path, bool]:
+    """Return the folder to continue and False, or a free one and True.
+
+    The one to continue is the newest `<prefix>-<key>` or `<prefix>-<key>-<n>` whose record has this key, if any; `new`:
+    take a free one in any case. Raises ResultsError for a record that cannot be read.
+    """
+    base = root / f"{prefix}-{key[:8]}"
+    files = [] if new else root.glob(f"{base.name}*/{record_file}")
+    # The name has only part of the key, and two configurations may share it; the record has the whole key.
+    same = [file.parent for file in files if Provenance.from_json(file.read_bytes(), str(file)).key == key]
+    if same:
+        # By number, not by date, because clocks can be wrong.
+        return max(same, key=lambda folder: natural_order(folder.name)), False
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder, True
+
+
+def provenance(name: str, key: str, config: Config, corpus: Corpus, trial: Trial, command: list[str]) -> dict[str, Any]:
+    """Return the fields of `Provenance`. `trial` may be any, because all have the same corpus and split."""
+    return {
+        "run": name,
+        "key": key,
+        "status": "RUNNING",
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "host": socket.gethostname(),
+        "cvrunner_version": cvrunner.__version__,
+        "corpus": corpus.describe(),
+        "split_digest": trial.split_digest,
+        "corpus_digest": trial.corpus_digest,
+        "synthetic": corpus.synthetic,
+        "dimensions": list(config.corpus.dimensions),
+        "protocol": config.model.protocol,
+    }

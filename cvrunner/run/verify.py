@@ -25,7 +25,11 @@ def verify(config_path: Path | None, overrides: Sequence[str], quiet: bool, cons
     path = config_path or paths.default_config("finetune.yaml")
     config = load_config(path, overrides)
     # Wrong settings are reported before the corpus is read, which may take minutes.
-    _check_target(config)
+    predicted = (*config.corpus.dimensions, "avg")
+    for dimension in config.verify.least_ccc:
+        if dimension not in predicted:
+            rule = f"{dimension} is not predicted, only {', '.join(predicted)}"
+            raise ConfigError(f"verify.target.ccc_{dimension}: {rule}")
     condition = config.chosen_condition(config.verify.condition, "verify.condition")
     experiment = prepare_config(config, path.stem)
     fold = config.verify.fold
@@ -39,23 +43,15 @@ def verify(config_path: Path | None, overrides: Sequence[str], quiet: bool, cons
         pending = run.pending([trial])
         announce(run, [trial], pending)
         outcome = train_on_ray(run, pending)
+        # Not `conclude`, which prints a comparison that one fold cannot give.
         status, _ = close(run, outcome)
-        result = run.store.result(trial)
+        result = run.store.trial_directory(trial).result(trial.key)
         if result is None:
             raise_for_outcome(outcome, status)
             raise TrialError(f"{trial.name} has no result: {run.store.record.trials[trial.name].error}")
         text = verify_text(config, result, experiment.corpus.synthetic, console.width)
         print_line(f"{text}results  {run.store.directory.path}")
         return TARGET_MISSED if missed(config.verify.least_ccc, result.test_ccc) else 0
-
-
-def _check_target(config: Config) -> None:
-    """Raise ConfigError for a target that no result could have."""
-    predicted = (*config.corpus.dimensions, "avg")
-    for dimension in config.verify.least_ccc:
-        if dimension not in predicted:
-            rule = f"{dimension} is not predicted, only {', '.join(predicted)}"
-            raise ConfigError(f"verify.target.ccc_{dimension}: {rule}")
 
 
 def missed(least_ccc: Mapping[str, float], ccc: Ccc) -> list[str]:
@@ -82,33 +78,31 @@ def verify_text(config: Config, result: TrialResult, synthetic: bool, width: int
     table = Table(title, ["quantity", "validation", "test", "target", "claimed"], rows)
     note = ""
     if any(claims.values()):
-        source = f"Claimed by {config.reference.source}; not" if config.reference.source else "Claims: not"
-        note = f"{source} measured here, and one fold is not the mean over all folds.\n"
-    return tables_as_text([table], width, note + _sentence(least, result, synthetic))
+        source = "Claims:"
+        if config.reference.source:
+            source = f"Claimed by {config.reference.source};"
+        note = f"{source} not measured here, and one fold is not the mean over all folds.\n"
+    text = "no target is set (verify.target); the fold is trained"
+    if least:
+        below = missed(least, result.test_ccc)
+        parts = [
+            f"{ccc_label(d)} {format_score(result.test_ccc.get(d))} {'is below' if d in below else 'reaches'} {value:g}"
+            for d, value in least.items()
+        ]
+        text = f"target {'missed' if below else 'met'}: {', '.join(parts)}"
+    if synthetic:
+        text += " (synthetic data)"
+    return tables_as_text([table], width, note + text)
 
 
 def _claims(config: Config, condition: str, dimension: str) -> list[str]:
     """Return the claims about the baseline and about the condition itself, as text."""
     found = []
     for claim in config.reference.claims:
+        # The first condition is the baseline; claims about the remaining ones say nothing about this fold.
         if claim.condition in (next(iter(config.conditions)), condition) and claim.quantity == f"ccc_{dimension}":
             value = f"{claim.low:g}"
             if claim.high is not None:
                 value += f" to {claim.high:g}"
             found.append(f"{value} ({claim.condition}, {claim.name})")
     return found
-
-
-def _sentence(least_ccc: Mapping[str, float], result: TrialResult, synthetic: bool) -> str:
-    """Return a sentence that compares the test CCCs with the target."""
-    below = missed(least_ccc, result.test_ccc)
-    text = "no target is set (verify.target); the fold is trained"
-    if least_ccc:
-        parts = [
-            f"{ccc_label(d)} {format_score(result.test_ccc.get(d))} {'is below' if d in below else 'reaches'} {least:g}"
-            for d, least in least_ccc.items()
-        ]
-        text = f"target {'missed' if below else 'met'}: {', '.join(parts)}"
-    if synthetic:
-        text += " (synthetic data)"
-    return text

@@ -19,7 +19,7 @@ from cvrunner.data.utterance import Corpus
 from cvrunner.records import legacy
 from cvrunner.records.results import Ccc, Provenance, Record, RunStatus
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.run.provenance import RecordStore, choose_folder, provenance
+from cvrunner.run.store import RecordStore, choose_folder, provenance
 from cvrunner.text import format_score
 from cvrunner.training.trial import Trial
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.records.results import WorkerStarted
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.run.provenance import choose_folder
-from cvrunner.run.store import RunStore
+from cvrunner.run.store import RunStore, choose_folder
 from tests.runs import make_run
 from tests.trials import pick, tiny_trials
 
