@@ -58,11 +58,6 @@ class Decision(enum.Enum):
     ABORT = "abort"
     """End the run: every other trial would fail in the same way."""
 
-    @property
-    def comes_back(self) -> bool:
-        """Whether the trial is started again in this run."""
-        return self in (Decision.RETRY, Decision.PAUSE)
-
 
 STATUS: dict[Decision, TrialStatus] = {
     Decision.RETRY: "WAITING",

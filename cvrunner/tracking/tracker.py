@@ -137,7 +137,8 @@ class RunTracker(Tracker[MlflowMirror]):
             self._write(trial.name, lambda mirror: mirror.trial_finished(trial.name, event, "DONE"))
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
-        if not decision.comes_back:
+        # After a retry or a pause the trial is started again in this run, and its MLflow run stays open.
+        if decision not in (Decision.RETRY, Decision.PAUSE):
             status, error = STATUS[decision], failure.message
             self._write(trial.name, lambda mirror: mirror.trial_finished(trial.name, None, status, error))
 

@@ -60,11 +60,9 @@ TARGETS = {
 """Targets by measure."""
 
 LIMITS = TARGETS | {
-    "lines": Target(17_250),
-    "files": Target(120),
-    "functions per 100 code lines": Target(8.8),
-    f"functions of {SHORT} lines or less, %": Target(29),
-    "comments per 100 code lines": Target(3.6, at_least=True),
+    "lines": Target(17_100),
+    "files": Target(119),
+    "functions per 100 code lines": Target(8.5),
 }
 """What `make check` enforces: the targets that are met, and for the others today's value. Limits only move towards
 their targets."""
