@@ -18,8 +18,8 @@ from rich.console import Console
 from cvrunner.errors import IncompleteRunError, UsageError
 from cvrunner.inference.command import audio_files, chosen_device
 from cvrunner.inference.ensemble import file_table, find_members, load_groups, predict_files
-from cvrunner.records.results import EpochRecord, RunRecord, Summary, TrialResult, TrialState
-from cvrunner.records.run_directory import RunDirectory, TrialDirectory
+from cvrunner.records.results import RunRecord, Summary
+from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.report import read_epochs
 from cvrunner.run import commands
 from cvrunner.run.prepare import find_run_directory, prepare
@@ -57,19 +57,30 @@ class Run:
         """A row per trial: condition, fold, seed, status, then best epoch, `validation_ccc_<dimension>` and
         `test_ccc_<dimension>` (and `_avg`), seconds and memory; missing if there is no result."""
         record = self.record
-        results = self.directory.results(record)
-        rows = [_trial_row(state, results.get(name), record) for name, state in record.trials.items()]
+        results, rows = self.directory.results(record), []
+        for name, state in record.trials.items():
+            row = state.model_dump(include={"condition", "fold", "seed", "status"})
+            stored = results[name].model_dump() if name in results else {}
+            row["best_epoch"] = stored.get("best_epoch")
+            # Columns are the same with and without results, so that tables of several runs can be joined.
+            for part in ("validation_ccc", "test_ccc"):
+                scores = stored.get(part, {})
+                row |= {f"{part}_{dimension}": scores.get(dimension) for dimension in (*record.dimensions, "avg")}
+            rows.append(row | {key: stored.get(key) for key in ("train_s", "peak_memory_mib", "device", "precision")})
         return _table(rows)
 
     @property
     def epochs(self) -> pd.DataFrame:
         """A row per finished epoch of each trial: condition, fold, seed, epoch, train_loss,
         `validation_ccc_<dimension>`, `weight_change_<group>`, seconds."""
-        rows = [
-            {"condition": s.condition, "fold": s.fold, "seed": s.seed} | _epoch_row(epoch)
-            for s in self.record.trials.values()
-            for epoch in read_epochs(self.directory, s.condition, s.fold, s.seed)
-        ]
+        rows = []
+        for s in self.record.trials.values():
+            for epoch in read_epochs(self.directory, s.condition, s.fold, s.seed):
+                row: dict[str, Any] = {"condition": s.condition, "fold": s.fold, "seed": s.seed}
+                row |= epoch.model_dump(include={"epoch", "train_loss", "best"})
+                row |= {f"validation_ccc_{name}": value for name, value in epoch.validation_ccc.items()}
+                row |= {f"weight_change_{group}": values.weight_change for group, values in epoch.groups.items()}
+                rows.append(row | {"train_s": epoch.train_s, "validation_s": epoch.validation_s})
         return _table(rows)
 
     @property
@@ -97,7 +108,10 @@ class Run:
 
     def model(self, condition: str, fold: int, seed: int = 0, device: str | None = None) -> EmotionModel:
         """Load the model of one trial. Raises UsageError for an unknown trial, and as `load_model`."""
-        trial = self._trial(condition, fold, seed)
+        trial = self.directory.trial(condition, fold, seed)
+        names = list(self.record.trials)
+        if (name := str(trial.path.relative_to(self.path))) not in names:
+            raise UsageError(f"{name}: no trial of this run; it has {', '.join(names)}")
         return load_model(trial.model.path, device)
 
     def predict(
@@ -113,13 +127,6 @@ class Run:
         if found.problems:
             raise UsageError("; ".join(f"{path}: {problem}" for path, problem in found.problems.items()))
         return file_table(found)
-
-    def _trial(self, condition: str, fold: int, seed: int) -> TrialDirectory:
-        trial = self.directory.trial(condition, fold, seed)
-        names = list(self.record.trials)
-        if (name := str(trial.path.relative_to(self.path))) not in names:
-            raise UsageError(f"{name}: no trial of this run; it has {', '.join(names)}")
-        return trial
 
 
 def load_run(run: Path | str) -> Run:
@@ -165,6 +172,7 @@ def run_all_folds(
 
 def as_settings(overrides: Mapping[str, Any]) -> list[str]:
     """Return overrides such as `{"train.epochs": 5}` in the form `train.epochs=5`; a value may be a whole section."""
+    # `--set` reads YAML, and JSON is a part of it.
     return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
 
 
@@ -173,20 +181,3 @@ def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(rows)
-
-
-def _trial_row(state: TrialState, result: TrialResult | None, record: RunRecord) -> dict[str, Any]:
-    row: dict[str, Any] = {"condition": state.condition, "fold": state.fold, "seed": state.seed, "status": state.status}
-    stored = result.model_dump() if result is not None else {}
-    row["best_epoch"] = stored.get("best_epoch")
-    for part in ("validation_ccc", "test_ccc"):
-        scores = stored.get(part, {})
-        row |= {f"{part}_{name}": scores.get(name) for name in (*record.dimensions, "avg")}
-    return row | {name: stored.get(name) for name in ("train_s", "peak_memory_mib", "device", "precision")}
-
-
-def _epoch_row(epoch: EpochRecord) -> dict[str, Any]:
-    row: dict[str, Any] = {"epoch": epoch.epoch, "train_loss": epoch.train_loss, "best": epoch.best}
-    row |= {f"validation_ccc_{name}": value for name, value in epoch.validation_ccc.items()}
-    row |= {f"weight_change_{group}": values.weight_change for group, values in epoch.groups.items()}
-    return row | {"train_s": epoch.train_s, "validation_s": epoch.validation_s}

@@ -42,15 +42,18 @@ if TYPE_CHECKING:
     from cvrunner.setup import command as setup
     from cvrunner.tune import command as tune_command
 else:
+    # To the type checker they are modules, so that it sees the commands' arguments.
     doctor_command, inference, jobs, plan_command, setup, tune_command = (
         LateModule(f"cvrunner.{wing}.command") for wing in ("doctor", "inference", "jobs", "plan", "setup", "tune")
     )
     run_commands, verify_command = LateModule("cvrunner.run.commands"), LateModule("cvrunner.run.verify")
 
+# Written down, since reading a configuration takes longer than a shell waits for Tab.
 CONDITIONS = ("frozen", "unfrozen")
 
 app = typer.Typer(
     no_args_is_help=True,
+    # rich takes as long to import as all the rest of `--help`.
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -80,6 +83,7 @@ def complete_conditions(incomplete: str) -> list[str]:
 
 def _verbose(requested: bool) -> bool:
     """Log to standard error from INFO on; Ray's processes follow (`ray_executor.py`)."""
+    # A callback, because every command that has the option would begin with this line.
     if requested:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     return requested
@@ -94,15 +98,10 @@ def _version(requested: bool) -> None:
 ConfigFile = Annotated[
     Path | None, Option("--config", "-c", help="YAML configuration.", show_default="configs/demo.yaml")
 ]
+SET_HELP = "Override a key, such as train.lr=1e-4."
 Set = Annotated[
     list[str] | None,
-    Option(
-        "--set",
-        "-s",
-        metavar="KEY=VALUE",
-        help="Override a key, such as train.lr=1e-4.",
-        autocompletion=complete_settings,
-    ),
+    Option("--set", "-s", metavar="KEY=VALUE", help=SET_HELP, autocompletion=complete_settings),
 ]
 ChaosOption = Annotated[
     Chaos | None,
@@ -296,6 +295,7 @@ def export(
     _end(inference.export(run, folder, condition, encoder, log, _console()))
 
 
+# What follows the first argument belongs to the command on the cluster, even if it looks like an option of this one.
 @app.command("submit", context_settings={"allow_interspersed_args": False})
 def submit(
     arguments: Annotated[
@@ -362,8 +362,11 @@ def demo_data(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    arguments = _debug_first(sys.argv[1:] if arguments is None else arguments)
-    debug = arguments[:1] == ["--debug"]
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # `--debug` may stand behind the command, too; what `submit` passes on, behind `--`, is left alone.
+    own = arguments[: [*arguments, "--"].index("--")]
+    if debug := "--debug" in own:
+        arguments = ["--debug", *(one for one in own if one != "--debug"), *arguments[len(own) :]]
     try:
         app(arguments, prog_name="cvrunner")
     except CvrunnerError as error:
@@ -372,18 +375,11 @@ def main(arguments: list[str] | None = None) -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
+        # A full disk or a closed folder is for the user to mend; any other one is a bug, and its traceback is needed.
         if debug or error.errno not in PERMANENT:
             raise
         typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}; nothing is lost, continue later", err=True)
         sys.exit(1)
-
-
-def _debug_first(arguments: list[str]) -> list[str]:
-    """Move `--debug` in front of the command; what `submit` passes on, behind `--`, is left alone."""
-    own = arguments[: [*arguments, "--"].index("--")]
-    if "--debug" not in own:
-        return arguments
-    return ["--debug", *(one for one in own if one != "--debug"), *arguments[len(own) :]]
 
 
 def _console() -> Any:

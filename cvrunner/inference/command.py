@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,17 +49,32 @@ def predict(
     paths = audio_files(files)
     directory = find_run_directory(run)
     members = find_members(directory, condition)
+    # Before the models are loaded, which takes a while: the choice may not be the one that the user expects.
     _announce(directory, members)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers reads it when it is imported
     groups = load_groups(members.folders, chosen_device(device), encoder)
     passes = len(members.folders) if adaptation_of(members.folders[0].read().model).trains_encoder else 1
-    with _progress(passes * len(paths)) as on_file:
-        found = predict_files(paths, groups, window_s, hop_s, on_file)
+    # On standard error, where it does not get into a table that is piped on.
+    terminal = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("files x models", total=passes * len(paths))
+        found = predict_files(paths, groups, window_s, hop_s, lambda: bar.advance(task))
     if as_json:
         text = json_text(found, members.condition, by_window)
     else:
         text = file_table(found, by_window).to_csv(index=False)
-    _write(text.rstrip("\n") + "\n", output)
+    text = text.rstrip("\n") + "\n"
+    if output is not None:
+        write_atomically(output, text)
+        _print_note(f"written to {output}")
+    else:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:  # of `| head`
+            # Python would report the same error once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if not by_window and any(len(file.spans_s) > 1 for file in found.files):
         _print_note(f"longer than {window_s:g} s: the mean over windows ({hop_s:g} s apart); --windows shows each")
     for path, problem in found.problems.items():
@@ -121,16 +135,6 @@ def chosen_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error if it is a terminal; yields a function that advances it."""
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("files x models", total=total)
-        yield lambda: bar.advance(task)
-
-
 def _announce(directory: RunDirectory, members: Members) -> None:
     """Print which models are used, and which are missing."""
     run, first = directory.read_run(), members.folders[0].read()
@@ -142,20 +146,6 @@ def _announce(directory: RunDirectory, members: Members) -> None:
         _print_note("trained on synthetic speech: the numbers say nothing about people's speech")
     if members.missing:
         _print_note(f"warning: without the models of {', '.join(members.missing)}, which are missing in the run")
-
-
-def _write(text: str, output: Path | None) -> None:
-    """Write to a file, or to standard output, where nothing else is written."""
-    if output is not None:
-        write_atomically(output, text)
-        _print_note(f"written to {output}")
-        return
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:  # of `| head`
-        # Python would report the same error once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_note(line: str) -> None:

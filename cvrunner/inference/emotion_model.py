@@ -53,8 +53,19 @@ class EmotionModel:
     def predict_dialogue(
         self, waveforms: Sequence[npt.ArrayLike], sample_rate_hz: int = SAMPLE_RATE_HZ
     ) -> list[dict[str, float]]:
-        """Rate the turns of a dialogue, in order. With `protocol: utterance` each turn is rated by itself."""
-        values = self.rate([self.encode(self.features(_prepared(turn, sample_rate_hz))) for turn in waveforms])
+        """Rate the turns of a dialogue, in order. With `protocol: utterance` each turn is rated by itself.
+
+        Raises AudioError.
+        """
+        turns = []
+        for waveform in waveforms:
+            samples = np.asarray(waveform, dtype=np.float32)
+            if samples.ndim != 2:
+                samples = samples.reshape(-1, 1)
+            mono = mono_16khz(samples, sample_rate_hz)
+            check_length(mono)
+            turns.append(self.encode(self.features(mono)))
+        values = self.rate(turns)
         return [dict(zip(self.dimensions, row, strict=True)) for row in values.tolist()]
 
     def features(self, waveform: Waveform) -> Features:
@@ -68,6 +79,7 @@ class EmotionModel:
     @torch.no_grad()
     def encode(self, features: Features) -> Tensor:
         """Return an utterance's vector `[1, Z]`."""
+        # Cached features are float16; training reads them as float32, too.
         batch = pack([features]).to(self.device, torch.float32)
         return self.network.encode(batch, torch.tensor([len(features)]))
 
@@ -100,6 +112,7 @@ def _encoder(description: ModelDescription, device: torch.device, elsewhere: str
     """Build the encoder from its files, which must be those of training."""
     name, revision = description.model.encoder, description.encoder_revision
     if elsewhere:
+        # A folder has no revisions; the digest below tells whether it is the right one.
         name, revision = elsewhere, None
     try:
         files = find_encoder(name, revision)
@@ -118,35 +131,18 @@ def _encoder(description: ModelDescription, device: torch.device, elsewhere: str
 def _rebuilt(
     folder: ModelFolder, description: ModelDescription, encoder: SpeechEncoder, device: torch.device
 ) -> EmotionModel:
-    """Build the network around the encoder and load the trained weights."""
+    """Build the network around the encoder and load the trained weights. Raises ResultsError if they do not fit."""
     network = MambaEMAModel(encoder, description.model, len(description.dimensions))
     try:
         weights = load_file(folder.weights)
     except (OSError, SafetensorError) as error:
         raise ResultsError(f"{folder.weights}: cannot be read, copy it again: {error}") from None
-    _check_weights(folder.weights, network, description, weights)
-    # Not strict, since the folder holds only what was trained; the rest comes from the encoder's own files.
-    network.load_state_dict(weights, strict=False)
-    return EmotionModel(description, network.to(device).eval(), device)
-
-
-def _check_weights(
-    path: Path, network: MambaEMAModel, description: ModelDescription, weights: dict[str, Tensor]
-) -> None:
-    """Raise ResultsError unless the weights are exactly those that training this model changes."""
-    encoder = network.encoder
+    # The same table as in training decides which tensors there must be: those that some epoch changes.
     table = rules(encoder, TrainConfig())
     expected = {name: p.shape for name, p in network.named_parameters() if match(name, table).start < NEVER}
     found = {name: p.shape for name, p in weights.items()}
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
-        raise ResultsError(f"{path}: not of the model that config.json describes: {wrong[0]} does not fit")
-
-
-def _prepared(waveform: npt.ArrayLike, sample_rate_hz: int) -> Waveform:
-    """Return samples `[T]` at 16 kHz. Raises AudioError."""
-    samples = np.asarray(waveform, dtype=np.float32)
-    if samples.ndim != 2:
-        samples = samples.reshape(-1, 1)
-    mono = mono_16khz(samples, sample_rate_hz)
-    check_length(mono)
-    return mono
+        raise ResultsError(f"{folder.weights}: not of the model that config.json describes: {wrong[0]} does not fit")
+    # Not strict, since the folder holds only what was trained; the rest comes from the encoder's own files.
+    network.load_state_dict(weights, strict=False)
+    return EmotionModel(description, network.to(device).eval(), device)

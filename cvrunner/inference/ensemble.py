@@ -89,6 +89,7 @@ def best_condition(run: RunRecord, results: Mapping[str, TrialResult]) -> tuple[
     incomplete = []
     for condition in run.conditions:
         names = [name for name, state in run.trials.items() if state.condition == condition]
+        # An undefined CCC, of constant predictions, counts like a missing trial: no mean can hold it.
         mean = None
         if all(name in results for name in names):
             mean = mean_if_all([results[name].validation_ccc["avg"] for name in names])
@@ -221,7 +222,17 @@ def predict_files(
         dimensions = group[0].dimensions
         members += [model.description.name for model in group]
         values += [model.rate(z) for model, z in zip(group, vectors, strict=True) if z]
-    return Predictions(dimensions, _by_file(paths, spans, members, values), problems)
+    files, begin = [], 0
+    for path in (path for path in paths if path in spans):
+        # `rate` gave the windows of all files in one row, since they may be the turns of one dialogue.
+        end = begin + len(spans[path])
+        of_file = np.stack([of_all[begin:end] for of_all in values])
+        if not np.isfinite(of_file).all():
+            raise NonFiniteError(f"{path}: a prediction is not a number")
+        seconds = [(start / SAMPLE_RATE_HZ, stop / SAMPLE_RATE_HZ) for start, stop in spans[path]]
+        files.append(FilePrediction(path, seconds[-1][1], seconds, members, of_file))
+        begin = end
+    return Predictions(dimensions, files, problems)
 
 
 def _audio(
@@ -229,6 +240,7 @@ def _audio(
 ) -> Iterator[tuple[Path, npt.NDArray[np.float32]]]:
     """Yield the files that can be read, one in memory at a time; add the reason for each other one to `problems`."""
     for path in paths:
+        # Every group of models reads the files again, rather than keep all in memory; what failed once is skipped.
         if path in problems:
             continue
         try:
@@ -239,24 +251,6 @@ def _audio(
             continue
         yield path, waveform
         on_file()
-
-
-def _by_file(
-    paths: Iterable[Path], spans: dict[Path, list[tuple[int, int]]], members: list[str], values: list[Floats]
-) -> list[FilePrediction]:
-    """Cut the ratings `[M, all windows, K]` into one prediction per file."""
-    if not spans:
-        return []
-    stacked, files, begin = np.stack(values), [], 0
-    for path in (path for path in paths if path in spans):
-        count = len(spans[path])
-        of_file = stacked[:, begin : begin + count]
-        if not np.isfinite(of_file).all():
-            raise NonFiniteError(f"{path}: a prediction is not a number")
-        seconds = [(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ) for start, end in spans[path]]
-        files.append(FilePrediction(path, seconds[-1][1], seconds, members, of_file))
-        begin += count
-    return files
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

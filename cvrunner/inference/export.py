@@ -65,21 +65,18 @@ def log_model(directory: RunDirectory, condition: str, folder: Path) -> str:
 
 def _gather(members: Sequence[ModelFolder], encoder: EncoderFiles, folder: Path) -> None:
     """Gather the files that MLflow copies, in the layout that `pyfunc_model.py` reads, and nothing else."""
-    for pattern in ENCODER_FILES:
-        for path in encoder.folder.glob(pattern):
-            _place(path, folder / "encoder" / path.name)
+    # Not the whole folder of the encoder, which may hold the same weights again in other formats.
+    found = [path for pattern in ENCODER_FILES for path in encoder.folder.glob(pattern)]
+    places = {folder / "encoder" / path.name: path for path in found}
     for member in members:
         description = member.read()
         # Sorted by name, the folders are in the order of the members.
         name = f"fold-{description.fold:02d}-seed-{description.seed:04d}"
-        for path in member.files:
-            _place(path, folder / "models" / name / path.name)
-
-
-def _place(path: Path, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    # A hard link does not copy gigabytes; MLflow does not follow symbolic links. It works within one disk only.
-    try:
-        place.hardlink_to(path.resolve())
-    except OSError:
-        shutil.copyfile(path, place)
+        places |= {folder / "models" / name / path.name: path for path in member.files}
+    for place, path in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # A hard link does not copy gigabytes; MLflow does not follow symbolic links. It works within one disk only.
+        try:
+            place.hardlink_to(path.resolve())
+        except OSError:
+            shutil.copyfile(path, place)
