@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
 
 
+ENDED = ("done", "failed", "stopped")
+"""States of a trial that does not train any more."""
+
+
 @dataclass
 class TrialProgress:
     """Progress of one trial."""
@@ -28,13 +32,9 @@ class TrialProgress:
     epoch_s: list[float] = field(default_factory=list)
     """Seconds of each epoch since the last failure."""
 
-    @property
-    def has_ended(self) -> bool:
-        return self.state in ("done", "failed", "stopped")
-
     def remaining_s(self, means_s: Mapping[str, float]) -> float:
         """Seconds of training left, from the mean epoch of each condition, of which there must be one."""
-        if self.has_ended:
+        if self.state in ENDED:
             return 0.0
         # A condition without a finished epoch counts as slow as the slowest one.
         return (self.epochs - self.epoch) * means_s.get(self.condition, max(means_s.values()))
@@ -91,7 +91,7 @@ class Eta:
     def trial_remaining_s(self, name: str) -> float | None:
         """Seconds of training left of a trial, without its waiting; None before the first epoch of the run."""
         progress, means_s = self.trials[name], self.epoch_means_s()
-        if not means_s and not progress.has_ended:
+        if not means_s and progress.state not in ENDED:
             return None
         return progress.remaining_s(means_s)
 
