@@ -86,7 +86,10 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete the unfinished files of a killed process. No other process may be writing in the folder."""
     for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def sync_folder(path: Path) -> None:

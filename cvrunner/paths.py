@@ -63,6 +63,7 @@ def run_names() -> list[str]:
         files = list(lasting("results", "results.root").glob("*/run.json"))
         return [file.parent.name for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
     except (ConfigError, OSError):
+        # It serves Tab completion and hints, which must not fail where a command would.
         return []
 
 
@@ -77,6 +78,7 @@ def default_runtime_env() -> Path:
 
 
 def _shipped(folder: str, name: str) -> Path:
+    # Next to the package in the repository, inside of it in a wheel.
     package = Path(__file__).parent
     candidates = [package.parent / folder / name, package / folder / name]
     return next((path for path in candidates if path.is_file()), candidates[0])

@@ -99,6 +99,7 @@ def tables_as_text(tables: Sequence[Table], width: int, last: str | None = None)
         for index, column in enumerate(table.columns):
             shown.add_column(column, justify="right" if table.is_numeric(index) else "left", overflow="fold")
         for row in table.rows:
+            # As Text, because rich would take `[a]` in a plain string for markup and drop it.
             shown.add_row(*map(Text, row))
         console.print(shown)
     if last is not None:
