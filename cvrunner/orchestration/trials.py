@@ -36,7 +36,7 @@ def plan_trials(config: Config, corpus: Corpus, folds: Sequence[Fold]) -> list[T
 def cost(trial: Trial) -> float:
     """Return a relative cost of a trial: seconds of audio x epochs, more if the encoder is trained."""
     seconds = sum(u.duration_s for u in trial.fold.train)
-    return seconds * trial.config.train.epochs * (UNFROZEN_COST if trial.adaptation.trains_encoder else 1.0)
+    return seconds * trial.config.train.epochs * (UNFROZEN_COST if trial.config.adaptation.trains_encoder else 1.0)
 
 
 def run_key(trials: Sequence[Trial]) -> str:

@@ -46,7 +46,9 @@ class Learner:
         self.batch_size = train.batch_size
         self.precision = choose_precision(train.precision, device)
         self.precision_name = str(self.precision).removeprefix("torch.")
-        encoder = build_encoder(trial.encoder, model, trial.adaptation, self.precision, train.gradient_checkpointing)
+        encoder = build_encoder(
+            trial.encoder, model, trial.config.adaptation, self.precision, train.gradient_checkpointing
+        )
         # All conditions of a fold start from the same head: the seed is set after the encoder has been loaded.
         torch.manual_seed(_seed(trial.seed, 0, 0))
         self.model = MambaEMAModel(encoder, model, len(self.dimensions)).to(device)
@@ -130,7 +132,7 @@ class Learner:
         """Predict utterances on the rating scale, in their order. Raises NonFiniteError."""
         # A head alone needs little memory; an encoder gets the batch size that fits while it trains.
         batch_size = self.batch_size
-        if not self.trial.adaptation.trains_encoder:
+        if not self.trial.config.adaptation.trains_encoder:
             batch_size = max(batch_size, HEAD_BATCH)
         while True:
             try:

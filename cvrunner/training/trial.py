@@ -7,7 +7,6 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvrunner.config.adaptation import Adaptation
 from cvrunner.config.schema import Config, digest
 from cvrunner.data.folds import Fold
 from cvrunner.encoders.files import EncoderFiles
@@ -57,11 +56,6 @@ class Trial:
             "code": code_digest(),
         }
         return digest(parts)[:32]
-
-    @property
-    def adaptation(self) -> Adaptation:
-        """What happens to the encoder."""
-        return self.config.adaptation
 
 
 @functools.cache

@@ -37,7 +37,7 @@ class Material:
         self.encoder = SpeechEncoder(
             load_wavlm(self.trial.encoder, config.model.encoder_dropout),
             frame_rate_hz=config.model.frame_rate_hz,
-            adaptation=self.trial.adaptation,
+            adaptation=self.trial.config.adaptation,
             normalize=self.trial.encoder.normalize,
         )
         torch.manual_seed(0)

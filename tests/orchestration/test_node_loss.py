@@ -124,7 +124,7 @@ def test_with_no_node_left_it_reports_what_it_waits_for_and_continues_with_the_n
 
 @pytest.mark.suites("all")
 def test_nodes_that_share_no_disk_bring_their_results_home(tmp_path: Path, nodes: Any) -> None:
-    trials = [t for t in tiny_trials(tmp_path) if not t.adaptation.trains_encoder]
+    trials = [t for t in tiny_trials(tmp_path) if not t.config.adaptation.trains_encoder]
     settings = ClusterConfig(node_dir=str(tmp_path / "node"))
     executor = RayExecutor("home", settings, tmp_path / "cache", len(trials))
     watch = Watch()

@@ -44,7 +44,7 @@ def test_a_trial_does_not_pause_if_the_run_would_not_end_earlier(left_s: dict[st
 
 
 def test_only_one_trial_pauses_for_each_waiting_one(tmp_path: Path) -> None:
-    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 20}) if t.adaptation.trains_encoder]
+    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 20}) if t.config.adaptation.trains_encoder]
     preemption = Preemption(trials, slots=2)
     for trial in trials[:2]:
         for number in range(1, 15):

@@ -110,7 +110,7 @@ def test_a_killed_actor_costs_the_epoch_it_was_in(tmp_path: Path, local_ray: Any
 
 
 def test_told_to_stop_trials_save_and_end(tmp_path: Path, local_ray: Any) -> None:
-    trial = next(t for t in tiny_trials(tmp_path, train={"epochs": 200}) if t.adaptation.trains_encoder)
+    trial = next(t for t in tiny_trials(tmp_path, train={"epochs": 200}) if t.config.adaptation.trains_encoder)
     executor = RayExecutor("stop", ClusterConfig(), tmp_path / "cache", 1)
     notes = Notes()
     run_trials(
@@ -129,7 +129,7 @@ def test_told_to_stop_trials_save_and_end(tmp_path: Path, local_ray: Any) -> Non
 
 
 def test_a_paused_trial_resumes_on_the_same_actor_and_nothing_changes(tmp_path: Path, local_ray: Any) -> None:
-    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 6}) if t.adaptation.trains_encoder][:2]
+    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 6}) if t.config.adaptation.trains_encoder][:2]
     executor = RayExecutor("pause", ClusterConfig(max_concurrent=1), tmp_path / "cache", 2)
 
     class Once(Preemption):

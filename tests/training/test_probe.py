@@ -82,7 +82,7 @@ def test_with_dialogues_the_longest_batch_is_the_whole_dialogue_that_holds_the_l
 
 
 def test_of_a_condition_the_trial_with_the_longest_batch_is_probed(tmp_path: Path) -> None:
-    trials = [trial for trial in tiny_trials(tmp_path) if not trial.adaptation.trains_encoder]
+    trials = [trial for trial in tiny_trials(tmp_path) if not trial.config.adaptation.trains_encoder]
     longest = max(trials, key=lambda t: sum(sorted(u.samples for u in t.fold.train)[-4:]))
     assert hardest(trials) is longest
 
