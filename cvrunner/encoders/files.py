@@ -21,6 +21,8 @@ from cvrunner.errors import EncoderError
 
 DEMO = Path(__file__).parent.parent / "demo_encoder"
 HUB_TIMEOUT_S = 10.0
+MASK_TIME_PROB = 0.05
+"""Default of transformers for a config.json that does not set it."""
 TUNED_ON_EMOTION = ("*iemocap*", "superb/*-er", "3loi/*", "audeering/*", "*speech-emotion*", "*emotion-recognition*")
 
 
@@ -60,10 +62,10 @@ def find_encoder(name: str, revision: str | None = None) -> EncoderFiles:
     return EncoderFiles(name, folder, digest.hexdigest(), bool(preprocessing.get("do_normalize", True)), commit)
 
 
-def check_encoder(name: str, revision: str | None, layers: Sequence[int]) -> None:
+def check_encoder(name: str, revision: str | None, layers: Sequence[int], masks_input: bool = False) -> None:
     """Raise EncoderError as `find_encoder` does, but check a hub encoder without its weights: seconds, not gigabytes.
 
-    `layers`: hidden states that the encoder must have.
+    `layers`: hidden states that the encoder must have. `masks_input`: SpecAugment will mask its frames.
     """
     local = _local(name)
     config, _ = _checked_settings(local or _from_hub(name, revision, ("*.json",)), name)
@@ -72,6 +74,17 @@ def check_encoder(name: str, revision: str | None, layers: Sequence[int]) -> Non
     if max(layers, default=0) > config["num_hidden_layers"]:
         there = f"the encoder {name} has hidden states 0..{config['num_hidden_layers']}"
         raise EncoderError(f"model.layers {max(layers)}: {there}")
+    if masks_input:
+        check_masking(name, config.get("mask_time_prob", MASK_TIME_PROB))
+
+
+def check_masking(name: str, mask_time_prob: object) -> None:
+    """Raise EncoderError if SpecAugment would mask nothing; such an encoder has no embedding for masked frames."""
+    if not isinstance(mask_time_prob, int | float) or mask_time_prob <= 0:
+        raise EncoderError(
+            f"model.spec_augment true: mask_time_prob in config.json of the encoder {name} is {mask_time_prob!r}, must "
+            "be above 0; set model.spec_augment to false, or use an encoder that was pretrained with masking"
+        )
 
 
 def encoder_depth(name: str, revision: str | None) -> int:

@@ -24,7 +24,7 @@ from transformers.utils import logging
 from cvrunner.config.adaptation import FROZEN, Adaptation
 from cvrunner.config.sections import ModelConfig
 from cvrunner.encoders.attention import relative_position_bias, self_attention
-from cvrunner.encoders.files import EncoderFiles
+from cvrunner.encoders.files import EncoderFiles, check_masking
 from cvrunner.encoders.packing import Packing
 from cvrunner.errors import EncoderError
 
@@ -239,12 +239,8 @@ def build_encoder(
 ) -> SpeechEncoder:
     """Return the pretrained encoder as configured. Raises EncoderError if its files do not allow that."""
     wavlm = load_wavlm(files, config.encoder_dropout)
-    # transformers creates this parameter only if the checkpoint was pretrained with masking.
-    if adaptation.trains_encoder and adaptation.masks_input and not hasattr(wavlm, "masked_spec_embed"):
-        raise EncoderError(
-            f"model.spec_augment: the encoder {files.name} has no embedding for masked frames (mask_time_prob is 0 "
-            "in its config.json); set model.spec_augment to false or choose another encoder"
-        )
+    if adaptation.masks_input:
+        check_masking(files.name, wavlm.config.mask_time_prob)
     return SpeechEncoder(
         wavlm,
         layers=None if config.layers == "all" else config.layers,

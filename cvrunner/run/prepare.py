@@ -47,8 +47,11 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
     # Cheap checks come first: a large corpus takes minutes to read.
     if for_training:
         for condition in config.conditions:
-            model = config.for_condition(condition).model
-            check_encoder(model.encoder, model.revision, () if model.layers == "all" else model.layers)
+            resolved = config.for_condition(condition)
+            model, layers = resolved.model, resolved.model.layers
+            check_encoder(
+                model.encoder, model.revision, () if layers == "all" else layers, resolved.adaptation.masks_input
+            )
             if model.unfreeze_top_layers is not None:
                 check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
     corpus = load_corpus(config.corpus, paths.corpus_root(config.corpus.root))

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cvrunner.encoders.files import check_encoder
 from cvrunner.encoders.wavlm import Boundary, SpeechEncoder, load_wavlm
 from cvrunner.errors import EncoderError, MemoryLimitError, NonFiniteError, Stopped, TrialInUseError, WeightChangeError
 from cvrunner.model.mamba_ema import MambaEMAModel
@@ -271,8 +272,12 @@ def test_masking_is_refused_for_an_encoder_without_a_mask_embedding(tmp_path: Pa
     folder = trials[0].encoder.folder
     settings = json.loads((folder / "config.json").read_text()) | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
     (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(EncoderError, match=r"model\.spec_augment: the encoder .* has no embedding for masked frames"):
+    rule = r"model\.spec_augment true: mask_time_prob in config\.json of the encoder .* is 0\.0, must be above 0"
+    with pytest.raises(EncoderError, match=rule):
         learner(pick(trials, "unfrozen"), tmp_path)
+    with pytest.raises(EncoderError, match=rule):
+        check_encoder(str(folder), None, (), masks_input=True)
+    check_encoder(str(folder), None, ())
     learner(pick(trials, "frozen"), tmp_path)
 
 
