@@ -11,30 +11,11 @@ import cvrunner
 from tests.benchmarks.structure import LIMITS, measure, misses
 
 PACKAGE = Path(cvrunner.__file__).parent
-GROUND = ("errors", "files", "paths", "text", "hashing")
+GROUND = ("errors", "files", "paths", "text")
 SPINE = (
-    "config",
-    "data",
-    "encoders",
-    "model",
-    "records",
-    "verdict",
-    "training",
-    "orchestration",
-    "report",
-    "tracking",
-    "run",
-    "data",
-    "encoders",
-    "model",
-    "records",
-    "verdict",
-    "training",
-    "orchestration",
-    "report",
-    "tracking",
-    "run",
-)
+    "config", "data", "encoders", "model", "records", "verdict",
+    "training", "orchestration", "report", "tracking", "run",
+)  # fmt: skip
 WINGS = ("tune", "plan", "doctor", "jobs", "inference", "setup")
 TOP = ("cli", "api", "__main__")
 LAYERS = {
