@@ -8,23 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cvrunner.config.schema import RENAMED_KEYS
+
 Names = Mapping[str, str]
 """Old name to new name."""
 Renames = Mapping[str, Names]
 """By place in a file: keys joined by dots, `*` for any key; an empty place is the file as a whole."""
 
-MODEL_KEYS = {"unfreeze_layers": "unfreeze_top_layers"}
-TRAIN_KEYS = {
-    "warmup": "warmup_ratio",
-    "early_stopping": "early_stopping_patience",
-    "weights_ema": "ema_decay",
-    "length_pool": "length_bucket_batches",
-}
-SEARCHED_KEYS = {
-    f"{section}.{old}": f"{section}.{new}"
-    for section, keys in (("model", MODEL_KEYS), ("train", TRAIN_KEYS))
-    for old, new in keys.items()
-}
+
+def _renamed_in(section: str) -> dict[str, str]:
+    """Return the renamed keys of one section of the configuration, without the section."""
+    pairs = [(old.rpartition("."), new.rpartition(".")) for old, new in RENAMED_KEYS.items()]
+    return {old[2]: new[2] for old, new in pairs if old[0] == section}
+
+
+MODEL_KEYS, TRAIN_KEYS = _renamed_in("model"), _renamed_in("train")
+SEARCHED_KEYS = {old: new for old, new in RENAMED_KEYS.items() if old.startswith(("model.", "train."))}
 FAILURE_KINDS = {"lost": "worker_died", "numbers": "non_finite", "user": "configuration", "trial": "permanent"}
 WEIGHT_CHANGE = {"movement": "weight_change"}
 
@@ -33,9 +32,9 @@ CONFIG: Renames = {
     "train": TRAIN_KEYS,
     "conditions.*.model": MODEL_KEYS,
     "conditions.*.train": TRAIN_KEYS,
-    "cluster": {"change_over": "preempt"},
-    "cluster.retries": FAILURE_KINDS,
-    "tune": {"samples": "num_samples", "space": "search_space", "grace_epochs": "grace_period"},
+    "cluster": _renamed_in("cluster"),
+    "cluster.retries": _renamed_in("cluster.retries"),
+    "tune": _renamed_in("tune"),
     "tune.search_space": SEARCHED_KEYS,
 }
 """config.yaml."""

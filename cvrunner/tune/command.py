@@ -44,7 +44,7 @@ OUTCOMES: dict[SettingStatus, str] = {
 
 @dataclass(frozen=True)
 class Search:
-    """What is going to be searched; nothing is trained yet."""
+    """Plan of a search; nothing is trained yet."""
 
     experiment: Experiment
     condition: str
