@@ -1,8 +1,8 @@
-"""The utterances of each update, from (seed, epoch) alone: no loader state, so a resumed epoch is the same.
+"""The utterances of each update, from (seed, fold, epoch) alone: no loader state, so a resumed epoch is the same.
 
 An update is an effective batch. It is encoded in micro-batches of at most `batch_size` utterances of similar length and
-at most `max_batch_s` seconds of audio. Conditions with the same effective batch, seed and epoch get the same updates in
-the same order.
+at most `max_batch_s` seconds of audio. The conditions of a fold with the same effective batch and seed get the same
+updates in the same order.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def training_updates(
     length_bucket_batches: int,
     by_dialogue: bool,
     seed: int,
+    fold: int,
     epoch: int,
 ) -> list[Update]:
     """Return the updates of one epoch; every utterance is in exactly one.
@@ -46,7 +47,7 @@ def training_updates(
     divided into effective batches, and these shuffled again. `by_dialogue`: whole dialogues are shuffled and joined
     until they reach the effective batch.
     """
-    random = np.random.default_rng([seed, epoch])
+    random = np.random.default_rng([seed, fold, epoch])
     if by_dialogue:
         groups = _pack_dialogues(dialogues(utterances), effective_batch, random)
         return [_update(group, batch_size, max_batch_s, by_dialogue=True) for group in groups]

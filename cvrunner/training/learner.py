@@ -50,7 +50,7 @@ class Learner:
             trial.encoder, model, trial.config.adaptation, self.precision, train.gradient_checkpointing
         )
         # All conditions of a fold start from the same head: the seed is set after the encoder has been loaded.
-        torch.manual_seed(_seed(trial.seed, 0, 0))
+        torch.manual_seed(draw_seed(trial.seed, trial.fold.number, 0, 0))
         self.model = MambaEMAModel(encoder, model, len(self.dimensions)).to(device)
         self.schedule = Schedule(self.model, train)
         self.optimizer = self.schedule.optimizer()
@@ -78,8 +78,8 @@ class Learner:
         Raises NonFiniteError before the step if loss or gradient is not finite, and torch.OutOfMemoryError.
         """
         train = self.trial.config.train
-        # Dropout depends on (seed, epoch, update) alone, so a resumed epoch repeats nothing and skips nothing.
-        torch.manual_seed(_seed(self.trial.seed, position.epoch, position.step + 1))
+        # Dropout depends on these four alone, so a resumed epoch repeats nothing and skips nothing.
+        torch.manual_seed(draw_seed(self.trial.seed, self.trial.fold.number, position.epoch, position.step + 1))
         backward = exact_backward if train.accumulation == "exact" else averaged_backward
         labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
         self.optimizer.zero_grad()
@@ -236,11 +236,16 @@ def updates_of(trial: Trial, batch_size: int, epoch: int) -> list[Update]:
         length_bucket_batches=train.length_bucket_batches,
         by_dialogue=trial.config.model.protocol == "dialogue",
         seed=trial.seed,
+        fold=trial.fold.number,
         epoch=epoch,
     )
 
 
-def _seed(seed: int, epoch: int, update: int) -> int:
-    """Return one torch seed per place of the training loop; epoch 0 is the initial head."""
-    state = np.random.SeedSequence([seed, epoch, update]).generate_state(2)
+def draw_seed(seed: int, fold: int, epoch: int, update: int) -> int:
+    """Return the torch seed for one place of the training loop; epoch 0 is the initial head.
+
+    The fold is part of it: if folds shared their draws, the luck of a seed would be the luck of all folds, and the
+    differences of folds would not be separate draws of the randomness of training.
+    """
+    state = np.random.SeedSequence([seed, fold, epoch, update]).generate_state(2)
     return int(state[0]) << 31 | int(state[1]) >> 1

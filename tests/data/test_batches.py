@@ -1,4 +1,4 @@
-"""Updates: every utterance once, reproducible from seed and epoch, dialogues kept together."""
+"""Updates: every utterance once, reproducible from seed, fold and epoch, dialogues kept together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ UTTERANCES = [replace(u, samples=8000 + 997 * i % 20_000) for i, u in enumerate(
 
 def updates(utterances: list[Utterance] | None = None, **changes: Any) -> list[Update]:
     settings: dict[str, Any] = {
-        "effective_batch": 8, "batch_size": 4, "length_bucket_batches": 1, "by_dialogue": False, "seed": 0, "epoch": 1,
+        "effective_batch": 8, "batch_size": 4, "length_bucket_batches": 1, "by_dialogue": False, "seed": 0, "fold": 1,
+        "epoch": 1,
     }  # fmt: skip
     return training_updates(UTTERANCES if utterances is None else utterances, **{**settings, **changes})
 
@@ -52,12 +53,13 @@ def test_every_utterance_is_in_one_update_and_one_micro_batch_of_it(
 
 
 @pytest.mark.parametrize("by_dialogue", [True, False])
-def test_order_comes_from_seed_and_epoch_alone(by_dialogue: bool) -> None:
+def test_order_comes_from_seed_fold_and_epoch_alone(by_dialogue: bool) -> None:
     def order(**changes: int) -> list[list[str]]:
         return [[u.id for u in update.utterances] for update in updates(by_dialogue=by_dialogue, **changes)]
 
     assert order() == order()
     assert order(seed=1) != order()
+    assert order(fold=2) != order()
     assert order(epoch=2) != order()
 
 

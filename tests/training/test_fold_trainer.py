@@ -27,7 +27,7 @@ from cvrunner.training import fold_trainer
 from cvrunner.training import learner as learner_module
 from cvrunner.training.checkpoint import Position
 from cvrunner.training.inputs import pack
-from cvrunner.training.learner import Learner
+from cvrunner.training.learner import Learner, draw_seed
 from cvrunner.training.trial import Trial
 from tests.trials import learner, pick, tiny_trials, train, trainer
 
@@ -72,6 +72,26 @@ def halfway(broken_off: tuple[Trial, Path], tmp_path: Path) -> Trial:
     trial, folder = broken_off
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     return trial
+
+
+def test_the_conditions_of_a_fold_start_from_the_same_head_and_the_folds_of_a_seed_from_different_ones(
+    tmp_path: Path,
+) -> None:
+    trials = tiny_trials(tmp_path)
+    heads = {
+        (condition, fold): learner(pick(trials, condition, fold), tmp_path).model.head.state_dict()
+        for condition in CONDITIONS
+        for fold in (1, 2)
+    }
+    same, other = heads["unfrozen", 1], heads["frozen", 2]
+    for name, tensor in heads["frozen", 1].items():
+        assert torch.equal(tensor, same[name]), name
+    assert not torch.equal(heads["frozen", 1]["projection.weight"], other["projection.weight"])
+
+
+def test_draws_depend_on_seed_fold_epoch_and_update() -> None:
+    places = list(itertools.product(range(3), repeat=4))
+    assert len({draw_seed(*place) for place in places}) == len(places)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
