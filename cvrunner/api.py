@@ -20,10 +20,9 @@ from cvrunner.inference.command import audio_files, chosen_device
 from cvrunner.inference.ensemble import file_table, find_members, load_groups, predict_files
 from cvrunner.records.results import RunRecord, Summary
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.report.report import read_epochs
+from cvrunner.report.report import read_epochs, read_report
 from cvrunner.run import commands
 from cvrunner.run.prepare import find_run_directory, prepare
-from cvrunner.verdict.comparison import summarise
 from cvrunner.verdict.predictions import all_predictions
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class Run:
         # Read if possible: computing the intervals again takes a while.
         if self.status == "COMPLETE" and written.is_file():
             return Summary.from_json(written.read_bytes(), str(written))
-        summary = summarise(self.directory)
+        summary = read_report(self.directory).summary
         if summary.missing:
             raise IncompleteRunError(f"{self.path}: there are no results of {', '.join(summary.missing)}")
         return summary

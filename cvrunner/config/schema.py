@@ -27,6 +27,7 @@ from cvrunner.config.sections import (
     TrackingConfig,
     TrainConfig,
     TuneConfig,
+    VerdictConfig,
     VerifyConfig,
 )
 from cvrunner.errors import ConfigError
@@ -62,6 +63,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     results: ResultsConfig = ResultsConfig()
+    verdict: VerdictConfig = VerdictConfig()
     reference: ReferenceConfig = ReferenceConfig()
     verify: VerifyConfig = VerifyConfig()
     tune: TuneConfig = TuneConfig()
@@ -75,6 +77,11 @@ class Config(Section):
                 raise ValueError(f"conditions.{name}.{other[0]}: a condition may change only model and train")
         if self.folds.scheme == "manifest_split" and self.corpus.format != "manifest":
             raise ValueError("folds.scheme manifest_split needs corpus.format manifest")
+        if self.verdict.primary not in ("avg", *self.corpus.dimensions):
+            raise ValueError(
+                f"verdict.primary {self.verdict.primary} must be avg or one of corpus.dimensions "
+                f"({', '.join(self.corpus.dimensions)})"
+            )
         if self.model.protocol == "dialogue" and self.train.accumulation == "averaged":
             raise ValueError("train.accumulation averaged cannot be used with model.protocol dialogue")
         return self

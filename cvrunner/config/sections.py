@@ -289,6 +289,18 @@ class ReferenceConfig(Section):
     claims: Annotated[tuple[Claim, ...], LIST] = ()
 
 
+class VerdictConfig(Section):
+    """How the conditions are compared: declared before the run, part of its protocol."""
+
+    primary: Literal["avg", "valence", "arousal", "dominance"] = "avg"
+    """The outcome that decides: `avg` (CCC-Avg) or one dimension. All others are secondary."""
+    margin: Positive = 0.02
+    """A CCC difference within plus or minus this margin is practically nothing."""
+    cluster: Literal["dialogue", "speaker"] | None = None
+    """Unit that is resampled: the largest one that was sampled. `null`: `speaker` if a session has more than two
+    speakers, else `dialogue`."""
+
+
 class VerifyConfig(Section):
     """The quick check before a long run: one fold of one condition."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,7 +17,15 @@ from cvrunner.records import legacy
 
 Ccc = dict[str, float | None]
 RunStatus = Literal["RUNNING", "COMPLETE", "INCOMPLETE", "STOPPED"]
-Decision = Literal["better", "worse", "not distinguishable"]
+Decision = Literal[
+    "better",
+    "worse",
+    "better, but by less than the margin",
+    "worse, but by less than the margin",
+    "practically equal",
+    "not distinguishable",
+    "no claim",
+]
 TrialStatus = Literal["WAITING", "RUNNING", "DONE", "FAILED", "STOPPED"]
 
 
@@ -274,6 +283,11 @@ class RunRecord(Provenance):
     links: dict[str, str] = {}
     """Addresses of the run in MLflow, by name."""
 
+    @property
+    def folds_have_own_seeds(self) -> bool:
+        """Whether each fold of a seed had random draws of its own; before version 0.2 all folds shared them."""
+        return not re.match(r"0\.[01]\.", self.cvrunner_version)
+
 
 class Aggregate(Record):
     """One dimension of one condition over all folds and seeds."""
@@ -289,38 +303,64 @@ class Aggregate(Record):
 
 
 class Interval(Record):
-    """A bootstrap interval of a difference; whole dialogues are resampled within sessions."""
+    """A confidence interval."""
 
-    # Whole dialogues, because the turns of one dialogue are alike: single ones would make it too narrow.
     low: float
     high: float
-    standard_error: float
-    detectable: float
-    """Smallest true difference found with 80 % power at the two-sided 5 % level."""
     level: float
-    resamples: int
 
 
-class CorrectedT(Record):
-    """Nadeau and Bengio's corrected resampled t test over folds, each fold's difference averaged over seeds."""
+class CorpusLevel(Record):
+    """Level 1: what holds on this corpus. Covers the choice of test dialogues and the randomness of training."""
 
-    # Corrected, because the folds share most of their training data: an ordinary t test takes them for independent.
+    # Sessions and training sets are given: another corpus, or new speakers, are level 2's question.
+    interval: Interval
+    """95 %; simultaneous if several conditions are compared with the baseline."""
+    equivalence: Interval
+    """90 %: within the margin on both sides, the conditions are practically equal (two one-sided tests at 5 %)."""
+    standard_error: float
+    df: float
+    """Degrees of freedom (Welch-Satterthwaite)."""
+    p: float
+    """Two-sided; adjusted if several conditions are compared with the baseline."""
+    holm_p: float | None = None
+    """Of a secondary outcome: adjusted for the number of secondary outcomes and conditions (Holm)."""
+    detectable: float
+    """Smallest true difference that the 95 % interval finds with 80 % power."""
+    equality_power: float
+    """Probability of finding practical equality if the true difference is 0."""
+    dialogues_sd: float
+    """Standard deviation of the mean difference due to the choice of test dialogues (or speakers)."""
+    training_sd: float
+    """Standard deviation of the mean difference due to the randomness of training."""
+    sessions_sd: float | None
+    """Standard deviation of the true difference over sessions; None for one fold."""
+    one_more_seed: float
+    """Half-width of the 95 % interval with one more seed."""
+    other_unit: Interval | None = None
+    """The 95 % interval if the other unit (dialogue or speaker) is resampled."""
+
+
+class SpeakersLevel(Record):
+    """Level 2: what can be expected for new speakers. Nadeau and Bengio's corrected t over folds."""
+
+    interval: Interval
+    """95 %."""
     t: float
+    df: int
     p: float
     folds: int
     test_train_ratio: float
-
-
-class SignCount(Record):
-    """Number of folds in which the condition was above and below the baseline."""
-
-    above: int
-    below: int
-    p: float
-    """Two-sided, exact."""
-    # Five folds cannot reach 5 %, even if all agree; without this number, the p value would look like a null result.
-    smallest_p: float
-    """Smallest p value that is possible with this number of folds."""
+    detectable: float
+    """Smallest true difference that the interval finds with 80 % power."""
+    worse: float
+    """Probability that the true difference is below minus the margin (Bayesian correlated t)."""
+    equal: float
+    """Probability that it is within the margin."""
+    better: float
+    """Probability that it is above the margin."""
+    one_more_session: float
+    """Half-width of the interval with one more session."""
 
 
 class Difference(Record):
@@ -331,14 +371,21 @@ class Difference(Record):
     """Over trials, n - 1."""
     by_trial: dict[str, float | None]
     pooled: float | None
-    interval: Interval | None = None
-    """Interval of `mean`."""
-    pooled_interval: Interval | None = None
-    """Interval of `pooled`."""
-    interval_reason: str | None = None
-    """Why there is no interval, if there is none."""
-    corrected_t: CorrectedT | None = None
-    signs: SignCount | None = None
+    on_corpus: CorpusLevel | None = None
+    no_corpus_level: str | None = None
+    """Why there is no level 1, if there is none."""
+    as_trained: Interval | None = None
+    """95 %, over test dialogues only: for these trained models, not for another training of them."""
+    new_speakers: SpeakersLevel | None = None
+
+
+class Reference(Record):
+    """A predictor that is no condition, such as the no-audio floor, and each condition's lead over it."""
+
+    scores: dict[str, Score]
+    """By dimension or `avg`."""
+    leads: dict[str, dict[str, Difference]]
+    """Condition minus reference, by condition, then dimension or `avg`."""
 
 
 class Summary(Record):
@@ -353,9 +400,20 @@ class Summary(Record):
     """By condition, then dimension or `avg`."""
     differences: dict[str, dict[str, Difference]]
     """By condition other than the baseline, then dimension or `avg`."""
-    # On one dimension only, chosen in advance: a test per dimension would find something too often.
+    primary: str = "avg"
+    """The outcome that decides, declared before the run; all others are secondary."""
+    margin: float = 0.02
+    """Differences within the margin are practically nothing; declared before the run."""
+    cluster: str = "dialogue"
+    """Unit that is resampled: `dialogue` or `speaker`."""
+    clusters: int = 0
+    # On one outcome only, chosen in advance: a test per outcome would find something too often.
     decisions: dict[str, Decision] = {}
-    """By condition other than the baseline, on CCC-Avg."""
+    """By condition other than the baseline: level 1 on the primary outcome."""
+    for_new_speakers: dict[str, bool] = {}
+    """Whether level 2 confirms a decision for better or worse; empty without such a decision."""
+    references: dict[str, Reference] = {}
+    """By name: `no-audio floor`, `linear probe`."""
     groups: dict[str, dict[str, Ccc]] = {}
     """By condition, then part of the test data (`gender F`, `speaker 01M`, `scripted`): pooled, mean over seeds."""
     verdict: str

@@ -11,15 +11,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cvrunner.config.sections import VerdictConfig
 from cvrunner.errors import IncompleteRunError, ResultsError, UsageError
 from cvrunner.records.results import Aggregate, Decision, Difference, Record, RunRecord, TrialResult, ccc_label
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.evidence import differing, settings
-from cvrunner.report.tables import table_of_differences, table_of_folds, table_of_scores
+from cvrunner.report.tables import table_of_differences, table_of_folds, table_of_limits, table_of_scores
 from cvrunner.text import Table, tables_as_text
-from cvrunner.verdict.comparison import condition_scores, missing_trials, pair, paired_differences
+from cvrunner.verdict.comparison import (
+    Design,
+    condition_scores,
+    design_of,
+    missing_trials,
+    paired_differences,
+    with_holm,
+)
 from cvrunner.verdict.predictions import OutOfFold, out_of_fold, read_tables
-from cvrunner.verdict.sentence import clause, decide, design
+from cvrunner.verdict.sentence import capitalised, clause, decide, design
 
 # Versions may write the same rating with different digits.
 LABEL_TOLERANCE = 1e-9
@@ -33,7 +41,7 @@ class PairedConditions(Record):
     differences: dict[str, Difference]
     """Per dimension and `avg`."""
     decision: Decision
-    """On CCC-Avg."""
+    """Level 1, on the primary outcome."""
 
 
 class RunComparison(Record):
@@ -48,6 +56,11 @@ class RunComparison(Record):
     """Of the pairs; empty without pairs."""
     seeds: list[int]
     """Seeds that both runs have; empty without pairs."""
+    primary: str
+    """The outcome that decides, as declared by the first run, and its margin."""
+    margin: float
+    cluster: str = "dialogue"
+    """Unit that is resampled."""
     scores: dict[str, dict[str, Aggregate]]
     """Per `<run>/<condition>`, then dimension or `avg`."""
     pairs: list[PairedConditions]
@@ -101,8 +114,13 @@ def compare_runs(
         (read_side(first, runs[0], one, seeds, names[0]), read_side(second, runs[1], other, seeds, names[1]))
         for one, other in chosen
     ]
-    pairs = [_pair(*both) for both in sides]
-    clauses = [clause(p.other, p.baseline, p.differences["avg"], p.decision) for p in pairs]
+    verdict = first.read_config().verdict
+    # The pairs of one comparison need not share a baseline, so their intervals are not simultaneous.
+    designs, pairs = zip(*(_pair(*both, runs, seeds, verdict) for both in sides), strict=True)
+    clauses = [
+        clause(p.other, p.baseline, verdict.primary, p.differences[verdict.primary], p.decision, verdict.margin)
+        for p in pairs
+    ]
     shown = [side for both in sides for side in both]
     return RunComparison(
         paired=True,
@@ -110,10 +128,13 @@ def compare_runs(
         dimensions=[run.dimensions for run in runs],
         folds=runs[0].folds,
         seeds=seeds,
+        primary=verdict.primary,
+        margin=verdict.margin,
+        cluster=designs[0].unit,
         scores={side.name: side.scores for side in shown},
-        pairs=pairs,
+        pairs=list(pairs),
         settings={side.name: side.settings for side in shown},
-        verdict=f"{'; '.join(clauses)}; {design(runs[0].folds, seeds, runs[0].synthetic)}.",
+        verdict=capitalised(f"{'; '.join(clauses)}; {design(runs[0].folds, seeds, runs[0].synthetic)}."),
     )
 
 
@@ -175,14 +196,25 @@ def _names(first: RunDirectory, second: RunDirectory) -> tuple[str, str]:
     return f"{first.name} (1)", f"{second.name} (2)"
 
 
-def _pair(baseline: Side, other: Side) -> PairedConditions:
+def _pair(
+    baseline: Side, other: Side, runs: tuple[RunRecord, RunRecord], seeds: list[int], verdict: VerdictConfig
+) -> tuple[Design, PairedConditions]:
+    """Compare two sides at both levels, over their common seeds."""
     _check_same_test(baseline, other)
-    one, two = baseline.data.predicted[baseline.condition], other.data.predicted[other.condition]
+    predicted = {
+        baseline.name: baseline.data.predicted[baseline.condition],
+        other.name: other.data.predicted[other.condition],
+    }
+    # If the folds of one run shared their random draws, the differences of the folds do too.
+    older = min(runs, key=lambda run: run.folds_have_own_seeds).model_copy(update={"seeds": seeds})
     results = [*baseline.results.values(), *other.results.values()]
-    differences = paired_differences(baseline.scores, other.scores, pair(baseline.data, one, two), results)
-    return PairedConditions(
-        baseline=baseline.name, other=other.name, differences=differences, decision=decide(differences["avg"])
-    )
+    design = design_of(older, baseline.data, predicted, results, verdict)
+    scores = {baseline.name: baseline.scores, other.name: other.scores}
+    differences = paired_differences(design, scores, baseline.name, [other.name])
+    with_holm(differences, verdict.primary)
+    of = differences[other.name]
+    decision = decide(of[verdict.primary], verdict.margin)
+    return design, PairedConditions(baseline=baseline.name, other=other.name, differences=of, decision=decision)
 
 
 def _check_same_test(one: Side, other: Side) -> None:
@@ -217,6 +249,8 @@ def _side_by_side(
         dimensions=[run.dimensions for run in runs],
         folds=[],
         seeds=[],
+        primary="avg",
+        margin=0.0,
         scores={side.name: side.scores for side in sides},
         pairs=[],
         settings={side.name: side.settings for side in sides},
@@ -227,7 +261,7 @@ def _side_by_side(
 # --- as text ----------------------------------------------------------------------------------------------------------
 
 
-def comparison_text(comparison: RunComparison, width: int = 120) -> str:
+def comparison_text(comparison: RunComparison, width: int = 100) -> str:
     """Return the comparison for a terminal of `width` columns; the verdict is last."""
     first, second = comparison.dimensions
     label = {dimension: ccc_label(dimension) for dimension in first if dimension in second}
@@ -241,9 +275,10 @@ def comparison_text(comparison: RunComparison, width: int = 120) -> str:
     if comparison.paired:
         named = {f"{pair.other} - {pair.baseline}": pair.differences for pair in comparison.pairs}
         folds, seeds = comparison.folds, comparison.seeds
-        tables.append(table_of_differences(named, len(folds), len(seeds)))
+        tables.append(table_of_differences("Paired differences", named, comparison.primary))
+        tables.append(table_of_limits(named, comparison.primary, comparison.margin, comparison.cluster))
         # Each run's report has the scores by fold; only the differences are new here.
-        tables.append(table_of_folds({}, named, folds, seeds, label, title="Differences by fold"))
+        tables.append(table_of_folds("Differences by fold", {}, named, folds, seeds, list(label)))
     rows = differing(comparison.settings)
     if rows:
         tables.append(Table("Settings that differ", ["key", *comparison.settings], rows))

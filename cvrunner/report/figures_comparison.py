@@ -84,14 +84,17 @@ def _name_folds(axes: Axes, x: float, values: dict[int, float]) -> None:
 
 
 def differences(report: Report) -> tuple[Figure, str]:
-    """Draw the paired difference of each dimension with its interval, its trials, and the undetectable range."""
-    compared = report.summary.differences
-    figure, (axes,) = row_of_panels(1, height_in=1.1 + 0.55 * len(report.label) * len(compared))
+    """Draw each paired difference with both intervals, its trials, and the margin of practical equality."""
+    compared, margin = report.summary.differences, report.summary.margin
+    figure, (axes,) = row_of_panels(1, height_in=1.3 + 0.6 * len(report.label) * len(compared))
     names: list[str] = []
+    axes.axvspan(-margin, margin, color=INK, alpha=0.09, linewidth=0, label=f"within the margin of ±{margin:g}")
     for condition, by_dimension in compared.items():
-        for dimension, difference in by_dimension.items():
-            _draw_difference(axes, len(names), difference, looks(report.run.conditions)[condition])
-            names.append(f"{ccc_label(dimension)}\n{condition} - {report.summary.baseline}")
+        # The primary outcome first: it decides.
+        for dimension in sorted(by_dimension, key=lambda outcome: outcome != report.summary.primary):
+            _draw_difference(axes, len(names), by_dimension[dimension], looks(report.run.conditions)[condition])
+            primary = " (primary)" * (dimension == report.summary.primary)
+            names.append(f"{ccc_label(dimension)}{primary}\n{condition} - {report.summary.baseline}")
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -99,22 +102,26 @@ def differences(report: Report) -> tuple[Figure, str]:
     axes.set_xlabel("difference in test CCC (right of 0: better than the baseline)")
     legend_below(figure, axes)
     return figure, (
-        "Paired difference with its 95 % bootstrap interval over dialogues. Grey band: true differences that this "
-        "design detects with less than 80 % power."
+        "Paired difference with its two 95 % intervals: on this corpus (other test dialogues, another training) and "
+        "for new speakers (corrected t over folds). Grey band: the margin of practical equality."
     )
 
 
 def _draw_difference(axes: Axes, y: int, difference: Difference, look: Look) -> None:
-    """Draw one row: each trial above, the interval and the mean on the line, the band behind."""
+    """Draw one row: each trial above, level 1 and the mean on the line, level 2 below."""
     each = [_number(value) for value in difference.by_trial.values()]
-    axes.plot(each, [y + 0.22] * len(each), "|", color=INK, alpha=0.7, markersize=7, label="one fold and seed")
-    if interval := difference.interval:
-        rows, edge = [y - 0.35, y + 0.35], interval.detectable
-        label = "too small to detect reliably"
-        axes.fill_betweenx(rows, -edge, edge, color=INK, alpha=0.09, linewidth=0, label=label)
-        axes.plot([interval.low, interval.high], [y, y], color=look.color, linewidth=3, label="95 % interval")
+    axes.plot(each, [y - 0.25] * len(each), "|", color=INK, alpha=0.7, markersize=7, label="one fold and seed")
+    if level := difference.on_corpus:
+        ends = [level.interval.low, level.interval.high]
+        axes.plot(ends, [y, y], color=look.color, linewidth=3.5, label="95 %, on this corpus")
+    elif trained := difference.as_trained:
+        ends, label = [trained.low, trained.high], "95 %, test dialogues only (models as trained)"
+        axes.plot(ends, [y, y], color=look.color, linewidth=1.5, linestyle=":", label=label)
+    if speakers := difference.new_speakers:
+        ends = [speakers.interval.low, speakers.interval.high]
+        axes.plot(ends, [y + 0.25] * 2, color=look.color, linewidth=1.2, alpha=0.8, label="95 %, for new speakers")
     mean = [_number(difference.mean)]
-    axes.plot(mean, [y], look.marker, color=look.color, markersize=8, label="mean over folds")
+    axes.plot(mean, [y], look.marker, color=look.color, markersize=8, label="mean over folds and seeds")
 
 
 def floor_and_ceiling(report: Report, floor: FloorRecord) -> tuple[Figure, str]:

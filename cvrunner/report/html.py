@@ -82,4 +82,5 @@ def _decision(report: Report) -> str:
         return "incomplete"
     if len(decisions) != 1:
         return "neutral"
-    return decisions[0].replace(" ", "-")
+    # A difference below the margin is not coloured as a success or a failure.
+    return {"better": "better", "worse": "worse"}.get(decisions[0], "neutral")

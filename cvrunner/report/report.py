@@ -52,14 +52,14 @@ def read_report(
     With `folds`, the floor of a complete run gets the scenario-controlled scores of its conditions. `links` are shown
     instead of those in run.json. Raises ResultsError or ConfigError if the folder cannot be read.
     """
-    run = directory.read_run()
+    run, config = directory.read_run(), directory.read_config()
     results = directory.results(run)
     tables = read_tables(directory, results)
     if missing := missing_trials(run, results):
         lined_up, summary = None, unfinished(run, missing)
     else:
         lined_up = out_of_fold(directory, run, results, tables)
-        summary = compare_conditions(run, results, lined_up)
+        summary = compare_conditions(run, results, lined_up, config.verdict)
         if folds is not None and run.floor is not None:
             run = run.model_copy(update={"floor": with_controlled_scores(run.floor, folds, run, tables)})
     # The links of a run that just ended are not in run.json yet.
@@ -68,7 +68,7 @@ def read_report(
     return Report(
         directory=directory,
         run=run,
-        config=directory.read_config(),
+        config=config,
         results=results,
         epochs={name: read_epochs(directory, t.condition, t.fold, t.seed) for name, t in run.trials.items()},
         out_of_fold=lined_up,

@@ -9,6 +9,7 @@ from cvrunner.report.evidence import evidence_tables, facts
 from cvrunner.report.report import Report, labels
 from cvrunner.text import DASH, Table, format_score, tables_as_text
 
+Scores = Mapping[str, Mapping[str, Aggregate]]
 Differences = Mapping[str, Mapping[str, Difference]]
 """Per name, then dimension or `avg`."""
 
@@ -26,29 +27,39 @@ def render_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def render_text(run: RunRecord, summary: Summary, width: int = 120) -> str:
+def render_text(run: RunRecord, summary: Summary, width: int = 100) -> str:
     """Return the comparison and the verdict for a terminal of `width` columns, without colours."""
-    return tables_as_text(comparison_tables(run, summary), width, summary.verdict)
+    return tables_as_text(comparison_tables(run, summary, only=summary.primary), width, summary.verdict)
 
 
-def comparison_tables(run: RunRecord, summary: Summary) -> list[Table]:
-    """Return the tables that answer the question: scores, differences, folds. Empty while trials are missing."""
+def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None) -> list[Table]:
+    """Return the tables that answer the question: scores, differences, what limits them, references, folds.
+
+    Empty while trials are missing. `only`: the outcome to show by fold; None for all.
+    """
     # While trials are missing, any mean would be over those that happen to be there.
     if summary.missing:
         return []
-    label = labels(run)
+    label, primary = labels(run), summary.primary
     named = {f"{other} - {summary.baseline}": differences for other, differences in summary.differences.items()}
+    leads = {
+        f"{condition} - {name}": lead for name, of in summary.references.items() for condition, lead in of.leads.items()
+    }
     tables = [
         table_of_scores("Test CCC by condition", summary.scores, label),
-        table_of_differences(named, len(run.folds), len(run.seeds)),
-        table_of_folds(summary.scores, named, run.folds, run.seeds, label),
+        table_of_differences("Paired differences", named, primary),
+        table_of_limits(named, primary, summary.margin, summary.cluster),
+        table_of_differences("Lead over the references", leads, primary),
+        table_of_folds(
+            "Test CCC by fold", summary.scores, named, run.folds, run.seeds, [only] if only else list(label)
+        ),
     ]
     return [table for table in tables if table.rows]
 
 
-def table_of_scores(title: str, scores: Mapping[str, Mapping[str, Aggregate]], label: Mapping[str, str]) -> Table:
+def table_of_scores(title: str, scores: Scores, label: Mapping[str, str]) -> Table:
     """Return a row per condition: mean ± sd of each dimension, then its pooled CCC."""
-    columns = ["condition", *label.values(), *(f"{name} pooled" for name in label.values())]
+    columns = ["condition", *label.values(), *(f"pooled {name.removeprefix('CCC-')}" for name in label.values())]
     rows = []
     for condition, by_dimension in scores.items():
         aggregates = [by_dimension[dimension] for dimension in label]
@@ -68,87 +79,115 @@ def table_of_scores(title: str, scores: Mapping[str, Mapping[str, Aggregate]], l
     )
 
 
-def table_of_differences(named: Differences, folds: int, seeds: int) -> Table:
-    """Return a row per difference and dimension, with interval and tests."""
-    columns = ["difference", "dimension", "mean", "95 % interval", "smallest detectable", "pooled"]
-    columns += ["95 % interval, pooled", "corrected t, p", "folds +/-", "sign test, p"]
-    rows = [
-        [name, ccc_label(dimension), *_difference_cells(difference)]
-        for name, by_dimension in named.items()
-        for dimension, difference in by_dimension.items()
-    ]
-    return Table("Paired differences", columns, rows, _difference_note(named, folds, seeds))
+def table_of_differences(title: str, named: Differences, primary: str) -> Table:
+    """Return a row per difference and dimension: mean, both intervals and their p values; the primary outcome first."""
+    columns = ["difference", "outcome", "mean", "95 %, on this corpus", "p", "95 %, new speakers", "p"]
+    rows = []
+    for name, by_dimension in named.items():
+        for dimension in sorted(by_dimension, key=lambda outcome: outcome != primary):
+            difference = by_dimension[dimension]
+            on_corpus, for_new_speakers = [DASH, DASH], [DASH, DASH]
+            if level := difference.on_corpus:
+                # A secondary outcome has the p that is adjusted for the number of secondary outcomes.
+                p = level.p if level.holm_p is None else level.holm_p
+                on_corpus = [format_interval(level.interval), format_score(p)]
+            if speakers := difference.new_speakers:
+                for_new_speakers = [format_interval(speakers.interval), format_score(speakers.p)]
+            rows.append(
+                [
+                    name,
+                    ccc_label(dimension),
+                    format_score(difference.mean, signed=True),
+                    *on_corpus,
+                    *for_new_speakers,
+                ]
+            )
+    return Table(title, columns, rows, _difference_note(named, primary))
 
 
-def _difference_cells(difference: Difference) -> list[str]:
-    detectable = t_p = folds = sign_p = None
-    if difference.interval is not None:
-        detectable = difference.interval.detectable
-    if difference.corrected_t is not None:
-        t_p = difference.corrected_t.p
-    if difference.signs is not None:
-        folds = f"{difference.signs.above} / {difference.signs.below}"
-        sign_p = difference.signs.p
-    return [
-        format_score(difference.mean, signed=True),
-        _interval(difference.interval),
-        format_score(detectable),
-        format_score(difference.pooled, signed=True),
-        _interval(difference.pooled_interval),
-        format_score(t_p),
-        folds or DASH,
-        format_score(sign_p),
-    ]
+def _difference_note(named: Differences, primary: str) -> str:
+    some = [by_dimension[primary] for by_dimension in named.values()]
+    speakers = next((d.new_speakers for d in some if d.new_speakers), None)
+    parts = [f"{ccc_label(primary)} is the primary outcome and decides; the others are secondary (p after Holm)."]
+    if any(d.on_corpus for d in some):
+        parts.append(
+            "On this corpus: other test dialogues and another training of the same models, for these sessions and "
+            "training sets."
+        )
+    elif some:
+        parts.append(f"On this corpus: no interval, because {some[0].no_corpus_level}.")
+    if speakers:
+        parts.append(
+            f"For new speakers: corrected t over {speakers.folds} folds, test/train ratio "
+            f"{speakers.test_train_ratio:.2f}; wide by construction."
+        )
+    if len(named) > 1:
+        parts.append("Several conditions: intervals and p are adjusted for their number.")
+    return " ".join(parts)
 
 
-def _interval(interval: Interval | None) -> str:
+def table_of_limits(named: Differences, primary: str, margin: float, unit: str) -> Table:
+    """Return what limits the answer on the primary outcome: sources of variance, detectable differences, what helps."""
+    other = {"dialogue": "speaker", "speaker": "dialogue"}[unit]
+    cells: dict[str, list[str]] = {}
+    for column, by_dimension in enumerate(named.values()):
+        level, speakers = by_dimension[primary].on_corpus, by_dimension[primary].new_speakers
+        found: dict[str, str] = {}
+        if level:
+            found |= {
+                "sd of the mean: test dialogues": f"{level.dialogues_sd:.4f}",
+                "sd of the mean: training (seeds)": f"{level.training_sd:.4f}",
+                "sd of the difference between sessions": format_score(level.sessions_sd),
+                "smallest detectable, on this corpus": f"{level.detectable:.4f}",
+                "interval ± now, with one more seed": f"{_half(level.interval):.4f}, {level.one_more_seed:.4f}",
+                f"interval if the {other} is resampled": format_interval(level.other_unit),
+                "chance to find equality if it is true": f"{100 * level.equality_power:.0f} %",
+            }
+        if speakers:
+            half = _half(speakers.interval)
+            found |= {
+                "smallest detectable, for new speakers": f"{speakers.detectable:.4f}",
+                "new speakers ± now, with one more session": f"{half:.4f}, {speakers.one_more_session:.4f}",
+                f"new speakers: P(worse), P(within ±{margin:g}), P(better)": (
+                    f"{speakers.worse:.2f}, {speakers.equal:.2f}, {speakers.better:.2f}"
+                ),
+            }
+        for title, text in found.items():
+            cells.setdefault(title, [DASH] * len(named))[column] = text
+    rows = [[title, *values] for title, values in cells.items()]
+    note = (
+        f"For {ccc_label(primary)}. The {unit} is the resampled unit. Smallest detectable: the true difference that "
+        "this design finds with 80 % power. P: Bayesian correlated t over the folds."
+    )
+    return Table("What limits the answer", ["", *named], rows, note)
+
+
+def _half(interval: Interval) -> float:
+    return (interval.high - interval.low) / 2
+
+
+def format_interval(interval: Interval | None) -> str:
+    """Return `+0.0102 to +0.0522`; a dash for None."""
     if interval is None:
         return DASH
     return f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
-def _difference_note(named: Differences, folds: int, seeds: int) -> str:
-    some = [difference for by_dimension in named.values() for difference in by_dimension.values()]
-    interval = next((d.interval for d in some if d.interval), None)
-    signs = next((d.signs for d in some if d.signs), None)
-    test = next((d.corrected_t for d in some if d.corrected_t), None)
-    parts = []
-    if interval:
-        parts.append(
-            f"Interval: percentile bootstrap, {interval.resamples} resamples of whole dialogues within sessions; it "
-            "covers the choice of test dialogues for the models as trained, but not new sessions or another training. "
-            "Smallest detectable difference: 80 % power at the two-sided 5 % level, 2.80 standard errors."
-        )
-    elif some:
-        parts.append(f"No interval: {some[-1].interval_reason}.")
-    if test:
-        parts.append(
-            f"Corrected t: Nadeau and Bengio, over {test.folds} folds, test/train ratio {test.test_train_ratio:.2f}."
-        )
-    if signs:
-        parts.append(f"Sign test: with {folds} folds, p cannot be less than {signs.smallest_p:.4f}.")
-    if seeds == 1:
-        parts.append("One seed: the randomness of training itself is not measured.")
-    if len(named) > 1:
-        parts.append("Several comparisons: the intervals are not adjusted for their number.")
-    return " ".join(parts)
-
-
 def table_of_folds(
-    scores: Mapping[str, Mapping[str, Aggregate]],
+    title: str,
+    scores: Scores,
     differences: Differences,
     folds: Sequence[int],
     seeds: Sequence[int],
-    label: Mapping[str, str],
-    title: str = "Test CCC by fold",
+    outcomes: list[str],
 ) -> Table:
-    """Return a row per fold and seed, with scores and differences side by side."""
-    columns = ["fold", "seed", *(f"{name} {of}" for name in (*scores, *differences) for of in label.values())]
+    """Return a row per outcome, fold and seed, with scores and differences side by side."""
     rows = []
-    for fold in folds:
-        for seed in seeds:
-            trial = f"fold-{fold}/seed-{seed}"
-            plain = [format_score(s[d].by_trial[trial]) for s in scores.values() for d in label]
-            signed = [format_score(s[d].by_trial[trial], signed=True) for s in differences.values() for d in label]
-            rows.append([str(fold), str(seed), *plain, *signed])
-    return Table(title, columns, rows)
+    for outcome in outcomes:
+        for fold in folds:
+            for seed in seeds:
+                trial = f"fold-{fold}/seed-{seed}"
+                plain = [format_score(of[outcome].by_trial[trial]) for of in scores.values()]
+                signed = [format_score(of[outcome].by_trial[trial], signed=True) for of in differences.values()]
+                rows.append([ccc_label(outcome), str(fold), str(seed), *plain, *signed])
+    return Table(title, ["outcome", "fold", "seed", *scores, *differences], rows)

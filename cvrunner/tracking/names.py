@@ -106,16 +106,21 @@ def score_metrics(summary: Summary, condition: str) -> Metrics:
 def delta_metrics(summary: Summary) -> Iterator[tuple[int, Metrics]]:
     """Yield steps with the differences from the baseline; nothing if there are none.
 
-    Step 0 has `delta/<condition>_<dimension>`, intervals, pooled values and tests. The others are the differences per
+    Step 0 has `delta/<condition>_<dimension>`, both intervals (`_low`, `_high`: on this corpus; `_speakers_low`,
+    `_speakers_high`: for new speakers), pooled values and p values. The others are the differences per
     fold and seed, `delta_by_fold/<condition>_<dimension>`; the step is the trial's position in the order.
     """
     metrics: Metrics = {}
     for condition, by_dimension in summary.differences.items():
         for dimension, d in by_dimension.items():
             name = f"delta/{condition}_{dimension}"
-            values = {"": d.mean, "_pooled": d.pooled, "_corrected_t_p": d.corrected_t.p if d.corrected_t else None}
-            if d.interval:
-                values |= {"_low": d.interval.low, "_high": d.interval.high, "_detectable": d.interval.detectable}
+            values: dict[str, float | None] = {"": d.mean, "_pooled": d.pooled}
+            if level := d.on_corpus:
+                values |= {"_low": level.interval.low, "_high": level.interval.high, "_p": level.p}
+                values |= {"_detectable": level.detectable}
+            if speakers := d.new_speakers:
+                values |= {"_speakers_low": speakers.interval.low, "_speakers_high": speakers.interval.high}
+                values |= {"_speakers_p": speakers.p, "_speakers_detectable": speakers.detectable}
             metrics |= {name + end: value for end, value in values.items() if value is not None}
     if metrics:
         yield 0, metrics

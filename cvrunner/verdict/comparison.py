@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import numpy as np
 import numpy.typing as npt
 
-from cvrunner.records.results import Aggregate, Ccc, Difference, RunRecord, Summary, TrialResult
-from cvrunner.records.run_directory import RunDirectory, trial_name
+from cvrunner.config.sections import VerdictConfig
+from cvrunner.records.results import (
+    Aggregate,
+    Ccc,
+    CorpusLevel,
+    Difference,
+    Interval,
+    Reference,
+    RunRecord,
+    Score,
+    Summary,
+    TrialResult,
+)
+from cvrunner.records.run_directory import trial_name
 from cvrunner.verdict.ccc import ccc, defined, mean_if_all
-from cvrunner.verdict.predictions import IMPROVISED, Floats, OutOfFold, out_of_fold, read_tables
-from cvrunner.verdict.sentence import decide, sentence
-from cvrunner.verdict.statistics import Bootstrap, Paired, corrected_t, paired_bootstrap, sign_count
+from cvrunner.verdict.levels import ALPHA, corpus_levels, holm, p_value, speakers_level, too_few_seeds
+from cvrunner.verdict.predictions import IMPROVISED, Floats, OutOfFold
+from cvrunner.verdict.sentence import confirmed, decide, sentence
+from cvrunner.verdict.statistics import Bootstrap, Tested, bootstrap
 
 AVG = "avg"
 KINDS = {"scripted": IMPROVISED[False], "improvised": IMPROVISED[True]}
+Scores = Mapping[str, Mapping[str, Aggregate]]
+"""By condition, then dimension or `avg`."""
 
 
-def summarise(directory: RunDirectory) -> Summary:
-    """Read a run's files and compare its conditions. Raises ResultsError if the files contradict each other."""
-    run = directory.read_run()
-    results = directory.results(run)
-    if missing := missing_trials(run, results):
-        return unfinished(run, missing)
-    return compare_conditions(run, results, out_of_fold(directory, run, results, read_tables(directory, results)))
+@dataclass(frozen=True)
+class Design:
+    """What the uncertainty of every difference of a comparison is computed from."""
+
+    unit: str
+    """Cluster that is resampled: `dialogue` or `speaker`."""
+    drawn: Bootstrap
+    other_unit: Bootstrap
+    """With the other unit as the cluster."""
+    test_train_ratio: float
+    margin: float
+    no_training_variance: str | None
+    """Why level 1 is impossible, because of the seeds; None if it is possible."""
 
 
 def missing_trials(run: RunRecord, results: Mapping[str, TrialResult]) -> list[str]:
@@ -52,26 +74,48 @@ def unfinished(run: RunRecord, missing: list[str]) -> Summary:
     )
 
 
-def compare_conditions(run: RunRecord, results: dict[str, TrialResult], data: OutOfFold) -> Summary:
-    """Return aggregates, paired differences and the verdict of a complete run."""
+def compare_conditions(
+    run: RunRecord,
+    results: dict[str, TrialResult],
+    data: OutOfFold,
+    settings: VerdictConfig,
+    references: Mapping[str, Floats] | None = None,
+) -> Summary:
+    """Return aggregates, paired differences at two levels, and the verdict of a complete run.
+
+    `references`: predictions `[1, N, K]` of the predictors that are no condition, by name, in the rows of `data`.
+    """
+    references = references or {}
     scores = {condition: condition_scores(run, results, data, condition) for condition in run.conditions}
     baseline, *others = run.conditions
-    differences, decisions = {}, {}
-    for other in others:
-        paired = pair(data, data.predicted[baseline], data.predicted[other])
-        differences[other] = paired_differences(scores[baseline], scores[other], paired, results.values())
-        decisions[other] = decide(differences[other][AVG])
-    return Summary(
+    design = design_of(run, data, dict(data.predicted) | dict(references), results.values(), settings)
+    differences = paired_differences(design, scores, baseline, others)
+    with_holm(differences, settings.primary)
+    decisions = {other: decide(differences[other][settings.primary], settings.margin) for other in others}
+    summary = Summary(
         run=run.run,
         status="COMPLETE",
         missing=[],
         baseline=baseline,
         scores=scores,
         differences=differences,
+        primary=settings.primary,
+        margin=settings.margin,
+        cluster=design.unit,
+        clusters=design.drawn.clusters,
         decisions=decisions,
+        for_new_speakers={
+            other: confirmed(decision, differences[other][settings.primary])
+            for other, decision in decisions.items()
+            if decision.startswith(("better", "worse"))
+        },
+        references={
+            name: _reference(run, data, design, scores, name, predicted) for name, predicted in references.items()
+        },
         groups={condition: _groups(run, data, condition) for condition in run.conditions},
-        verdict=sentence(run, scores, differences, decisions),
+        verdict="",
     )
+    return summary.model_copy(update={"verdict": sentence(run, summary)})
 
 
 def _std(values: Iterable[float | None]) -> float | None:
@@ -106,15 +150,8 @@ def condition_scores(
 
 def _pooled(run: RunRecord, data: OutOfFold, condition: str, rows: npt.NDArray[np.bool_] | None = None) -> Ccc:
     """Return the CCC over `rows` (None: all) of all folds together, mean over seeds, per dimension and `avg`."""
-    scores: Ccc = {}
-    for k, dimension in enumerate(run.dimensions):
-        known = ~np.isnan(data.truth[:, k])
-        if rows is not None:
-            known &= rows
-        truth = data.truth[known, k]
-        scores[dimension] = mean_if_all(
-            defined(ccc(predicted[known, k], truth)) for predicted in data.predicted[condition]
-        )
+    by_seed = [_ccc_of(run, data, predicted, rows) for predicted in data.predicted[condition]]
+    scores: Ccc = {dimension: mean_if_all(of[dimension] for of in by_seed) for dimension in run.dimensions}
     return scores | {AVG: mean_if_all(scores.values())}
 
 
@@ -131,56 +168,135 @@ def _groups(run: RunRecord, data: OutOfFold, condition: str) -> dict[str, Ccc]:
 # --- two conditions --------------------------------------------------------------------------------------------------
 
 
-def pair(data: OutOfFold, baseline: Floats, other: Floats) -> Paired:
-    """Pair the predictions `[S, N, K]` of two conditions for the utterances of `data`."""
-    columns = (data.about[name].to_numpy() for name in ("fold", "session", "dialogue"))
-    return Paired(baseline, other, data.truth, *columns)
+def design_of(
+    run: RunRecord,
+    data: OutOfFold,
+    predicted: Mapping[str, Floats],
+    results: Iterable[TrialResult],
+    settings: VerdictConfig,
+) -> Design:
+    """Resample the predictions `[S, N, K]` of several predictors together, with either unit as the cluster."""
+    about, units = data.about, ("dialogue", "speaker")
+    # Two speakers of a session are in every dialogue of it; with more, a speaker is the largest unit sampled.
+    several = about.groupby(["fold", "session"])["speaker"].nunique().max() > 2
+    unit: str = settings.cluster or units[int(several)]
+    drawn = {}
+    for name in units:
+        columns = (about[column].to_numpy() for column in ("fold", "session", name))
+        drawn[name] = bootstrap(Tested(predicted, data.truth, *columns), name)
+    shared = None
+    if not run.folds_have_own_seeds:
+        shared = "an earlier version trained the folds of a seed with the same random draws"
+    # Folds differ in size; the corrected t takes their mean ratio.
+    ratio = fmean(r.test_utterances / r.train_utterances for r in results)
+    other = units[1 - units.index(unit)]
+    return Design(
+        unit, drawn[unit], drawn[other], ratio, settings.margin, shared or too_few_seeds(len(run.folds), len(run.seeds))
+    )
 
 
 def paired_differences(
-    baseline: dict[str, Aggregate], other: dict[str, Aggregate], data: Paired, results: Iterable[TrialResult]
-) -> dict[str, Difference]:
-    """Return other minus baseline, per dimension and `avg`; the aggregates are in the order of `data`'s columns."""
-    bootstrap = paired_bootstrap(data)
-    # Folds differ in size; the corrected t takes their mean ratio.
-    ratio = fmean(r.test_utterances / r.train_utterances for r in results)
-    return {
-        dimension: _difference(baseline[dimension], other[dimension], bootstrap, k, ratio)
-        for k, dimension in enumerate(baseline)
-    }
+    design: Design, scores: Scores, baseline: str, others: Sequence[str]
+) -> dict[str, dict[str, Difference]]:
+    """Return each of `others` minus the baseline, by name, then dimension or `avg`, at both levels.
+
+    The intervals of level 1 are simultaneous over `others`.
+    """
+    found: dict[str, dict[str, Difference]] = {other: {} for other in others}
+    for column, outcome in enumerate(scores[baseline]):
+        below = scores[baseline][outcome]
+        by_trial = {other: _minus_by_trial(scores[other][outcome].by_trial, below.by_trial) for other in others}
+        arrays = {name: array for name, values in by_trial.items() if (array := _by_fold_and_seed(values)) is not None}
+        levels, reason = _levels_on_corpus(design, arrays, baseline, column)
+        for other in others:
+            draws = design.drawn.differences([other], baseline, column)
+            as_trained = speakers = None
+            if other in arrays:
+                speakers = speakers_level(arrays[other].mean(1), design.test_train_ratio, design.margin, len(others))
+            if draws is not None:
+                low, high = np.quantile(draws[:, 0], [ALPHA / 2, 1 - ALPHA / 2])
+                as_trained = Interval(low=float(low), high=float(high), level=1 - ALPHA)
+            mean = mean_if_all(by_trial[other].values())
+            found[other][outcome] = Difference(
+                mean=mean,
+                # A spread without a mean would be one of the trials that happen to be defined.
+                std=None if mean is None else _std(by_trial[other].values()),
+                by_trial=by_trial[other],
+                pooled=_minus(scores[other][outcome].pooled, below.pooled),
+                on_corpus=levels.get(other),
+                no_corpus_level=None if other in levels else reason or "a CCC is undefined",
+                as_trained=as_trained,
+                new_speakers=speakers,
+            )
+    return found
 
 
-def _difference(
-    baseline: Aggregate, other: Aggregate, bootstrap: Bootstrap, column: int, test_train_ratio: float
-) -> Difference:
-    by_trial = {name: _minus(other.by_trial[name], baseline.by_trial[name]) for name in other.by_trial}
-    pooled = _minus(other.pooled, baseline.pooled)
-    pooled_interval = bootstrap.interval(column, pooled=True)
-    no_interval: str | None = bootstrap.reason or "a CCC is undefined"
-    by_fold = _by_fold(by_trial)
-    if by_fold is None:
-        return Difference(
-            mean=None,
+def _levels_on_corpus(
+    design: Design, differences: Mapping[str, Floats], baseline: str, column: int
+) -> tuple[dict[str, CorpusLevel], str | None]:
+    """Return level 1 of the differences `[F, S]` by name, or why there is none."""
+    if reason := design.no_training_variance or design.drawn.reason:
+        return {}, reason
+    names = list(differences)
+    draws = design.drawn.differences(names, baseline, column) if names else None
+    if draws is None:
+        return {}, None
+    stacked = np.stack([differences[name] for name in names])
+    levels = corpus_levels(stacked, draws, design.drawn.df, design.margin)
+    other = design.other_unit.differences(names, baseline, column)
+    if other is not None:
+        second = corpus_levels(stacked, other, design.other_unit.df, design.margin)
+        levels = [one.model_copy(update={"other_unit": two.interval}) for one, two in zip(levels, second, strict=True)]
+    return dict(zip(names, levels, strict=True)), None
+
+
+def with_holm(differences: dict[str, dict[str, Difference]], primary: str) -> None:
+    """Add the adjusted p values of the secondary outcomes: all outcomes but the primary one, of all conditions."""
+    secondary = [
+        (name, outcome, difference.on_corpus, difference.mean)
+        for name, by_outcome in differences.items()
+        for outcome, difference in by_outcome.items()
+        if outcome != primary and difference.on_corpus is not None and difference.mean is not None
+    ]
+    adjusted = holm([p_value(mean, level.standard_error, level.df) for *_, level, mean in secondary])
+    for (name, outcome, level, _), p in zip(secondary, adjusted, strict=True):
+        with_p = level.model_copy(update={"holm_p": p})
+        differences[name][outcome] = differences[name][outcome].model_copy(update={"on_corpus": with_p})
+
+
+def _reference(
+    run: RunRecord, data: OutOfFold, design: Design, scores: Scores, name: str, predicted: Floats
+) -> Reference:
+    """Return the scores of a predictor without seeds, and each condition's lead over it."""
+    about_fold = data.about["fold"].to_numpy()
+    by_fold = {fold: _ccc_of(run, data, predicted[0], about_fold == fold) for fold in run.folds}
+    pooled = _ccc_of(run, data, predicted[0])
+    own = {
+        outcome: Aggregate(
+            mean=mean_if_all(of[outcome] for of in by_fold.values()),
             std=None,
-            by_trial=by_trial,
-            pooled=pooled,
-            pooled_interval=pooled_interval,
-            interval_reason=no_interval,
+            pooled=pooled[outcome],
+            # The reference has no seeds: every seed of a condition is compared with the same predictions.
+            by_trial={f"fold-{fold}/seed-{seed}": by_fold[fold][outcome] for fold in run.folds for seed in run.seeds},
         )
-    interval = bootstrap.interval(column)
-    if interval is not None:
-        no_interval = None
-    return Difference(
-        mean=mean_if_all(by_trial.values()),
-        std=_std(by_trial.values()),
-        by_trial=by_trial,
-        pooled=pooled,
-        interval=interval,
-        pooled_interval=pooled_interval,
-        interval_reason=no_interval,
-        corrected_t=corrected_t(by_fold, test_train_ratio),
-        signs=sign_count(by_fold),
-    )
+        for outcome in (*run.dimensions, AVG)
+    }
+    leads = {
+        condition: paired_differences(design, {condition: of, name: own}, name, [condition])[condition]
+        for condition, of in scores.items()
+    }
+    return Reference(scores={d: Score(mean=a.mean, pooled=a.pooled) for d, a in own.items()}, leads=leads)
+
+
+def _ccc_of(run: RunRecord, data: OutOfFold, predicted: Floats, rows: npt.NDArray[np.bool_] | None = None) -> Ccc:
+    """Return the CCC of predictions `[N, K]` over `rows` (None: all) per dimension, and `avg`."""
+    scores: Ccc = {}
+    for k, dimension in enumerate(run.dimensions):
+        known = ~np.isnan(data.truth[:, k])
+        if rows is not None:
+            known &= rows
+        scores[dimension] = defined(ccc(predicted[known, k], data.truth[known, k]))
+    return scores | {AVG: mean_if_all(scores.values())}
 
 
 def _minus(one: float | None, other: float | None) -> float | None:
@@ -189,11 +305,15 @@ def _minus(one: float | None, other: float | None) -> float | None:
     return one - other
 
 
-def _by_fold(by_trial: dict[str, float | None]) -> npt.NDArray[np.float64] | None:
-    """Average differences over the seeds of each fold, which share its test set and count as one; None if undefined."""
+def _minus_by_trial(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: _minus(value, other[name]) for name, value in one.items()}
+
+
+def _by_fold_and_seed(by_trial: Mapping[str, float | None]) -> Floats | None:
+    """Return differences by `fold-<k>/seed-<s>` as `[F, S]`; None if one is undefined."""
     folds: dict[str, list[float]] = {}
     for name, value in by_trial.items():
         if value is None:
             return None
         folds.setdefault(name.split("/")[0], []).append(value)
-    return np.array([fmean(values) for values in folds.values()])
+    return np.array(list(folds.values()), dtype=np.float64)

@@ -1,73 +1,116 @@
-"""The answer of a run in one sentence."""
+"""The answer of a run in one sentence, by a rule that is fixed before the run (docs/statistics.md)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from cvrunner.records.results import Aggregate, Decision, Difference, RunRecord
+from cvrunner.records.results import Decision, Difference, Interval, RunRecord, Summary, ccc_label
 from cvrunner.text import plural
 
-ALPHA = 0.05
 
+def decide(difference: Difference, margin: float) -> Decision:
+    """Decide level 1 from the intervals of the primary outcome.
 
-def decide(average: Difference) -> Decision:
-    """Decide better or worse only if both sources of uncertainty allow it, else neither.
-
-    The bootstrap interval of the CCC-Avg difference covers other test dialogues, and the corrected t over folds covers
-    other trainings on other speakers: the interval must exclude zero, and t must be significant if it can be computed.
+    Better or worse if the 95 % interval excludes zero, marked if the 90 % interval shows that the difference is within
+    the margin; practically equal if the 95 % interval contains zero and the 90 % interval is within the margin (two
+    one-sided tests at 5 %, Schuirmann 1987). Without level 1, as with a single seed, nothing is claimed.
     """
-    interval, test = average.interval, average.corrected_t
-    if interval is None or interval.low <= 0 <= interval.high:
-        return "not distinguishable"
-    if test is not None and test.p >= ALPHA:
-        return "not distinguishable"
-    if interval.low > 0:
-        return "better"
-    return "worse"
+    level = difference.on_corpus
+    if level is None:
+        return "no claim"
+    low, high = level.interval.low, level.interval.high
+    within = -margin < level.equivalence.low and level.equivalence.high < margin
+    if low <= 0 <= high:
+        return "practically equal" if within else "not distinguishable"
+    if low > 0:
+        return "better, but by less than the margin" if within else "better"
+    return "worse, but by less than the margin" if within else "worse"
 
 
-def sentence(
-    run: RunRecord,
-    scores: dict[str, dict[str, Aggregate]],
-    differences: dict[str, dict[str, Difference]],
-    decisions: dict[str, Decision],
-) -> str:
-    """Compare every condition with the baseline on CCC-Avg; interval, detectable difference, folds, seeds and data."""
-    baseline, of = run.conditions[0], design(run.folds, run.seeds, run.synthetic)
-    if not differences:
-        score, reached = scores[baseline]["avg"].mean, "has no defined CCC-Avg"
+def confirmed(decision: Decision, difference: Difference) -> bool:
+    """Whether level 2 excludes zero in the direction of the decision."""
+    level = difference.new_speakers
+    if level is None:
+        return False
+    if decision.startswith("better"):
+        return level.interval.low > 0
+    return decision.startswith("worse") and level.interval.high < 0
+
+
+def sentence(run: RunRecord, summary: Summary) -> str:
+    """Compare every condition with the baseline on the primary outcome, at both levels; with folds, seeds and data."""
+    baseline, of = summary.baseline, design(run.folds, run.seeds, run.synthetic)
+    if not summary.differences:
+        name, score = ccc_label(summary.primary), summary.scores[baseline][summary.primary].mean
+        reached = f"has no defined {name}"
         if score is not None:
-            reached = f"reaches CCC-Avg {score:.4f}"
+            reached = f"reaches {name} {score:.4f}"
         return f"{baseline} {reached} ({of}); there is no other condition to compare it with."
-    clauses = [clause(name, baseline, d["avg"], decisions[name]) for name, d in differences.items()]
-    return f"{'; '.join(clauses)}; {of}."
+    clauses = [
+        clause(name, baseline, summary.primary, by_outcome[summary.primary], summary.decisions[name], summary.margin)
+        for name, by_outcome in summary.differences.items()
+    ]
+    return capitalised(f"{'; '.join(clauses)}; {of}.")
 
 
-def clause(name: str, baseline: str, average: Difference, decision: Decision) -> str:
-    """Compare one condition with another on CCC-Avg, without a full stop."""
-    if average.mean is None:
-        return f"{name} cannot be compared with {baseline}, because the CCC-Avg of a trial is undefined"
-    interval = average.interval
-    if interval is None:
-        return (
-            f"{name} is not distinguishable from {baseline}: CCC-Avg differs by {average.mean:+.4f}, and no "
-            f"interval can be given ({average.interval_reason})"
+def capitalised(text: str) -> str:
+    """Begin a sentence with a capital, unless it begins with the name of a condition."""
+    return re.sub(r"^(on this corpus|these trained)", lambda match: match[0].capitalize(), text)
+
+
+def clause(name: str, baseline: str, primary: str, difference: Difference, decision: Decision, margin: float) -> str:
+    """Compare one condition with another at both levels, without a full stop."""
+    label, mean, level = ccc_label(primary), difference.mean, difference.on_corpus
+    if mean is None:
+        return f"{name} cannot be compared with {baseline}, because the {label} of a trial is undefined"
+    if level is None:
+        return f"{_as_trained(name, baseline, label, mean, difference)}; {_new_speakers(decision, difference)}"
+    found = f"95 % interval {_range(level.interval)}"
+    if decision == "practically equal":
+        first = (
+            f"{name} is practically equal to {baseline}: {label} differs by {mean:+.4f}, within ±{margin:g} ({found})"
         )
-    found = (
-        f"95 % interval {interval.low:+.4f} to {interval.high:+.4f}, "
-        f"smallest detectable difference {interval.detectable:.4f}"
-    )
-    if decision != "not distinguishable":
-        return f"{name} is {decision} than {baseline} by {abs(average.mean):.4f} CCC-Avg ({found})"
-    differs = f"{name} is not distinguishable from {baseline}: CCC-Avg differs by {average.mean:+.4f} ({found})"
-    if interval.low <= 0 <= interval.high:
-        return differs
-    # The interval alone would decide: it covers these trained models, but not training them again.
-    assert average.corrected_t is not None
+    elif decision == "not distinguishable":
+        first = (
+            f"{name} is not distinguishable from {baseline}: {label} differs by {mean:+.4f} ({found}, smallest "
+            f"detectable difference {level.detectable:.4f})"
+        )
+    else:
+        direction, _, less = decision.partition(", ")
+        first = f"{name} is {direction} than {baseline} by {abs(mean):.4f} {label}"
+        if less:
+            first += f", which is less than the margin of {margin:g}"
+        first += f" ({found})"
+    return f"on this corpus, {first}; {_new_speakers(decision, difference)}"
+
+
+def _as_trained(name: str, baseline: str, label: str, mean: float, difference: Difference) -> str:
+    """Return the clause for models whose training varies by an unknown amount: a difference without a direction."""
+    found = ""
+    if difference.as_trained is not None:
+        found = f", 95 % interval over test dialogues only {_range(difference.as_trained)}"
     return (
-        f"{differs}; these trained models do differ, but the folds vary too much to expect the same of models trained "
-        f"again (corrected t, p = {average.corrected_t.p:.4f}): more seeds would help"
+        f"these trained models differ by {mean:+.4f} {label} ({name} minus {baseline}{found}), which is no claim about "
+        f"{name}: {difference.no_corpus_level}"
     )
+
+
+def _new_speakers(decision: Decision, difference: Difference) -> str:
+    """Return level 2 in a few words."""
+    level = difference.new_speakers
+    if level is None:
+        return "for new speakers: unknown, because only several folds could show it"
+    found = f"95 % interval {_range(level.interval)}"
+    if not decision.startswith(("better", "worse")):
+        return f"for new speakers: {found}"
+    if confirmed(decision, difference):
+        return f"also {decision.partition(',')[0]} for new speakers ({found})"
+    return f"not shown for new speakers ({found})"
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
 def design(folds: Sequence[int], seeds: Sequence[int], synthetic: bool) -> str:
