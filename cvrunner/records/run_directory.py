@@ -23,7 +23,13 @@ from cvrunner.errors import ConfigError, ResultsError
 from cvrunner.files import write_atomically
 from cvrunner.records import legacy
 from cvrunner.records.model_folder import ModelFolder
-from cvrunner.records.results import RunRecord, Summary, TrialResult
+from cvrunner.records.results import (
+    RunRecord,
+    TrialResult,
+)
+from cvrunner.records.summary import (
+    Summary,
+)
 
 GENERATIONS = 2
 """Number of checkpoints that a running trial keeps."""

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 from cvrunner.config.schema import Config
 from cvrunner.data.folds import Fold
 from cvrunner.errors import ResultsError
-from cvrunner.records.results import EpochRecord, RunRecord, Summary, TrialResult, ccc_label
+from cvrunner.records.results import (
+    EpochRecord,
+    RunRecord,
+    TrialResult,
+    ccc_label,
+)
 from cvrunner.records.run_directory import RunDirectory, read_events
+from cvrunner.records.summary import (
+    Summary,
+)
 from cvrunner.verdict.comparison import compare_conditions, missing_trials, unfinished
 from cvrunner.verdict.floor import with_controlled_scores
 from cvrunner.verdict.predictions import OutOfFold, one_table, out_of_fold, read_tables

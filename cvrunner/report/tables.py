@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cvrunner.records.results import Aggregate, Difference, Interval, RunRecord, Summary, ccc_label
+from cvrunner.records.results import (
+    RunRecord,
+    ccc_label,
+)
+from cvrunner.records.summary import (
+    Aggregate,
+    Difference,
+    Interval,
+    Summary,
+)
 from cvrunner.report.evidence import evidence_tables, facts
 from cvrunner.report.report import Report, labels
 from cvrunner.text import DASH, Table, format_score, tables_as_text

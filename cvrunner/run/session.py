@@ -23,8 +23,14 @@ from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT
 from cvrunner.orchestration.ray_metrics import Gauges
 from cvrunner.orchestration.scheduler import Executor, Observer, run_trials
 from cvrunner.orchestration.trials import plan_trials
-from cvrunner.records.results import RunRecord, RunStatus, Summary
+from cvrunner.records.results import (
+    RunRecord,
+    RunStatus,
+)
 from cvrunner.records.run_directory import RunDirectory
+from cvrunner.records.summary import (
+    Summary,
+)
 from cvrunner.report.report import read_report
 from cvrunner.report.tables import render_text
 from cvrunner.report.write import write_files

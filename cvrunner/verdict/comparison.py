@@ -11,23 +11,25 @@ import numpy.typing as npt
 
 from cvrunner.config.sections import VerdictConfig
 from cvrunner.records.results import (
-    Aggregate,
     Ccc,
+    RunRecord,
+    Score,
+    TrialResult,
+)
+from cvrunner.records.run_directory import trial_name
+from cvrunner.records.summary import (
+    Aggregate,
     CorpusLevel,
     Difference,
     Interval,
     Reference,
-    RunRecord,
-    Score,
     Summary,
-    TrialResult,
 )
-from cvrunner.records.run_directory import trial_name
 from cvrunner.verdict.ccc import ccc, defined, mean_if_all
 from cvrunner.verdict.levels import ALPHA, corpus_levels, holm, p_value, speakers_level, too_few_seeds
 from cvrunner.verdict.predictions import IMPROVISED, Floats, OutOfFold
 from cvrunner.verdict.sentence import confirmed, decide, sentence
-from cvrunner.verdict.statistics import Bootstrap, Tested, bootstrap
+from cvrunner.verdict.statistics import Bootstrap, Compared, bootstrap
 
 AVG = "avg"
 KINDS = {"scripted": IMPROVISED[False], "improvised": IMPROVISED[True]}
@@ -183,7 +185,7 @@ def design_of(
     drawn = {}
     for name in units:
         columns = (about[column].to_numpy() for column in ("fold", "session", name))
-        drawn[name] = bootstrap(Tested(predicted, data.truth, *columns), name)
+        drawn[name] = bootstrap(Compared(predicted, data.truth, *columns), name)
     shared = None
     if not run.folds_have_own_seeds:
         shared = "an earlier version trained the folds of a seed with the same random draws"

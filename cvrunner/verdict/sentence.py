@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from cvrunner.records.results import Decision, Difference, Interval, RunRecord, Summary, ccc_label
+from cvrunner.records.results import (
+    RunRecord,
+    ccc_label,
+)
+from cvrunner.records.summary import (
+    Decision,
+    Difference,
+    Interval,
+    Summary,
+)
 from cvrunner.text import plural
 
 

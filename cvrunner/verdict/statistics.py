@@ -25,7 +25,7 @@ MAX_UNDEFINED_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class Tested:
+class Compared:
     """Out-of-fold predictions of several predictors on the same utterances; each utterance is tested in one fold."""
 
     predicted: Mapping[str, Floats]
@@ -69,7 +69,7 @@ class Bootstrap:
         return np.asarray(draws[defined])
 
 
-def bootstrap(data: Tested, unit: str, resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
+def bootstrap(data: Compared, unit: str, resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
     """Resample whole clusters within sessions, the same ones for all predictors and seeds.
 
     From the n clusters of a session, n - 1 are drawn with replacement and weighted n / (n - 1), which makes the
@@ -113,7 +113,7 @@ def ccc_of_sums(sums: Floats) -> Floats:
     return np.asarray(ccc, dtype=np.float64)
 
 
-def _clusters_per_session(data: Tested) -> dict[tuple[str, str], int]:
+def _clusters_per_session(data: Compared) -> dict[tuple[str, str], int]:
     """Return the number of clusters per fold and session."""
     counts: dict[tuple[str, str], int] = {}
     for fold, session, _ in {

@@ -10,7 +10,7 @@ import pytest
 from cvrunner.cli import main
 from cvrunner.errors import IncompleteRunError, ResultsError, UsageError
 from cvrunner.report.compare import RunComparison, compare_runs, comparison_text
-from cvrunner.verdict.comparison import summarise
+from cvrunner.report.report import read_report
 from tests.runs import make_run
 
 
@@ -18,7 +18,7 @@ from tests.runs import make_run
 def runs(tmp_path_factory):
     """Two runs on one split; the second's unfrozen condition errs less."""
     root = tmp_path_factory.mktemp("results")
-    return make_run(root, "one", gain=0.1), make_run(root, "two", gain=0.5)
+    return make_run(root, "one", gain=0.1, seeds=(0, 1)), make_run(root, "two", gain=0.5, seeds=(0, 1))
 
 
 def changed(directory, **values):
@@ -36,7 +36,7 @@ def exit_code(*arguments):
 def test_two_conditions_of_one_run_compare_as_its_own_summary_does(runs):
     one, _ = runs
     found = compare_runs(one, one, "frozen", "unfrozen")
-    summary = summarise(one)
+    summary = read_report(one).summary
     assert found.pairs[0].differences == summary.differences["unfrozen"]
     assert found.pairs[0].decision == summary.decisions["unfrozen"]
     named = summary.verdict.replace("unfrozen is", "one/unfrozen is")
@@ -53,11 +53,11 @@ def test_conditions_of_the_same_name_are_paired_by_fold(runs):
     frozen, unfrozen = found.pairs
     # The made-up frozen conditions are the same in both.
     assert set(frozen.differences["avg"].by_trial.values()) == {0.0}
-    assert frozen.decision == "not distinguishable"
+    assert frozen.decision == "practically equal"
     assert unfrozen.decision == "better"
     results = [run.results(run.read_run())["unfrozen/fold-2/seed-0"].test_ccc["avg"] for run in runs]
     assert unfrozen.differences["avg"].by_trial["fold-2/seed-0"] == pytest.approx(results[1] - results[0])
-    interval = unfrozen.differences["avg"].interval
+    interval = unfrozen.differences["avg"].on_corpus.interval
     assert interval.low < unfrozen.differences["avg"].mean < interval.high
 
 
@@ -65,7 +65,12 @@ def test_the_text_holds_the_numbers_and_the_settings_that_differ(runs):
     found = compare_runs(*runs, "frozen", "unfrozen")
     text = comparison_text(found, 240)
     average = found.pairs[0].differences["avg"]
-    for part in (f"{average.mean:+.4f}", f"{average.interval.low:+.4f}", "two/unfrozen - one/frozen", "train.lr"):
+    for part in (
+        f"{average.mean:+.4f}",
+        f"{average.on_corpus.interval.low:+.4f}",
+        "two/unfrozen - one/frozen",
+        "train.lr",
+    ):
         assert part in text
     assert text.rstrip().endswith(found.verdict)
     assert "UNPAIRED" not in text
@@ -102,7 +107,7 @@ def test_unpaired_shows_scores_without_any_difference(tmp_path):
     one, two = make_run(tmp_path, "one"), changed(make_run(tmp_path, "two", gain=0.5), split_digest="6" * 64)
     found = compare_runs(one, two, unpaired=True)
     assert (found.paired, found.pairs) == (False, [])
-    assert found.scores["two/unfrozen"] == summarise(two).scores["unfrozen"]
+    assert found.scores["two/unfrozen"] == read_report(two).summary.scores["unfrozen"]
     text = comparison_text(found, 200)
     assert "UNPAIRED: the split differs (digests 555555555555 and 666666666666)" in text
     for absent in ("95 %", "p-value", "better", "worse", "sign test", "detectable"):
@@ -163,5 +168,6 @@ def test_json_is_the_comparison_and_nothing_else(runs, capsys):
 
 def test_the_interval_of_identical_predictions_is_a_point(runs):
     found = compare_runs(*runs, "frozen")
-    interval = found.pairs[0].differences["avg"].interval
-    assert np.allclose([interval.low, interval.high, interval.standard_error], 0)
+    level = found.pairs[0].differences["avg"].on_corpus
+    assert np.allclose([level.interval.low, level.interval.high, level.standard_error], 0)
+    assert level.p == 1.0

@@ -15,9 +15,8 @@ from cvrunner.report.figures import draw, save_figures
 from cvrunner.report.html import render_html
 from cvrunner.report.report import read_epochs, read_report
 from cvrunner.tracking.mirror import sync_run
-from cvrunner.tracking.names import page_links
+from cvrunner.tracking.names import delta_metrics, page_links
 from cvrunner.tracking.tracker import RunTracker, tracker_for, tracking_uri
-from cvrunner.verdict.comparison import summarise
 from tests.runs import made_up_epoch, make_run
 
 
@@ -68,7 +67,7 @@ def runs(uri):
 
 
 def test_mlflow_has_the_numbers_of_the_summary(directory, runs):
-    summary = summarise(directory)
+    summary = read_report(directory).summary
     assert {role: len(of_role) for role, of_role in runs.items()} == {"parent": 2, "trial": 10, "comparison": 1}
     for parent in runs["parent"]:
         for dimension, score in summary.scores[parent.data.tags["cvrunner.condition"]].items():
@@ -77,8 +76,19 @@ def test_mlflow_has_the_numbers_of_the_summary(directory, runs):
     deltas = runs["comparison"][0].data.metrics
     for dimension, difference in summary.differences["unfrozen"].items():
         assert deltas[f"delta/unfrozen_{dimension}"] == difference.mean
-        assert deltas[f"delta/unfrozen_{dimension}_low"] == difference.interval.low
+        assert deltas[f"delta/unfrozen_{dimension}_speakers_low"] == difference.new_speakers.interval.low
     assert runs["comparison"][0].data.tags["mlflow.note.content"] == summary.verdict
+
+
+def test_the_differences_carry_both_intervals(tmp_path):
+    summary = read_report(make_run(tmp_path, seeds=(0, 1))).summary
+    ((step, metrics), *_) = delta_metrics(summary)
+    assert step == 0
+    for dimension, difference in summary.differences["unfrozen"].items():
+        for level, name in ((difference.on_corpus, ""), (difference.new_speakers, "_speakers")):
+            of = f"delta/unfrozen_{dimension}{name}"
+            assert (metrics[f"{of}_low"], metrics[f"{of}_high"]) == (level.interval.low, level.interval.high)
+            assert (metrics[f"{of}_p"], metrics[f"{of}_detectable"]) == (level.p, level.detectable)
 
 
 def test_trials_are_children_with_parameters_and_their_own_curves(directory, uri, runs):

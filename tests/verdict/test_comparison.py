@@ -8,24 +8,36 @@ import re
 from dataclasses import replace
 from statistics import fmean, stdev
 
+import numpy as np
 import pytest
 
+from cvrunner.config.sections import VerdictConfig
 from cvrunner.errors import ResultsError
-from cvrunner.records.results import CorrectedT, Difference, FloorRecord, Interval, Score, Summary
+from cvrunner.records.results import (
+    FloorRecord,
+    Score,
+)
+from cvrunner.records.summary import (
+    CorpusLevel,
+    Difference,
+    Interval,
+    SpeakersLevel,
+    Summary,
+)
 from cvrunner.report.evidence import claims_table, floor_table, trials_table
 from cvrunner.report.figures import draw
 from cvrunner.report.html import render_html
 from cvrunner.report.report import read_report
 from cvrunner.report.tables import render_markdown, render_text
 from cvrunner.report.write import update_experiment_comparison
-from cvrunner.verdict.comparison import summarise
+from cvrunner.verdict.comparison import compare_conditions
 from cvrunner.verdict.sentence import clause, decide
-from tests.runs import make_run
+from tests.runs import make_run, write_config
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("results"), gain=0.5)
+    return make_run(tmp_path_factory.mktemp("results"), gain=0.5, seeds=(0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +64,8 @@ def test_differences_are_paired_by_fold(report):
         parts = (summary.scores[c]["avg"].by_trial[name] for c in ("unfrozen", "frozen"))
         one, other = parts
         assert value == pytest.approx(one - other)
-    assert difference.interval.low < difference.mean < difference.interval.high
+    for interval in (difference.on_corpus.interval, difference.new_speakers.interval):
+        assert interval.low < difference.mean < interval.high
 
 
 def test_all_formats_show_the_same_numbers(directory, report):
@@ -62,40 +75,130 @@ def test_all_formats_show_the_same_numbers(directory, report):
     shown = [render_markdown(report), render_text(report.run, report.summary, 200), render_html(report, draw(report))]
     numbers = [f"{score.mean:.4f}" for scores in written.scores.values() for score in scores.values()]
     numbers += [f"{d.mean:+.4f}" for d in written.differences["unfrozen"].values()]
-    numbers += [f"{v:+.4f}" for d in written.differences["unfrozen"].values() for v in d.by_trial.values()]
+    numbers += [f"{v:+.4f}" for v in written.differences["unfrozen"]["avg"].by_trial.values()]
+    for difference in written.differences["unfrozen"].values():
+        for level in (difference.on_corpus, difference.new_speakers):
+            numbers += [f"{level.interval.low:+.4f} to {level.interval.high:+.4f}"]
     for text in shown:
         assert written.verdict in " ".join(text.split())
         assert [number for number in numbers if number not in text] == []
 
 
-def test_the_verdict_is_one_sentence_with_everything_in_it(report):
+def test_the_verdict_is_one_sentence_with_both_levels_in_it(report):
     verdict = report.summary.verdict
-    interval = report.summary.differences["unfrozen"]["avg"].interval
-    for part in ("unfrozen", "better", "CCC-Avg", f"{interval.low:+.4f}", f"{interval.detectable:.4f}"):
+    difference = report.summary.differences["unfrozen"]["avg"]
+    levels = difference.on_corpus.interval, difference.new_speakers.interval
+    for part in (
+        "On this corpus, unfrozen is better",
+        "CCC-Avg",
+        "for new speakers",
+        *(f"{i.low:+.4f}" for i in levels),
+    ):
         assert part in verdict
-    assert verdict.endswith("5 folds x 1 seed, on synthetic data.")
+    assert verdict.endswith("5 folds x 2 seeds, on synthetic data.")
     assert len(re.findall(r"\.(?:\s|$)", verdict)) == 1
 
 
 def test_a_condition_that_errs_more_is_worse(tmp_path):
-    summary = summarise(make_run(tmp_path, gain=-0.6))
+    summary = read_report(make_run(tmp_path, gain=-0.6, seeds=(0, 1))).summary
     assert summary.decisions == {"unfrozen": "worse"}
     assert "worse than frozen by 0." in summary.verdict
 
 
-def test_no_gain_is_not_distinguishable(tmp_path):
-    summary = summarise(make_run(tmp_path, gain=0.01, synthetic=False))
+def test_no_gain_is_not_distinguishable_and_says_what_could_have_been_seen(tmp_path):
+    summary = read_report(make_run(tmp_path, gain=0.01, seeds=(0, 1), synthetic=False)).summary
     assert summary.decisions == {"unfrozen": "not distinguishable"}
-    assert "not distinguishable from frozen" in summary.verdict
+    level = summary.differences["unfrozen"]["avg"].on_corpus
+    assert "not distinguishable from frozen: CCC-Avg differs by " in summary.verdict
+    assert f"smallest detectable difference {level.detectable:.4f}" in summary.verdict
     assert "synthetic" not in summary.verdict
 
 
+def test_one_seed_claims_nothing_about_the_conditions(tmp_path):
+    summary = read_report(make_run(tmp_path, gain=0.5)).summary
+    difference = summary.differences["unfrozen"]["avg"]
+    assert summary.decisions == {"unfrozen": "no claim"}
+    assert (difference.on_corpus, summary.for_new_speakers) == (None, {})
+    assert summary.verdict.startswith(f"These trained models differ by {difference.mean:+.4f} CCC-Avg")
+    assert f"for new speakers: 95 % interval {difference.new_speakers.interval.low:+.4f}" in summary.verdict
+    for word in ("better", "worse", "equal", "distinguishable"):
+        assert word not in summary.verdict
+
+
+@pytest.mark.parametrize(("seeds", "level"), [((0, 1), None), ((0, 1, 2), "level")])
+def test_a_single_fold_needs_three_seeds_and_has_no_second_level(tmp_path, seeds, level):
+    summary = read_report(make_run(tmp_path, folds=1, seeds=seeds, gain=0.5)).summary
+    difference = summary.differences["unfrozen"]["avg"]
+    assert (difference.on_corpus is None) == (level is None)
+    assert difference.new_speakers is None
+    assert "for new speakers: unknown" in summary.verdict
+
+
+def test_folds_that_shared_their_seeds_have_no_first_level(tmp_path):
+    directory = make_run(tmp_path, gain=0.5, seeds=(0, 1, 2))
+    directory.write_run(directory.read_run().model_copy(update={"cvrunner_version": "0.1.0"}))
+    summary = read_report(directory).summary
+    assert summary.decisions == {"unfrozen": "no claim"}
+    assert "an earlier version" in summary.differences["unfrozen"]["avg"].no_corpus_level
+
+
 def test_three_conditions_are_each_compared_with_the_first(tmp_path):
-    summary = summarise(make_run(tmp_path, conditions=("frozen", "unfrozen", "top"), seeds=(0, 1), gain=0.15))
+    summary = read_report(make_run(tmp_path, conditions=("frozen", "unfrozen", "top"), seeds=(0, 1), gain=0.15)).summary
     assert list(summary.differences) == ["unfrozen", "top"]
     assert "unfrozen is" in summary.verdict
     assert "top is" in summary.verdict
     assert "5 folds x 2 seeds" in summary.verdict
+
+
+def test_several_conditions_have_wider_intervals_than_the_same_one_alone(tmp_path):
+    several = read_report(make_run(tmp_path, "two", conditions=("frozen", "unfrozen", "top"), seeds=(0, 1))).summary
+    alone = read_report(make_run(tmp_path, "one", conditions=("frozen", "unfrozen"), seeds=(0, 1))).summary
+    one, two = (s.differences["unfrozen"]["avg"].on_corpus for s in (alone, several))
+    assert one.standard_error == pytest.approx(two.standard_error)
+    assert two.interval.high - two.interval.low > one.interval.high - one.interval.low
+    assert two.p >= one.p
+
+
+def test_the_primary_outcome_decides_and_the_others_are_adjusted(tmp_path):
+    directory = make_run(tmp_path, gain=0.5, seeds=(0, 1))
+    config = directory.read_config()
+    chosen = config.model_copy(update={"verdict": VerdictConfig(primary="arousal", margin=0.5, cluster="speaker")})
+    write_config(directory, chosen)
+    summary = read_report(directory).summary
+    assert (summary.primary, summary.margin, summary.cluster) == ("arousal", 0.5, "speaker")
+    assert "CCC-A" in summary.verdict
+    assert "CCC-Avg" not in summary.verdict
+    by_outcome = summary.differences["unfrozen"]
+    assert by_outcome["arousal"].on_corpus.holm_p is None
+    assert by_outcome["valence"].on_corpus.holm_p >= by_outcome["valence"].on_corpus.p
+
+
+def test_speakers_are_resampled_if_sessions_hold_more_than_two(tmp_path):
+    directory = make_run(tmp_path, seeds=(0, 1))
+    assert read_report(directory).summary.cluster == "dialogue"
+    for file in directory.path.glob("*/*/*/predictions.csv"):
+        lines = file.read_text().splitlines()
+        # Every utterance of a dialogue gets the dialogue's name as a part of its speaker's.
+        rows = [line.split(",") for line in lines]
+        column, dialogue = rows[0].index("speaker"), rows[0].index("dialogue")
+        for row in rows[1:]:
+            row[column] = f"{row[column]}-{row[dialogue]}"
+        file.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    assert read_report(directory).summary.cluster == "speaker"
+
+
+def test_a_reference_is_scored_and_each_condition_has_a_lead_over_it(directory, report):
+    run, data = report.run, report.out_of_fold
+    mean = np.repeat(np.nanmean(data.truth, axis=0)[None, None], len(data.truth), axis=1)
+    summary = compare_conditions(run, report.results, data, VerdictConfig(), {"no-audio floor": mean})
+    reference = summary.references["no-audio floor"]
+    assert reference.scores["valence"].mean == 0
+    for condition, scores in summary.scores.items():
+        lead = reference.leads[condition]["valence"]
+        assert lead.mean == pytest.approx(scores["valence"].mean)
+        assert lead.on_corpus.interval.low > 0
+    # The differences between the conditions are the same with or without a reference.
+    assert summary.differences == report.summary.differences
 
 
 def test_one_condition_is_compared_with_nothing(tmp_path):
@@ -120,7 +223,7 @@ def test_predictions_of_another_trial_are_refused(tmp_path):
     one, other = (directory.trial("frozen", fold, 0).predictions for fold in (1, 2))
     one.write_bytes(other.read_bytes())
     with pytest.raises(ResultsError, match="not from the same trial"):
-        summarise(directory)
+        read_report(directory)
 
 
 def test_conditions_tested_on_other_utterances_are_refused(tmp_path):
@@ -128,7 +231,7 @@ def test_conditions_tested_on_other_utterances_are_refused(tmp_path):
     file = directory.trial("unfrozen", 2, 0).predictions
     file.write_text(file.read_text().replace("Ses02F_impro01_F000", "another"))
     with pytest.raises(ResultsError, match="nothing can be paired"):
-        summarise(directory)
+        read_report(directory)
 
 
 def test_an_undefined_ccc_makes_the_mean_undefined(tmp_path):
@@ -137,7 +240,7 @@ def test_an_undefined_ccc_makes_the_mean_undefined(tmp_path):
     result = json.loads(file.read_text())
     result["test_ccc"] |= {"valence": None, "avg": None}
     file.write_text(json.dumps(result))
-    summary = summarise(directory)
+    summary = read_report(directory).summary
     assert summary.scores["frozen"]["valence"].mean is None
     assert "undefined" in summary.verdict
 
@@ -178,7 +281,7 @@ def test_a_corpus_that_does_not_say_has_no_scripted_part(tmp_path):
     directory = make_run(tmp_path)
     for file in directory.path.glob("*/*/*/predictions.csv"):
         file.write_text(file.read_text().replace(",true,", ",,").replace(",false,", ",,"))
-    assert list(summarise(directory).groups["frozen"])[:3] == ["gender F", "gender M", "speaker 01F"]
+    assert list(read_report(directory).summary.groups["frozen"])[:3] == ["gender F", "gender M", "speaker 01F"]
 
 
 def test_a_failed_trial_shows_its_attempts_and_its_error(tmp_path):
@@ -193,7 +296,7 @@ def test_the_table_of_runs_is_newest_first(tmp_path):
     make_run(tmp_path, "new", missing=["frozen/fold-1/seed-0"], started_at="2026-02-01T00:00:00+00:00")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
-    old.write_summary(summarise(old))
+    old.write_summary(read_report(old).summary)
     lines = update_experiment_comparison(tmp_path).read_text().splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| [")]
     assert [(row[0], row[2]) for row in rows] == [
@@ -201,7 +304,7 @@ def test_the_table_of_runs_is_newest_first(tmp_path):
         ("| [old](old/comparison.md)", "COMPLETE"),
         ("| [broken](broken/comparison.md)", "unreadable"),
     ]
-    assert f"{summarise(old).scores['frozen']['avg'].mean:.4f}" in rows[1][5]
+    assert f"{read_report(old).summary.scores['frozen']['avg'].mean:.4f}" in rows[1][5]
 
 
 def test_two_processes_can_update_the_table_at_once(tmp_path):
@@ -223,25 +326,54 @@ def _update_often(root):
         update_experiment_comparison(root)
 
 
+def made_up_difference(mean, half_width, speakers):
+    """A difference whose 90 % interval has 5/6 of the width of the 95 % one."""
+    narrow = half_width * 5 / 6
+    level = CorpusLevel(
+        interval=Interval(low=mean - half_width, high=mean + half_width, level=0.95),
+        equivalence=Interval(low=mean - narrow, high=mean + narrow, level=0.9),
+        standard_error=half_width / 2,
+        df=20,
+        p=0.01,
+        detectable=1.4 * half_width,
+        equality_power=0.2,
+        dialogues_sd=0.01,
+        training_sd=0.01,
+        sessions_sd=0.01,
+        one_more_seed=half_width,
+    )
+    second = SpeakersLevel(
+        interval=Interval(low=mean - speakers, high=mean + speakers, level=0.95),
+        t=1.0,
+        df=4,
+        p=0.2,
+        folds=5,
+        test_train_ratio=1 / 3,
+        detectable=0.1,
+        worse=0.1,
+        equal=0.5,
+        better=0.4,
+        one_more_session=0.1,
+    )
+    return Difference(mean=mean, std=0.1, by_trial={}, pooled=None, on_corpus=level, new_speakers=second)
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "p", "expected"),
+    ("mean", "half_width", "speakers", "expected", "said"),
     [
-        (0.01, 0.05, 0.01, "better"),
-        (-0.05, -0.01, 0.01, "worse"),
-        (-0.01, 0.05, 0.01, "not distinguishable"),
-        (0.01, 0.05, 0.30, "not distinguishable"),
-        (0.01, 0.05, None, "better"),
+        (0.05, 0.03, 0.04, "better", "also better for new speakers"),
+        (0.05, 0.03, 0.06, "better", "not shown for new speakers"),
+        (-0.05, 0.03, 0.04, "worse", "also worse for new speakers"),
+        (0.01, 0.009, 0.05, "better, but by less than the margin", "less than the margin of 0.02"),
+        (-0.01, 0.009, 0.05, "worse, but by less than the margin", "not shown for new speakers"),
+        (0.001, 0.01, 0.05, "practically equal", "practically equal to frozen"),
+        (0.01, 0.03, 0.05, "not distinguishable", "smallest detectable difference 0.0420"),
+        # Level 2 alone claims nothing.
+        (0.01, 0.03, 0.005, "not distinguishable", "for new speakers: 95 % interval +0.0050 to +0.0150"),
     ],
 )
-def test_a_claim_needs_the_interval_and_the_folds(low, high, p, expected):
-    difference = Difference(
-        mean=(low + high) / 2,
-        std=0.1,
-        by_trial={},
-        pooled=None,
-        interval=Interval(low=low, high=high, standard_error=0.01, detectable=0.03, level=0.95, resamples=2000),
-        corrected_t=None if p is None else CorrectedT(t=1.0, p=p, folds=5, test_train_ratio=1 / 3),
-    )
-    assert decide(difference) == expected
-    said = clause("unfrozen", "frozen", difference, decide(difference))
-    assert ("more seeds would help" in said) == (p == 0.30)
+def test_the_decision_follows_the_table(mean, half_width, speakers, expected, said):
+    difference = made_up_difference(mean, half_width, speakers)
+    decision = decide(difference, margin=0.02)
+    assert decision == expected
+    assert said in clause("unfrozen", "frozen", "avg", difference, decision, margin=0.02)
