@@ -216,7 +216,7 @@ def paired_differences(
             if other in arrays:
                 speakers = speakers_level(arrays[other].mean(1), design.test_train_ratio, design.margin, len(others))
             if draws is not None:
-                low, high = np.quantile(draws[:, 0], [ALPHA / 2, 1 - ALPHA / 2])
+                low, high = np.quantile(draws[:, 0].mean(axis=1), [ALPHA / 2, 1 - ALPHA / 2])
                 as_trained = Interval(low=float(low), high=float(high), level=1 - ALPHA)
             mean = mean_if_all(by_trial[other].values())
             found[other][outcome] = Difference(

@@ -38,28 +38,34 @@ def too_few_seeds(folds: int, seeds: int) -> str | None:
 
 
 def corpus_levels(differences: Floats, draws: Floats, df_clusters: int, margin: float) -> list[CorpusLevel]:
-    """Return level 1 for the differences `[M, F, S]` and the bootstrap `draws [R, M]` of their means.
+    """Return level 1 for the differences `[M, F, S]` and the bootstrap `draws [R, M, S]` of their means over folds.
 
-    Variance V = B + T. B: of the draws, which are averaged over seeds. T = sum over folds of s_f^2 / (S F^2), with
-    s_f^2 the variance over the seeds of fold f. The interaction of cluster and seed is in both, so the interval is
-    slightly wide. Degrees of freedom: Welch (1938, Biometrika 29:350) and Satterthwaite (1946, Biometrics 2:110). With
+    Variance V = B + T. B: of the draws, averaged over seeds. T = sum over folds of s_f^2 / (S F^2), with s_f^2 the
+    variance over the seeds of fold f, minus what other test clusters alone would make the seeds differ: that part is
+    in B, and is measured by how the seeds of one draw differ from their mean. Degrees of freedom, with T as it is
+    before the subtraction: Welch (1938, Biometrika 29:350) and Satterthwaite (1946, Biometrics 2:110). With
     several conditions the intervals are simultaneous, from a multivariate t with the covariance B + T and the smallest
     degrees of freedom (Dunnett 1955, JASA 50:1096). Needs S >= 2.
     """
     _, folds, seeds = differences.shape
-    clusters = np.atleast_2d(np.cov(draws, rowvar=False))
-    training = _training_covariance(differences)
-    variance = np.diag(clusters) + np.diag(training)
-    df_training = folds * (seeds - 1)
-    df = float(min(_satterthwaite(b, df_clusters, t, df_training) for b, t in _diagonals(clusters, training)))
-    correlation = _correlation(clusters + training)
+    clusters, raw = np.atleast_2d(np.cov(draws.mean(axis=2), rowvar=False)), _training_covariance(differences)
+    of_clusters, of_seeds = np.diag(clusters), np.diag(raw)
+    in_both = draws.var(axis=0, ddof=1) - draws.mean(axis=2, keepdims=True).var(axis=0, ddof=1)
+    training = np.maximum(0.0, of_seeds - in_both.sum(axis=1) / (seeds * (seeds - 1)))
+    variance, df_training = of_clusters + training, folds * (seeds - 1)
+    df = min(
+        _satterthwaite(v, (b, df_clusters), (t, df_training))
+        for v, b, t in zip(variance, of_clusters, of_seeds, strict=True)
+    )
+    correlation = _correlation(clusters + raw)
     wide, narrow = (critical_value(level, df, correlation) for level in (1 - ALPHA, 1 - 2 * ALPHA))
     # What one more seed of every trial would give: T shrinks, and its degrees of freedom grow.
-    more = np.diag(clusters) + np.diag(training) * seeds / (seeds + 1)
+    shrunk = seeds / (seeds + 1)
     levels = []
     for m, mean in enumerate(differences.mean(axis=(1, 2))):
         error = float(np.sqrt(variance[m]))
-        more_df = _satterthwaite(clusters[m, m], df_clusters, training[m, m] * seeds / (seeds + 1), folds * seeds)
+        more = float(of_clusters[m] + shrunk * training[m])
+        more_df = _satterthwaite(more, (of_clusters[m], df_clusters), (shrunk * of_seeds[m], folds * seeds))
         levels.append(
             CorpusLevel(
                 interval=_interval(mean, wide * error, 1 - ALPHA),
@@ -69,10 +75,10 @@ def corpus_levels(differences: Floats, draws: Floats, df_clusters: int, margin: 
                 p=p_value(float(mean), error, df, correlation),
                 detectable=detectable(error, df, wide),
                 equality_power=_equality_power(error, df, narrow, margin),
-                dialogues_sd=float(np.sqrt(clusters[m, m])),
-                training_sd=float(np.sqrt(training[m, m])),
+                dialogues_sd=float(np.sqrt(of_clusters[m])),
+                training_sd=float(np.sqrt(training[m])),
                 sessions_sd=_sessions_sd(differences[m].mean(axis=1), float(variance[m])),
-                one_more_seed=critical_value(1 - ALPHA, more_df, correlation) * float(np.sqrt(more[m])),
+                one_more_seed=critical_value(1 - ALPHA, more_df, correlation) * float(np.sqrt(more)),
             )
         )
     return levels
@@ -168,15 +174,13 @@ def _training_covariance(differences: Floats) -> Floats:
     return np.asarray(within / (seeds * folds**2))
 
 
-def _diagonals(one: Floats, other: Floats) -> list[tuple[float, float]]:
-    return list(zip(np.diag(one).tolist(), np.diag(other).tolist(), strict=True))
-
-
-def _satterthwaite(b: float, df_b: float, t: float, df_t: float) -> float:
-    """Return the degrees of freedom of the variance `b + t`."""
-    if b + t == 0:
-        return float(df_b)
-    return float((b + t) ** 2 / (b**2 / df_b + t**2 / df_t))
+def _satterthwaite(variance: float, *parts: tuple[float, float]) -> float:
+    """Return the degrees of freedom of a variance estimated from parts, each with its own degrees of freedom."""
+    spread = sum(part**2 / df for part, df in parts)
+    if spread == 0:
+        return float(parts[0][1])
+    # Never fewer than the part with the fewest has by itself.
+    return float(max(variance**2 / spread, min(df for _, df in parts)))
 
 
 def _sessions_sd(by_fold: Floats, variance: float) -> float | None:

@@ -42,10 +42,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Resampled CCCs, averaged over folds and seeds within each resample; the same draws for every predictor."""
+    """Resampled CCCs, averaged over folds within each resample; the same draws for every predictor and seed."""
 
     ccc: Mapping[str, Floats]
-    """Per predictor: `[R, K + 1]`; NaN where a CCC is undefined."""
+    """Per predictor: `[R, S, K + 1]`; NaN where a CCC is undefined."""
     clusters: int
     """Number of clusters, over all folds and sessions."""
     fewest: int
@@ -56,14 +56,14 @@ class Bootstrap:
     """Why nothing can be resampled; None if it can."""
 
     def differences(self, others: list[str], baseline: str, column: int) -> Floats | None:
-        """Return the resampled differences `[R', M]` of `M` predictors from the baseline; None if they are undefined.
+        """Return resampled differences `[R', M, S]` of `M` predictors from the baseline; None if they are undefined.
 
         `column`: a dimension, or -1 for CCC-Avg. Resamples without a CCC are left out, unless they are too many.
         """
         if self.reason:
             return None
-        draws = np.stack([self.ccc[name][:, column] - self.ccc[baseline][:, column] for name in others], axis=1)
-        defined = np.isfinite(draws).all(axis=1)
+        draws = np.stack([self.ccc[name][:, :, column] - self.ccc[baseline][:, :, column] for name in others], axis=1)
+        defined = np.isfinite(draws).all(axis=(1, 2))
         if defined.mean() < 1 - MAX_UNDEFINED_SHARE:
             return None
         return np.asarray(draws[defined])
@@ -93,7 +93,7 @@ def bootstrap(data: Compared, unit: str, resamples: int = RESAMPLES, seed: int =
         for name, predicted in data.predicted.items():
             sums = _sums_by_cluster(predicted[:, rows] - centre, data.truth[rows] - centre, cluster)
             ccc = ccc_of_sums(np.tensordot(weights, sums, axes=1))
-            total[name] = total[name] + np.concatenate([ccc, ccc.mean(axis=-1, keepdims=True)], axis=-1).mean(axis=1)
+            total[name] = total[name] + np.concatenate([ccc, ccc.mean(axis=-1, keepdims=True)], axis=-1)
     averaged = {name: np.asarray(value, dtype=np.float64) / len(folds) for name, value in total.items()}
     return Bootstrap(averaged, clusters, fewest, clusters - len(sizes), None)
 

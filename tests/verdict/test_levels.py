@@ -20,9 +20,10 @@ from cvrunner.verdict.levels import (
 def test_level_1_is_welchs_t_interval_of_the_two_variances():
     random = np.random.default_rng(0)
     differences = random.normal(0.03, 0.02, (1, 5, 3))
-    draws = random.normal(0.03, 0.01, (4000, 1))
+    # Every seed moves with the dialogues by the same amount, so nothing is in both variances.
+    draws = np.repeat(random.normal(0.03, 0.01, (4000, 1, 1)), 3, axis=2)
     (level,) = corpus_levels(differences, draws, 35, 0.02)
-    dialogues = draws.var(ddof=1)
+    dialogues = draws[:, 0, 0].var(ddof=1)
     training = sum(differences[0, f].var(ddof=1) for f in range(5)) / (3 * 25)
     df = (dialogues + training) ** 2 / (dialogues**2 / 35 + training**2 / 10)
     half = stats.t.ppf(0.975, df) * np.sqrt(dialogues + training)
@@ -31,6 +32,23 @@ def test_level_1_is_welchs_t_interval_of_the_two_variances():
     assert level.p == pytest.approx(2 * stats.t.sf(differences.mean() / np.sqrt(dialogues + training), df))
     # One more seed leaves the dialogues and divides the training variance by 4 instead of 3.
     assert level.one_more_seed < half
+
+
+def test_what_the_test_dialogues_do_to_single_seeds_is_counted_once():
+    # No randomness of training: the seeds differ only because each reacts to the dialogues in its own way.
+    random = np.random.default_rng(7)
+    seeds, folds, own, common = 3, 5, 0.03, 0.02
+    found, errors = [], []
+    for _ in range(400):
+        differences = random.normal(0, own, (1, folds, seeds)) + random.normal(0, common, (1, folds, 1))
+        spread = random.normal(0, own / np.sqrt(folds), (300, 1, seeds))
+        draws = spread + random.normal(0, common / np.sqrt(folds), (300, 1, 1))
+        (level,) = corpus_levels(differences, draws, 35, 0.02)
+        found.append(differences.mean())
+        errors.append(level.standard_error**2)
+    # Cut off at zero, the training variance is a little too large on average, but far from being counted twice.
+    twice = (common**2 / folds + 2 * own**2 / (folds * seeds)) / np.var(found)
+    assert 0.9 < np.mean(errors) / np.var(found) < (1 + twice) / 2
 
 
 def test_several_conditions_get_dunnetts_critical_value():
@@ -44,7 +62,7 @@ def test_several_conditions_get_dunnetts_critical_value():
 def test_the_simultaneous_intervals_use_the_correlation_of_the_common_baseline():
     random = np.random.default_rng(1)
     baseline, one, other = random.normal(0, 0.02, (3, 5, 4))
-    draws = random.normal(0, 0.01, (4000, 3))
+    draws = np.repeat(random.normal(0, 0.01, (4000, 3, 1)), 4, axis=2)
     shared = np.stack([draws[:, 1] - draws[:, 0], draws[:, 2] - draws[:, 0]], axis=1)
     levels = corpus_levels(np.stack([one - baseline, other - baseline]), shared, 35, 0.02)
     assert levels[0].df == levels[1].df
@@ -63,7 +81,7 @@ def test_the_detectable_difference_is_found_in_four_of_five_replications():
 
 def test_the_chance_of_equality_is_that_of_a_simulation():
     random = np.random.default_rng(3)
-    draws = random.normal(0, 0.008, (200_000, 1))
+    draws = np.repeat(random.normal(0, 0.008, (200_000, 1, 1)), 3, axis=2)
     (level,) = corpus_levels(random.normal(0, 1e-6, (1, 5, 3)), draws, 1000, 0.02)
     inside = np.abs(random.normal(0, 0.008, 100_000)) + critical_value(0.90, 1000) * 0.008 < 0.02
     assert level.equality_power == pytest.approx(inside.mean(), abs=0.01)
@@ -73,13 +91,13 @@ def test_the_sources_of_variance_are_told_apart():
     random = np.random.default_rng(4)
     sessions = random.normal(0, 0.05, 400)[:, None]
     differences = (sessions + random.normal(0, 0.03, (400, 4)))[None]
-    (level,) = corpus_levels(differences, random.normal(0, 0.001, (4000, 1)), 3000, 0.02)
+    (level,) = corpus_levels(differences, np.repeat(random.normal(0, 0.001, (4000, 1, 1)), 4, axis=2), 3000, 0.02)
     assert level.training_sd == pytest.approx(0.03 / np.sqrt(4 * 400), rel=0.1)
     assert level.sessions_sd == pytest.approx(0.05, rel=0.15)
 
 
 def test_equal_conditions_differ_by_exactly_nothing():
-    (level,) = corpus_levels(np.zeros((1, 5, 2)), np.zeros((100, 1)), 35, 0.02)
+    (level,) = corpus_levels(np.zeros((1, 5, 2)), np.zeros((100, 1, 2)), 35, 0.02)
     assert (level.interval.low, level.interval.high, level.detectable, level.p) == (0, 0, 0, 1)
 
 

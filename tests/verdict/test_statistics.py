@@ -26,7 +26,7 @@ def compared(baseline, other, truth, fold, dialogue):
 def drawn(data, resamples=200, seed=0):
     """The resampled differences `[R, K + 1]` of the two conditions."""
     found = bootstrap(data, "dialogue", resamples, seed)
-    return found.ccc["other"] - found.ccc["baseline"]
+    return (found.ccc["other"] - found.ccc["baseline"]).mean(axis=1)
 
 
 def simulated(random, other_noise=0.7, dialogues=DIALOGUES):
