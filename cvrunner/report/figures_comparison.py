@@ -94,7 +94,8 @@ def _name_folds(axes: Axes, x: float, values: dict[int, float]) -> None:
 def differences(report: Report) -> tuple[Figure, str]:
     """Draw each paired difference with both intervals, its trials, and the margin of practical equality."""
     compared, margin = report.summary.differences, report.summary.margin
-    figure, (axes,) = row_of_panels(1, height_in=1.3 + 0.6 * len(report.label) * len(compared))
+    # Narrower than the other figures: it must be legible on a phone.
+    figure, (axes,) = row_of_panels(1, height_in=1.5 + 0.6 * len(report.label) * len(compared), width_in=5.6)
     names: list[str] = []
     axes.axvspan(-margin, margin, color=INK, alpha=0.09, linewidth=0, label=f"within the margin of ±{margin:g}")
     for condition, by_dimension in compared.items():
@@ -108,7 +109,7 @@ def differences(report: Report) -> tuple[Figure, str]:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("difference in test CCC (right of 0: better than the baseline)")
-    legend_below(figure, axes)
+    legend_below(figure, axes, columns=2)
     return figure, (
         "Paired difference with its two 95 % intervals: on this corpus (other test dialogues, another training) and "
         "for new speakers (corrected t over folds). Grey band: the margin of practical equality."

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = "report.html.j2"
-# The figures that are shown below a table; all others are in one section.
+# The figure below the sentence, and those below a table; all others are in one section.
+ANSWER = "differences"
 PLACES = {
     "Test CCC by fold": ("folds",),
-    "Paired differences": ("differences",),
     "Floor and ceiling": ("floor",),
     "Trials": ("cost",),
 }
@@ -40,11 +40,12 @@ def render_html(report: Report, figures: dict[str, tuple[Figure, str]]) -> str:
         lstrip_blocks=True,
     )
     drawn = {name: (inline_svg(name, figure, caption), caption) for name, (figure, caption) in figures.items()}
-    placed = {name for names in PLACES.values() for name in names}
+    placed = {ANSWER, *(name for names in PLACES.values() for name in names)}
     return environment.get_template(TEMPLATE).render(
         run=report.run,
         summary=report.summary,
         decision=_decision(report),
+        answer=[drawn[ANSWER]] if ANSWER in drawn else [],
         sections=[_section(table, drawn) for table in comparison_tables(report.run, report.summary)],
         figures=[figure for name, figure in drawn.items() if name not in placed],
         evidence=[_section(table, drawn) for table in evidence_tables(report)],

@@ -48,12 +48,12 @@ def row_of_panels(
     return figure, list(figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat)
 
 
-def legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
     """Put one legend for all panels under them, with each label once."""
     # Every fold draws its own line with the same label.
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    figure.legend(list(once.values()), list(once), loc="outside lower center", ncols=min(len(once), 4))
+    figure.legend(list(once.values()), list(once), loc="outside lower center", ncols=min(len(once), columns))
 
 
 def whole_numbers(axes: Axes) -> None:
