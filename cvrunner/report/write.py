@@ -17,6 +17,7 @@ from cvrunner.records.summary import (
 )
 from cvrunner.report.figures import draw, save_figures
 from cvrunner.report.html import render_html
+from cvrunner.report.paper import write_paper
 from cvrunner.report.report import Report, read_report
 from cvrunner.report.tables import render_markdown
 from cvrunner.text import format_score, markdown_cell
@@ -34,12 +35,13 @@ def write_report(directory: RunDirectory, links: dict[str, str] | None = None) -
 
 
 def write_files(report: Report) -> None:
-    """Write summary.json, comparison.md, figures/, report.html, and the table of all runs next to the run's folder."""
+    """Write summary.json, comparison.md, figures/, report.html, paper/, and the table of all runs beside the folder."""
     directory, figures = report.directory, draw(report)
     directory.write_summary(report.summary)
     write_atomically(directory.comparison, render_markdown(report))
     save_figures(directory, figures)
     write_atomically(directory.report, render_html(report, figures))
+    write_paper(report, figures)
     update_experiment_comparison(directory.path.parent)
 
 

@@ -43,7 +43,7 @@ def corpus_levels(differences: Floats, draws: Floats, df_clusters: int, margin: 
     Variance V = B + T. B: of the draws, averaged over seeds. T = sum over folds of s_f^2 / (S F^2), with s_f^2 the
     variance over the seeds of fold f, minus what other test clusters alone would make the seeds differ: that part is
     in B, and is measured by how the seeds of one draw differ from their mean. Degrees of freedom, with T as it is
-    before the subtraction: Welch (1938, Biometrika 29:350) and Satterthwaite (1946, Biometrics 2:110). With
+    before the subtraction: Welch (1938, Biometrika 29:350) and Satterthwaite (1946, Biometrics Bulletin 2:110). With
     several conditions the intervals are simultaneous, from a multivariate t with the covariance B + T and the smallest
     degrees of freedom (Dunnett 1955, JASA 50:1096). Needs S >= 2.
     """

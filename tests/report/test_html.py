@@ -113,7 +113,7 @@ def test_the_dialogue_is_shown_by_turn_and_in_the_plane(report):
 
 
 def test_columns_of_words_stand_left_and_numbers_right(page):
-    assert '<td class="text">CCC-V</td>' in page
+    assert '<td data-label="outcome" class="text">CCC-V</td>' in page
     assert '<th scope="col">CCC-V</th>' in page
 
 
