@@ -28,6 +28,8 @@ def device_name(device: torch.device) -> str:
 def start_memory_count(device: torch.device) -> None:
     """Reset the GPU's peak memory: an actor trains several trials, and each reports its own peak."""
     if device.type == "cuda":
+        # As the first CUDA call of a process, the reset would fail: unlike most calls, it does not initialise CUDA.
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)
 
 
