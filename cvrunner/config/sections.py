@@ -222,7 +222,7 @@ class RetriesConfig(Section):
     host_memory: NonNegative = 3
     """Ray's memory monitor ended the trial; from then on fewer trials run at a time."""
     gpu_memory: NonNegative = 1
-    """GPU memory ran out outside an update. Within an update the micro-batch is halved instead."""
+    """GPU memory ran out outside an update. Within an update its micro-batches are split instead."""
     gpu: NonNegative = 2
     """The GPU reported an error. The retry uses another GPU if there is one."""
     io: NonNegative = 3

@@ -13,7 +13,7 @@ from cvrunner.files import PERMANENT, is_transient
 from cvrunner.orchestration.failures import Failure, FailureKind
 from cvrunner.records.results import TrainingFinished, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.training.device import default_device
+from cvrunner.training.device import default_device, is_out_of_memory
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.fold_trainer import Event, FoldTrainer, TrialContext
 from cvrunner.training.trial import Trial
@@ -25,7 +25,6 @@ KIND_BY_ERROR: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (TrialInUseError, "io"),
     (TrialError, "permanent"),
     (CvrunnerError, "configuration"),
-    (torch.OutOfMemoryError, "gpu_memory"),
     (torch.AcceleratorError, "gpu"),
     (MemoryError, "host_memory"),
 )
@@ -53,6 +52,9 @@ def classify(error: BaseException) -> Failure:
 
 
 def _kind(error: BaseException) -> FailureKind:
+    # Before the table: a full GPU can have the type of a broken one.
+    if is_out_of_memory(error):
+        return "gpu_memory"
     for error_type, kind in KIND_BY_ERROR:
         if isinstance(error, error_type):
             return kind

@@ -40,6 +40,10 @@ if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
 if "RAY_ADDRESS" not in os.environ:
     # A Ray of our own must listen on loopback only; without this it ignores the address that it is given.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    # Read when torch is imported, which an actor does after this module. Batches of speech differ in length, so blocks
+    # of fixed size would leave gaps that no later batch fits into.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError

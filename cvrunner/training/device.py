@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 # oneDNN (torch's matrix products on a CPU) caches a compiled program for each of the last 1024 shapes, and no two
 # batches of speech have the same shape: a small cache is as fast, and memory does not grow during a long epoch.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+
+ALLOCATION_FAILURES = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    # A full GPU while the CUDA context is created.
+    "CUDA error: out of memory",
+)
 
 
 def choose_precision(requested: str, device: torch.device) -> torch.dtype:
@@ -33,8 +43,29 @@ def start_memory_count(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation on the GPU failed, by torch's allocator or by cuBLAS, cuDNN or the CUDA context.
+
+    The latter arrive as a RuntimeError, or as the AcceleratorError of a broken GPU, which only their text tells apart.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATION_FAILURES)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise torch.OutOfMemoryError for every failed allocation on the GPU."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not is_out_of_memory(error):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
+
+
 def free_memory(device: torch.device) -> None:
-    """Release cached GPU memory after an out-of-memory error."""
+    """Release cached GPU memory after an out-of-memory error, once nothing refers to the failed graph any more."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -48,3 +51,32 @@ def test_a_trial_on_a_cpu_does_not_touch_cuda(monkeypatch: pytest.MonkeyPatch) -
     cuda = StandInCuda(monkeypatch)
     device.start_memory_count(torch.device("cpu"))
     assert not cuda.initialised
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("x"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (torch.AcceleratorError("CUDA error: out of memory", 2), True),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered", 710), False),
+        (RuntimeError("The size of tensor a must match the size of tensor b"), False),
+    ],
+)
+def test_every_failed_allocation_becomes_one_error_and_others_stay(error: Exception, expected: bool) -> None:
+    with pytest.raises(torch.OutOfMemoryError if expected else type(error)), device.memory_errors():
+        raise error
+    assert device.is_out_of_memory(error) == expected
+
+
+def test_an_actor_sets_the_allocator_before_torch_is_imported() -> None:
+    code = (
+        "import os, sys; import cvrunner.orchestration.ray_executor; "
+        "print('torch' in sys.modules, os.environ.get('PYTORCH_ALLOC_CONF'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTORCH")}
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "expandable_segments:True"]
+    own = environment | {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
+    assert subprocess.run(run, env=own, capture_output=True, text=True, check=True).stdout.split() == ["False", "None"]
