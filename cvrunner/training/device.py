@@ -13,6 +13,8 @@ import torch
 # oneDNN (torch's matrix products on a CPU) caches a compiled program for each of the last 1024 shapes, and no two
 # batches of speech have the same shape: a small cache is as fast, and memory does not grow during a long epoch.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+# In TF32, torch's default for convolutions on a GPU, they err by 1e-3. Features go into a cache that a CPU may share.
+torch.backends.cudnn.allow_tf32 = False
 
 ALLOCATION_FAILURES = (
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -33,6 +35,18 @@ def choose_precision(requested: str, device: torch.device) -> torch.dtype:
 def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def use_deterministic_algorithms(device: torch.device, requested: bool) -> None:
+    """Make a GPU repeat itself bit for bit, or not; an operation that cannot warns. A CPU always does."""
+    if device.type != "cuda":
+        return
+    if requested:
+        # Read when cuBLAS starts: with more workspaces it chooses among algorithms.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(requested, warn_only=True)
+    # It would also fill each new tensor, to find reads before writes: of no use here, and slow.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def start_memory_count(device: torch.device) -> None:
@@ -78,6 +92,17 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def find_device(uuid: str) -> torch.device | None:
+    """Return the GPU with a UUID as NVIDIA's driver reports it; None if torch cannot use it.
+
+    CUDA may number GPUs in another order than the driver: the fastest first, and only those in CUDA_VISIBLE_DEVICES.
+    """
+    for index in range(torch.cuda.device_count()):
+        if str(torch.cuda.get_device_properties(index).uuid) == uuid.removeprefix("GPU-"):
+            return torch.device("cuda", index)
+    return None
+
+
 def default_device() -> torch.device:
-    """Return the first visible GPU, which is the one that Ray assigned, or the CPU."""
+    """Return the first visible GPU, or the CPU: for predictions, which may run on either."""
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

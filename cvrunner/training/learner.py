@@ -21,7 +21,13 @@ from cvrunner.errors import MemoryLimitError, NonFiniteError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.accumulation import averaged_backward, exact_backward
 from cvrunner.training.checkpoint import Position, Tensors
-from cvrunner.training.device import choose_precision, free_memory, memory_errors, start_memory_count
+from cvrunner.training.device import (
+    choose_precision,
+    free_memory,
+    memory_errors,
+    start_memory_count,
+    use_deterministic_algorithms,
+)
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, ratings, scaled_labels
 from cvrunner.training.trial import Trial
@@ -39,6 +45,7 @@ class Learner:
         model, train = trial.config.model, trial.config.train
         # The number of threads decides the order of floating-point additions on a CPU.
         torch.set_num_threads(trial.config.cluster.cpus_per_trial)
+        use_deterministic_algorithms(device, train.deterministic)
         start_memory_count(device)
         self.trial = trial
         self.device = device

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,3 +81,29 @@ def test_an_actor_sets_the_allocator_before_torch_is_imported() -> None:
     assert done.stdout.split() == ["False", "expandable_segments:True"]
     own = environment | {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
     assert subprocess.run(run, env=own, capture_output=True, text=True, check=True).stdout.split() == ["False", "None"]
+
+
+def test_a_gpu_is_found_by_its_uuid_whatever_order_cuda_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    uuids = ["1c9d-e0", "8f2c-17"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(uuids))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=uuids[i]))
+    assert device.find_device("GPU-8f2c-17") == torch.device("cuda", 1)
+    assert device.find_device("GPU-77aa-00") is None
+
+
+def test_convolutions_do_not_run_in_tf32() -> None:
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("requested", [True, False])
+def test_deterministic_algorithms_are_for_gpus(monkeypatch: pytest.MonkeyPatch, requested: bool) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        device.use_deterministic_algorithms(torch.device("cpu"), True)
+        assert not torch.are_deterministic_algorithms_enabled()
+        device.use_deterministic_algorithms(GPU, requested)
+        assert torch.are_deterministic_algorithms_enabled() == requested
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if requested else None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
