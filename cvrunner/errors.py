@@ -11,6 +11,7 @@
     ├── TrialError                1   one trial failed; the others continue
     │   ├── WeightChangeError     1   a frozen encoder changed, or an unfrozen one did not
     │   ├── NonFiniteError        1   the loss or a gradient is NaN or infinite
+    │   ├── DeviceError           1   torch cannot use the GPU that the trial should train on
     │   ├── MemoryLimitError      1   out of memory although the batch cannot shrink further
     │   └── TrialInUseError       1   another process trains the same trial
     ├── ClusterLostError          1   Ray died during a run
@@ -105,6 +106,10 @@ class WeightChangeError(TrialError):
 
 class NonFiniteError(TrialError):
     """The loss or a gradient is NaN or infinite."""
+
+
+class DeviceError(TrialError):
+    """torch cannot use the GPU that a trial should train on, or could use one although the trial is for a CPU."""
 
 
 class MemoryLimitError(TrialError):

@@ -120,7 +120,8 @@ class Config(Section):
         for key in ("root", "format", "demo"):
             data["corpus"].pop(key)
         data["model"].pop("encoder"), data["model"].pop("revision")
-        data["train"].pop("seeds")
+        # Nor does how the device was requested: the key has the one that the trial gets.
+        data["train"].pop("seeds"), data["train"].pop("device")
         # On a CPU the number of threads decides the order of floating-point additions.
         data["threads"] = self.cluster.cpus_per_trial
         return data

@@ -173,11 +173,9 @@ class TrainConfig(Section):
     """Number of effective batches per length-sorted bucket. More means less padding, but a CCC over utterances of
     similar length teaches less. 1: effective batches are drawn at random, and only their micro-batches are sorted."""
     max_batch_s: Positive | None = None
-    """Maximum audio encoded at once, in seconds, so that long utterances form smaller batches. Affects memory only.
-    `null`: no limit."""
+    """Maximum audio encoded at once, in seconds: long utterances form smaller batches. `null`: no limit."""
     gradient_checkpointing: bool = False
-    """Recompute the layers of an encoder that is not frozen in the backward pass: less memory, about a third more
-    time."""
+    """Recompute the layers of a trained encoder in the backward pass: less memory, about a third more time."""
     epochs: Count = 20
     """Passes over the training utterances."""
     lr: Positive = 1e-4
@@ -200,6 +198,10 @@ class TrainConfig(Section):
     """Seeds; every condition and fold is trained once per seed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the encoder. `auto`: bfloat16 on GPUs that support it, else float32. The head is always float32."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto`: a GPU if NVIDIA's driver or Ray shows one, else the CPU. A trial that cannot use its GPU fails."""
+    deterministic: bool = False
+    """Use deterministic algorithms on a GPU, which are slower and take more memory. A CPU always repeats itself."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -222,7 +224,7 @@ class RetriesConfig(Section):
     host_memory: NonNegative = 3
     """Ray's memory monitor ended the trial; from then on fewer trials run at a time."""
     gpu_memory: NonNegative = 1
-    """GPU memory ran out outside an update. Within an update the micro-batch is halved instead."""
+    """GPU memory ran out outside an update. Within an update its micro-batches are split instead."""
     gpu: NonNegative = 2
     """The GPU reported an error. The retry uses another GPU if there is one."""
     io: NonNegative = 3

@@ -11,8 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cvrunner.encoders.packing import Packing
+
+CUDA_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Fused kernels with a gradient for an additive mask. On sm_90 and above torch would choose cuDNN's, which has none."""
+DETERMINISTIC_KERNELS = [SDPBackend.MATH]
+"""The backward pass of the memory-efficient kernel adds in an order that differs between runs."""
 
 
 def relative_position_bias(attention: Any, frames: int) -> Tensor:
@@ -31,13 +37,14 @@ def self_attention(attention: Any, hidden: Tensor, bias: Tensor, packing: Packin
     """Apply self-attention within each utterance: `[S, D]` to `[S, D]`."""
     width = hidden.shape[1]
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    inputs = torch.cat([*(projection(hidden) for projection in projections), _gate(attention, hidden)], dim=1)
+    # Under autocast the gate is in float32, to which it would promote queries, keys and values: twice their memory.
+    inputs, gates = torch.cat([projection(hidden) for projection in projections], dim=1), _gate(attention, hidden)
     dropout = attention.dropout if attention.training else 0.0
     context = []
     for group in packing.groups:
-        query, key, value, gate = torch.split(group.pad(inputs), [width, width, width, attention.num_heads], dim=2)
+        query, key, value = torch.split(group.pad(inputs), width, dim=2)
         # Added to the scores `[B, H, F, F]`: the gated bias, and -inf for padding.
-        mask = gate.transpose(1, 2)[..., None] * bias[:, : group.frames, : group.frames]
+        mask = group.pad(gates).transpose(1, 2)[..., None] * bias[:, : group.frames, : group.frames]
         if group.real is not None:
             mask = mask.masked_fill(~group.real[:, None, None], -torch.inf)
         mask = mask.to(query.dtype)
@@ -59,6 +66,9 @@ def _gate(attention: Any, hidden: Tensor) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, training: bool) -> Tensor:
     """Return the context `[B, H, F, D / H]`."""
+    if query.device.type == "cuda":
+        with sdpa_kernel(DETERMINISTIC_KERNELS if torch.are_deterministic_algorithms_enabled() else CUDA_KERNELS):
+            return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     # On a CPU, explicit products train faster than torch's fused attention.
     if not training or query.device.type != "cpu":
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

@@ -1,20 +1,26 @@
 """Mamba-2 blocks (Dao and Gu 2024, arXiv 2405.21060) over sequences of different lengths.
 
-The mixer is transformers' own. Long sequences use mamba-ssm's kernels if they are installed on a CUDA machine, and
-otherwise plain PyTorch with the same weights. Short sequences use the dual form, attention with a decaying mask: the
-same function of the same weights, as one product of `N x N` matrices, which is faster while `N` is small.
+The mixer is transformers' own. On a GPU, long sequences use the kernels of mamba-ssm and causal-conv1d if both are
+installed, and otherwise plain PyTorch with the same weights. Short sequences use the dual form, attention with a
+decaying mask: the same function of the same weights, as one product of `N x N` matrices, which is faster while `N` is
+small.
 
 `S` steps of width `W`, sequence after sequence; `B` sequences of up to `N` steps when padded; `H` heads.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Mamba2Config
+from transformers.models.mamba2 import modeling_mamba2
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from cvrunner.config.sections import MambaConfig
@@ -22,6 +28,36 @@ from cvrunner.encoders.packing import Group, Packing
 
 LONGEST = 128
 """Longest sequence for the dual form; beyond, the scan in chunks takes less time and memory."""
+
+
+def kernels_installed() -> bool:
+    """Whether mamba-ssm and causal-conv1d can be imported; the kernels of the former call those of the latter."""
+    try:
+        return bool(importlib.import_module("causal_conv1d") and importlib.import_module("mamba_ssm"))
+    except Exception:  # not installed, or built for another torch or CUDA
+        return False
+
+
+KERNELS = kernels_installed()
+
+
+def _by_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return transformers' `function` with its kernel for CUDA tensors alone, and its plain PyTorch for all others."""
+    plain = inspect.unwrap(function)
+
+    @functools.wraps(plain)
+    def chosen(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The kernels add in an order that differs between runs.
+        if KERNELS and x.is_cuda and not torch.are_deterministic_algorithms_enabled():
+            return function(x, *args, **kwargs)
+        return plain(x, *args, **kwargs)
+
+    return chosen
+
+
+# transformers takes the kernels of whatever it can import, on a CPU and with one of the two packages too, and fails.
+for _name in ("causal_conv1d_fn", "mamba2_split_conv1d_scan_combined", "mamba2_chunk_scan"):
+    setattr(modeling_mamba2, _name, _by_device(getattr(modeling_mamba2, _name)))
 
 
 class MambaBlock(nn.Module):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from cvrunner.errors import CvrunnerError, MemoryLimitError, NonFiniteError, Stopped, TrialError, TrialInUseError
+from cvrunner.errors import (
+    CvrunnerError,
+    DeviceError,
+    MemoryLimitError,
+    NonFiniteError,
+    Stopped,
+    TrialError,
+    TrialInUseError,
+)
 from cvrunner.files import PERMANENT, is_transient
 from cvrunner.orchestration.failures import Failure, FailureKind
+from cvrunner.orchestration.machine import find_driver, find_gpus, visible_gpus
 from cvrunner.records.results import TrainingFinished, TrialResult
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.training.device import default_device
+from cvrunner.training.device import is_out_of_memory
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.fold_trainer import Event, FoldTrainer, TrialContext
 from cvrunner.training.trial import Trial
@@ -25,11 +35,36 @@ KIND_BY_ERROR: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (TrialInUseError, "io"),
     (TrialError, "permanent"),
     (CvrunnerError, "configuration"),
-    (torch.OutOfMemoryError, "gpu_memory"),
     (torch.AcceleratorError, "gpu"),
     (MemoryError, "host_memory"),
 )
 """The first type that matches decides, so subclasses come before their bases."""
+
+
+def training_device(trial: Trial) -> torch.device:
+    """Return the CPU, or the first visible GPU, which is the one that Ray assigned.
+
+    Raises DeviceError if torch cannot use the GPU that the trial is for, or if `train.device` is `auto` and there is a
+    GPU although the trial is for a CPU: it would train on the CPU while it holds the GPU.
+    """
+    gpus = [gpu.name for gpu in visible_gpus(find_gpus(), os.environ)]
+    if trial.device == "cuda":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        driver, shown = find_driver(), ", ".join(gpus) or "no GPU"
+        found = "there is no NVIDIA driver"
+        if driver is not None:
+            found = f"the driver, {driver.version} for CUDA up to {driver.cuda}, shows {shown}"
+        raise DeviceError(
+            f"{trial.name} is for a GPU, but torch {torch.__version__}, built for CUDA {torch.version.cuda}, can use "
+            f"none; {found}. `cvrunner doctor` compares them; --set train.device=cpu trains on the CPU"
+        )
+    if gpus and trial.config.train.device == "auto":
+        raise DeviceError(
+            f"{trial.name} is for a CPU, since no GPU was found where the run began, but here is {', '.join(gpus)}: "
+            "--set train.device=cuda, or cpu"
+        )
+    return torch.device("cpu")
 
 
 def attempt(trial: Trial, context: TrialContext) -> Iterator[Event | Failure]:
@@ -53,6 +88,9 @@ def classify(error: BaseException) -> Failure:
 
 
 def _kind(error: BaseException) -> FailureKind:
+    # Before the table: a full GPU can have the type of a broken one.
+    if is_out_of_memory(error):
+        return "gpu_memory"
     for error_type, kind in KIND_BY_ERROR:
         if isinstance(error, error_type):
             return kind
@@ -73,13 +111,14 @@ class InlineExecutor:
 
     def __init__(self, cache_dir: Path, device: torch.device | None = None, chaos: Chaos = NONE) -> None:
         self.cache_dir = cache_dir
-        self.device = device or default_device()
+        self.device = device
         self.chaos = chaos
         self.current: tuple[Trial, Iterator[Event | Failure]] | None = None
         self.stopping = False
 
     def start(self, trial: Trial, directory: TrialDirectory) -> None:
-        context = TrialContext(directory, self.cache_dir, self.device, lambda: self.stopping, self.chaos)
+        device = self.device or training_device(trial)
+        context = TrialContext(directory, self.cache_dir, device, lambda: self.stopping, self.chaos)
         self.current = trial, attempt(trial, context)
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:

@@ -8,10 +8,10 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
@@ -23,9 +23,12 @@ CONNECT_S = 1.0
 ANSWER_S = 8.0
 """Longest time to ask a cluster for its size, including the start of a process that imports Ray."""
 DEFAULT_PORTS = {"http": 80, "https": 443, "ray": 10001, "": 6379}
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+"""Where a container sees its own limits."""
 UNIX_PATH_LIMIT = 103 if sys.platform == "darwin" else 107
 MIB = 2**20
 Service = Literal["Ray", "MLflow"]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,18 @@ class Gpu:
     """Percent of the last moments that it was busy; None: not reported."""
     others_mib: dict[int, float | None]
     """Memory of each other process by its pid; None: not reported."""
+    uuid: str = ""
+    """Such as `GPU-8f2c...`: CUDA's indices can differ from those of the driver, this cannot."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's driver."""
+
+    version: str
+    """Such as 580.65.06."""
+    cuda: str
+    """Newest CUDA version that it supports, such as 13.0."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ class Hardware:
     available_bytes: int
     """Main memory available without swapping."""
     gpus: tuple[str, ...]
-    """Names, from NVIDIA's driver; empty without a driver or a GPU."""
+    """Names of the GPUs that CUDA may use, from NVIDIA's driver; empty without a driver or a GPU."""
     shm_bytes: int | None
     """Free in /dev/shm, where Ray keeps objects; None: this system has none."""
     temp: str
@@ -103,25 +118,45 @@ class Hardware:
     """Used share of that disk, 0..1."""
     socket_path_limit: int
     """Longest path of a Unix socket here, in bytes."""
+    driver: Driver | None = None
+    hidden_gpus: int = 0
+    """Number of GPUs that CUDA_VISIBLE_DEVICES hides."""
+    limits: tuple[str, ...] = ()
+    """What a control group takes away: cores, memory."""
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """Return the GPUs of this machine; empty without a driver."""
+    """Return the GPUs of this machine, in the order of nvidia-smi; empty without a driver."""
+    return _ask_driver(_gpus) or ()
+
+
+def find_driver() -> Driver | None:
+    """Return NVIDIA's driver; None without one."""
+    return _ask_driver(_driver)
+
+
+def _ask_driver(question: Callable[[Any], Answer]) -> Answer | None:
     try:
         import pynvml  # may be missing, and most commands do not need it
 
         pynvml.nvmlInit()
     except Exception:  # no library, no driver, no permission: all the same here
-        return ()
+        return None
     try:
-        return tuple(_gpus(pynvml))
+        return question(pynvml)
     except pynvml.NVMLError:
-        return ()
+        return None
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpus(nvml: Any) -> Iterator[Gpu]:
+def _driver(nvml: Any) -> Driver:
+    cuda = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+    return Driver(str(nvml.nvmlSystemGetDriverVersion()), f"{cuda // 1000}.{cuda % 1000 // 10}")
+
+
+def _gpus(nvml: Any) -> tuple[Gpu, ...]:
+    gpus = []
     for index in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -135,15 +170,35 @@ def _gpus(nvml: Any) -> Iterator[Gpu]:
             processes = []
         used = {process.pid: process.usedGpuMemory for process in processes if process.pid != os.getpid()}
         others = {pid: None if amount is None else amount / MIB for pid, amount in used.items()}
-        name = str(nvml.nvmlDeviceGetName(handle))
-        yield Gpu(name, memory.used / MIB, memory.total / MIB, utilisation, others)
+        name, uuid = str(nvml.nvmlDeviceGetName(handle)), str(nvml.nvmlDeviceGetUUID(handle))
+        gpus.append(Gpu(name, memory.used / MIB, memory.total / MIB, utilisation, others, uuid))
+    return tuple(gpus)
 
 
-def gpu_lines(gpus: Sequence[Gpu]) -> list[str]:
-    """Return a line for each GPU, or one for none. In MiB, as nvidia-smi."""
+def visible_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[Gpu]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES, a list of indices or of beginnings of UUIDs, leaves to CUDA."""
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return list(gpus)
+    found: list[Gpu] = []
+    for entry in chosen.split(","):
+        name = entry.strip()
+        if name.isdecimal():
+            gpu = gpus[int(name)] if int(name) < len(gpus) else None
+        else:
+            gpu = next((gpu for gpu in gpus if name and gpu.uuid.startswith(name)), None)
+        # CUDA ignores everything from the first entry on that is no GPU, such as -1.
+        if gpu is None:
+            break
+        found.append(gpu)
+    return found
+
+
+def gpu_lines(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[str]:
+    """Return a line for each GPU, or one for none, with index and MiB as in nvidia-smi."""
     if not gpus:
         return ["no GPU on this machine"]
-    lines = []
+    lines, visible = [], visible_gpus(gpus, environment)
     for index, gpu in enumerate(gpus):
         line = f"GPU {index}: {gpu.name}, {gpu.used_mib:,.0f} of {gpu.total_mib:,.0f} MiB used"
         if gpu.utilisation is not None:
@@ -154,6 +209,8 @@ def gpu_lines(gpus: Sequence[Gpu]) -> list[str]:
                 amount = "unknown" if mib is None else f"{mib:,.0f} MiB"
                 others.append(f"process {pid}: {amount}")
             line += f", used by others ({', '.join(others)})"
+        if gpu not in visible:
+            line += ", hidden by CUDA_VISIBLE_DEVICES"
         lines.append(line)
     return lines
 
@@ -251,17 +308,58 @@ def find_hardware(environment: Mapping[str, str]) -> Hardware:
         temp = environment.get("TMPDIR")
     temp = temp or "/tmp"  # noqa: S108 (Ray's default)
     shm = Path("/dev/shm")  # noqa: S108 (Ray's default)
+    gpus, memory = find_gpus(), psutil.virtual_memory()
+    visible, cores, available = visible_gpus(gpus, environment), available_cores(), available_memory(memory.available)
+    limits = []
+    if cores < (os.cpu_count() or 1):
+        limits.append(f"{cores} of {os.cpu_count()} cores")
+    if available < memory.available:
+        limits.append(f"{available / 1e9:.1f} of {memory.available / 1e9:.1f} GB of memory")
     used = shutil.disk_usage(existing_folder(Path(temp)))
     return Hardware(
         host=socket.gethostname(),
-        cores=os.cpu_count() or 1,
-        available_bytes=psutil.virtual_memory().available,
-        gpus=tuple(gpu.name for gpu in find_gpus()),
+        cores=cores,
+        available_bytes=available,
+        gpus=tuple(gpu.name for gpu in visible),
         shm_bytes=shutil.disk_usage(shm).free if shm.is_dir() else None,
         temp=temp.rstrip("/"),
         temp_used=1 - used.free / used.total if used.total else 0.0,
         socket_path_limit=UNIX_PATH_LIMIT,
+        driver=find_driver(),
+        hidden_gpus=len(gpus) - len(visible),
+        limits=tuple(limits),
     )
+
+
+def available_cores(groups: Path = CONTROL_GROUPS) -> int:
+    """Number of cores that this process may use: by affinity, and by the quota of its control group, rounded down."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        cores = len(os.sched_getaffinity(0))
+    # Version 2 has quota and period in one file, version 1 in two; no quota is "max" or -1.
+    quota = _numbers(groups / "cpu.max") or [
+        number for name in ("quota", "period") for number in _numbers(groups / f"cpu/cpu.cfs_{name}_us")
+    ]
+    if len(quota) == 2 and quota[0] > 0:
+        cores = min(cores, quota[0] // quota[1])
+    return max(1, cores)
+
+
+def available_memory(of_machine: int, groups: Path = CONTROL_GROUPS) -> int:
+    """Return the bytes left below the limit of this process's control group, at most those of the machine."""
+    for files in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        numbers = [number for name in files for number in _numbers(groups / name)]
+        if len(numbers) == 2:
+            of_machine = min(of_machine, max(0, numbers[0] - numbers[1]))
+    return of_machine
+
+
+def _numbers(file: Path) -> list[int]:
+    """Return the whole numbers in a file of a control group; none if there is no such file or it says `max`."""
+    try:
+        return [int(word) for word in file.read_text().split()]
+    except (OSError, ValueError):
+        return []
 
 
 def existing_folder(path: Path) -> Path:

@@ -23,6 +23,7 @@ from cvrunner.errors import ClusterError, ClusterLostError
 from cvrunner.files import write_atomically
 from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Failure
+from cvrunner.orchestration.machine import available_cores, find_gpus, visible_gpus
 from cvrunner.orchestration.resources import capacity, logical_gpus
 from cvrunner.records.results import TrainingFinished, TrialResult, Waiting, WorkerStarted
 from cvrunner.records.run_directory import TrialDirectory
@@ -40,6 +41,10 @@ if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
 if "RAY_ADDRESS" not in os.environ:
     # A Ray of our own must listen on loopback only; without this it ignores the address that it is given.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    # Read when torch is imported, which an actor does after this module. Batches of speech differ in length, so blocks
+    # of fixed size would leave gaps that no later batch fits into.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
@@ -71,12 +76,11 @@ class FoldActor:
         yield WorkerStarted(host=socket.gethostname(), node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
         # Imported here because they import torch, which takes seconds: the driver does without it, and reports the
         # worker before.
-        from cvrunner.orchestration.attempt import attempt
-        from cvrunner.training.device import default_device
+        from cvrunner.orchestration.attempt import attempt, training_device
         from cvrunner.training.fold_trainer import TrialContext
 
         should_stop = lambda: self.stopping.is_set() or self.pausing == trial.name  # noqa: E731
-        context = TrialContext(directory, cache_dir, default_device(), should_stop, chaos)
+        context = TrialContext(directory, cache_dir, training_device(trial), should_stop, chaos)
         for event in attempt(trial, context):
             # Printed lines are the actor's log in Ray's dashboard.
             if text := format_event(event, (*trial.config.corpus.dimensions, "avg")):
@@ -354,9 +358,9 @@ def connect(run: str, cluster: ClusterConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**common)
         return
-    cores = os.cpu_count() or 1
-    # With a driver, Ray counts the GPUs itself.
-    gpus = None if Path("/dev/nvidiactl").exists() else logical_gpus(cores, cluster)
+    cores = available_cores()
+    # Real ones are counted by Ray itself. Asked of the driver, since WSL2 has no /dev/nvidiactl.
+    gpus = None if visible_gpus(find_gpus(), os.environ) else logical_gpus(cores, cluster)
     ray.init(
         address="local",
         num_cpus=cores,

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError, UsageError
-from cvrunner.orchestration.machine import find_cluster, find_listeners
+from cvrunner.orchestration.machine import (
+    ANSWER_S,
+    answers,
+    available_cores,
+    find_cluster,
+    find_gpus,
+    find_listeners,
+    visible_gpus,
+)
+from cvrunner.orchestration.ray_cluster import ask_nodes
+from cvrunner.training.trial import DeviceType
 
 NODE_GPUS = 8
 SEVERAL_NODES = 4
@@ -59,9 +70,7 @@ def found_resources(cluster: ClusterConfig, environment: Mapping[str, str]) -> R
         if ray.error is not None:
             raise ClusterError(f"RAY_ADDRESS {ray.address}: {ray.error}. Start Ray there, unset it, or give --gpus N")
         return _resources("the cluster", ray.nodes, ray.gpus, ray.cpus, cluster)
-    import torch  # seconds of start-up that a cluster or --gpus does not need
-
-    cores, real = os.cpu_count() or 1, torch.cuda.device_count()
+    cores, real = available_cores(), len(visible_gpus(find_gpus(), environment))
     if real:
         return _resources("this machine", 1, real, cores, cluster)
     return _resources("this machine, logical", 1, logical_gpus(cores, cluster), cores, cluster)
@@ -70,6 +79,24 @@ def found_resources(cluster: ClusterConfig, environment: Mapping[str, str]) -> R
 def _resources(name: str, nodes: int, gpus: float, cpus: float, cluster: ClusterConfig) -> Resources:
     slots = capacity({"GPU": gpus, "CPU": cpus}, cluster)
     return Resources(name, nodes, int(gpus), min(slots, cluster.max_concurrent or slots))
+
+
+def device_type(requested: Literal["auto", "cuda", "cpu"], environment: Mapping[str, str]) -> DeviceType:
+    """Return the type of device that trials get for `train.device`: with `auto`, cuda if there are real GPUs, not
+    logical ones, here or in the cluster at RAY_ADDRESS."""
+    if requested != "auto":
+        return requested
+    address = environment.get("RAY_ADDRESS", "local")
+    here = bool(visible_gpus(find_gpus(), environment))
+    # A cluster's head may have no GPU, or its driver a GPU that no node of the cluster has.
+    return "cuda" if here or (address not in ("", "local", "auto") and _has_real_gpus(address)) else "cpu"
+
+
+@functools.cache
+def _has_real_gpus(address: str) -> bool:
+    """Whether Ray, asked once per process, has found the model of a GPU on a node; a logical GPU has none."""
+    nodes, _ = ask_nodes(address, ANSWER_S) if answers(address) else ([], None)
+    return any(resource.startswith("accelerator_type:") for node in nodes for resource in node)
 
 
 # --- how many trials they hold ----------------------------------------------------------------------------------------

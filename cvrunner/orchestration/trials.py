@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from cvrunner.config.schema import Config, digest
 from cvrunner.data.folds import Fold, split_digest
 from cvrunner.data.utterance import Corpus
 from cvrunner.encoders.files import find_encoder
+from cvrunner.orchestration.resources import device_type
 from cvrunner.training.trial import Trial
 
 UNFROZEN_COST = 10.0
@@ -24,8 +26,9 @@ def plan_trials(config: Config, corpus: Corpus, folds: Sequence[Fold]) -> list[T
     for condition in config.conditions:
         resolved = config.for_condition(condition)
         encoder = find_encoder(resolved.model.encoder, resolved.model.revision)
+        device = device_type(resolved.train.device, os.environ)
         trials += [
-            Trial(condition, fold, seed, resolved, encoder, split, digest_of_corpus)
+            Trial(condition, fold, seed, resolved, encoder, split, digest_of_corpus, device)
             for seed in resolved.train.seeds
             for fold in folds
         ]

@@ -45,15 +45,16 @@ def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, j
     resources = possible_resources(prepared.config.cluster, gpus, os.environ)
     trials = plan_trials(prepared.config, prepared.corpus, prepared.folds)
     # Imported here because they import torch, which takes seconds: a wrong configuration is reported before.
-    from cvrunner.training.device import default_device
+    from cvrunner.orchestration.attempt import training_device
     from cvrunner.training.probe import hardest, probe, resident_mib
 
     # All conditions are compared with the size of the process before the first one.
-    device, base_mib, probes = default_device(), resident_mib(), []
+    base_mib, probes = resident_mib(), []
     with tempfile.TemporaryDirectory(prefix="cvrunner-plan-") as folder:
         for condition in prepared.config.conditions:
-            print(f"{condition}: a few real updates on {device.type} ...", file=sys.stderr, flush=True)
             trial = hardest(t for t in trials if t.condition == condition)
+            device = training_device(trial)
+            print(f"{condition}: a few real updates on {device.type} ...", file=sys.stderr, flush=True)
             probes.append(probe(trial, device, Path(folder), base_mib))
     found = forecast(trials, prepared.corpus.utterances, probes, resources)
     line_printer(console)(as_json(found) if json else plan_text(found))

@@ -176,7 +176,8 @@ class TrialResult(Record):
     layer_weights: dict[str, list[float]]
     """By dimension, at the best epoch."""
     batch_size: int = 0
-    """Utterances encoded at once at the end: less than configured after an out-of-memory error. 0: not recorded."""
+    """Utterances encoded at once by the update that needed the smallest micro-batches: less than configured after an
+    out-of-memory error. 0: not recorded."""
     labels_outside_scale: int
     split_digest: str
     corpus_digest: str

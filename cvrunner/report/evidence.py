@@ -271,7 +271,8 @@ def _measured(report: Report, condition: str, quantity: str) -> float | None:
         return report.summary.scores[condition][dimension].mean
     results = [r for r in report.results.values() if r.condition == condition]
     # The memory of a process and the time on a CPU say nothing about a claim on a GPU.
-    if any(not r.device.startswith("cuda") for r in results):
+    # A GPU is recorded by its name, such as "NVIDIA GeForce RTX 4090".
+    if any(r.device == "cpu" for r in results):
         return None
     if quantity == "memory_gb":
         return max(r.peak_memory_mib for r in results) * 2**20 / 1e9

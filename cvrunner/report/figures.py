@@ -113,7 +113,7 @@ def cost(report: Report) -> tuple[Figure, str]:
     """Draw minutes per epoch and peak memory of each trial, with the mean of each condition."""
     figure, panels = row_of_panels(2, height_in=0.9 + 0.5 * len(report.run.conditions), share_y=True)
     devices, measured = {result.device for result in report.results.values()}, "process"
-    if all(device.startswith("cuda") for device in devices):
+    if "cpu" not in devices:
         measured = "GPU"
     for y, (condition, look) in enumerate(looks(report.run.conditions).items()):
         results = _results(report, condition)

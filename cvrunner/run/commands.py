@@ -12,18 +12,20 @@ from cvrunner import paths
 from cvrunner.config.reading import load_config
 from cvrunner.data.corpus import fold_count
 from cvrunner.errors import LeakError, UsageError
+from cvrunner.orchestration.machine import find_gpus
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.compare import compare_runs, comparison_text
 from cvrunner.report.write import write_report
 from cvrunner.run import audit as corpus_audit
 from cvrunner.run.prepare import Experiment, check_fold, find_run_directory, prepare, prepare_config
 from cvrunner.run.session import UI_ADDRESS, announce, conclude, link_lines, lock, open_run, show, train, train_on_ray
-from cvrunner.text import line_printer
+from cvrunner.text import line_printer, plural
 from cvrunner.tracking.mirror import sync_run
 from cvrunner.tracking.tracker import tracking_uri
 from cvrunner.training.faults import NONE, Chaos
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
     from cvrunner.orchestration.scheduler import Executor
@@ -53,6 +55,25 @@ def run_all_folds(
         return run.store.directory
 
 
+def chosen_gpu(number: int, requested: str) -> torch.device:
+    """Return the GPU with this number in nvidia-smi. Raises UsageError if torch cannot use it."""
+    # It takes seconds, and only this option needs it here.
+    import torch
+
+    from cvrunner.training.device import find_device
+
+    gpus = find_gpus()
+    if requested == "cpu":
+        raise UsageError(f"gpu {number}: train.device is cpu")
+    if not 0 <= number < len(gpus):
+        raise UsageError(f"gpu {number}: this machine has {plural(len(gpus), 'GPU')}")
+    device = find_device(gpus[number].uuid)
+    if device is None:
+        raise UsageError(f"gpu {number}: torch cannot use it; `cvrunner doctor` compares driver and torch")
+    torch.cuda.set_device(device)
+    return device
+
+
 def one_fold(
     config_path: Path | None,
     overrides: Sequence[str],
@@ -71,13 +92,7 @@ def one_fold(
         config.for_condition(condition)
     device = None
     if gpu is not None:
-        # It takes seconds, and only this option needs it here.
-        import torch
-
-        if not 0 <= gpu < torch.cuda.device_count():
-            raise UsageError(f"gpu {gpu}: this machine has {torch.cuda.device_count()} GPUs that torch can use")
-        torch.cuda.set_device(gpu)
-        device = torch.device("cuda", gpu)
+        device = chosen_gpu(gpu, config.train.device)
     check_fold(fold, fold_count(config, paths.corpus_root(config.corpus.root)))
     experiment = prepare_config(config, path.stem)
     # Again, since some corpora have to be read before their sessions, and so their folds, can be counted.

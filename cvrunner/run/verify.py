@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def verify(config_path: Path | None, overrides: Sequence[str], quiet: bool, cons
     check_fold(fold, len(experiment.folds), "verify.fold", ConfigError)
     print_line = line_printer(console)
     if not quiet:
-        print_line("\n".join(gpu_lines(find_gpus())))
+        print_line("\n".join(gpu_lines(find_gpus(), os.environ)))
     with open_run(experiment, False, quiet, console) as run:
         # Of several seeds, one is enough for a quick check.
         trial = next(t for t in reversed(run.trials) if (t.fold.number, t.condition) == (fold, condition))

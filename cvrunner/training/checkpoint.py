@@ -41,7 +41,7 @@ class LoopState:
 
     key: str
     batch_size: int
-    """Smaller than configured after an out-of-memory error."""
+    """Smallest that an update has needed; smaller than configured after an out-of-memory error."""
     epoch: int = 1
     """The epoch that training is in, from 1."""
     step: int = 0

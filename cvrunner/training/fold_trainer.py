@@ -146,7 +146,6 @@ class FoldTrainer:
             growth = 2.0 if self.learner.averages.averages else 3.0
         else:
             self.learner.load(tensors)
-            self.learner.batch_size = min(self.learner.batch_size, state.batch_size)
             growth = 1.0
         record = TrialStarted(
             parameters=self.learner.schedule.count(),
@@ -179,17 +178,21 @@ class FoldTrainer:
             if time.monotonic() - saved > self.trial.config.cluster.checkpoint_every_s:
                 self._save(state)
                 saved = time.monotonic()
+            update = updates[state.step]
             try:
-                loss, norms = take_update(updates[state.step], state.position)
+                loss, norms = take_update(update, state.position)
             except torch.OutOfMemoryError as error:
-                self.learner.halve_batch_size(state.position, error)
-                state.batch_size = self.learner.batch_size
-                append_event(self.journal, "memory", epoch=state.epoch, update=state.step, batch_size=state.batch_size)
-                updates = self.learner.updates(state.epoch)
-                continue
+                # Only this update: the next ones may be shorter, and run as configured.
+                updates[state.step] = self.learner.split(update, state.position, error)
             except NonFiniteError as error:
                 append_event(self.journal, "not_finite", epoch=state.epoch, update=state.step, error=str(error))
                 raise
+            if updates[state.step] is not update:
+                self.learner.discard_update()
+                size = max(map(len, updates[state.step].micro_batches))
+                state.batch_size = min(state.batch_size, size)
+                append_event(self.journal, "memory", epoch=state.epoch, update=state.step, batch_size=size)
+                continue
             state.add(loss, norms)
             # Counted after each update, so that a checkpoint within the epoch holds the time so far.
             state.epoch_s = before + time.monotonic() - began

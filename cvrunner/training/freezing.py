@@ -128,8 +128,11 @@ class Schedule:
         """Return the gradient norm of each group that trains; 0 without a gradient."""
         norms = {}
         for group in self.groups:
-            gradients = [p.grad for p in self.members[group].values() if p.grad is not None]
-            norms[group] = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+            parameters = list(self.members[group].values())
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norms[group] = torch.zeros((), device=parameters[0].device)
+            if gradients:
+                norms[group] = torch.nn.utils.get_total_norm(gradients)
         return norms
 
     @torch.no_grad()

@@ -101,7 +101,7 @@ class Inputs:
         """Yield the micro-batches of an update."""
         for positions in update.micro_batches:
             features, lengths = self._read([update.utterances[i] for i in positions])
-            yield Batch(features, lengths, torch.tensor(positions, device=self.device))
+            yield Batch(features, lengths, torch.tensor(positions).to(self.device, non_blocking=True))
 
     def _read(self, utterances: Sequence[Utterance]) -> tuple[Tensor | Boundary, Tensor]:
         """Return the features of a micro-batch and the number of frames `[b]` of each utterance."""
@@ -184,7 +184,8 @@ def scaled_labels(
     """Return labels `[b, K]` with the rating scale mapped to 0..1; values outside the scale stay outside."""
     low, high = scale
     rows = [[u.label(dimension) for dimension in dimensions] for u in utterances]
-    return (torch.tensor(rows, device=device, dtype=torch.float32) - low) / (high - low)
+    labels = torch.tensor(rows, dtype=torch.float32).to(device, non_blocking=True)
+    return (labels - low) / (high - low)
 
 
 def ratings(scaled: Tensor, scale: tuple[float, float]) -> npt.NDArray[np.float64]:

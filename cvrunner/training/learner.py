@@ -21,7 +21,13 @@ from cvrunner.errors import MemoryLimitError, NonFiniteError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.accumulation import averaged_backward, exact_backward
 from cvrunner.training.checkpoint import Position, Tensors
-from cvrunner.training.device import choose_precision, free_memory, start_memory_count
+from cvrunner.training.device import (
+    choose_precision,
+    free_memory,
+    memory_errors,
+    start_memory_count,
+    use_deterministic_algorithms,
+)
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, ratings, scaled_labels
 from cvrunner.training.trial import Trial
@@ -33,12 +39,13 @@ HEAD_BATCH = 32
 
 
 class Learner:
-    """Model, optimizer and inputs of a trial on one device. `batch_size` may shrink when memory runs out."""
+    """Model, optimizer and inputs of a trial on one device."""
 
     def __init__(self, trial: Trial, cache_dir: Path, device: torch.device) -> None:
         model, train = trial.config.model, trial.config.train
         # The number of threads decides the order of floating-point additions on a CPU.
         torch.set_num_threads(trial.config.cluster.cpus_per_trial)
+        use_deterministic_algorithms(device, train.deterministic)
         start_memory_count(device)
         self.trial = trial
         self.device = device
@@ -61,9 +68,9 @@ class Learner:
         )
         self.updates_per_epoch = len(self.updates(epoch=1))
 
-    def updates(self, epoch: int) -> list[Update]:
-        """Updates of one epoch, cut into micro-batches of the current batch size."""
-        return updates_of(self.trial, self.batch_size, epoch)
+    def updates(self, epoch: int, batch_size: int | None = None) -> list[Update]:
+        """Updates of one epoch, cut into micro-batches of at most `batch_size` utterances (None: as configured)."""
+        return updates_of(self.trial, batch_size or self.batch_size, epoch)
 
     def begin_epoch(self, epoch: int) -> None:
         """Enable gradients for the groups that train in this epoch, and dropout."""
@@ -72,6 +79,7 @@ class Learner:
 
     # --- one update ---------------------------------------------------------------------------------------------------
 
+    @memory_errors()
     def update(self, update: Update, position: Position) -> tuple[float, dict[str, float]]:
         """Take one optimizer step over an effective batch; return its loss and the gradient norm of each group.
 
@@ -83,9 +91,12 @@ class Learner:
         backward = exact_backward if train.accumulation == "exact" else averaged_backward
         labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
         self.optimizer.zero_grad()
-        loss = float(backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns)))
+        computed = backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns))
         # Norms before clipping: the journal and the guard need what the loss asked for.
-        norms = {group: float(norm) for group, norm in self.schedule.gradient_norms().items()}
+        by_group = self.schedule.gradient_norms()
+        # The only place where an update waits for a GPU: loss and norms come in one copy.
+        loss, *values = torch.stack([computed, *by_group.values()]).tolist()
+        norms = dict(zip(by_group, values, strict=True))
         total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
         if not np.isfinite(loss) or not np.isfinite(total):
             raise NonFiniteError(
@@ -93,7 +104,7 @@ class Learner:
                 f"{', '.join(u.id for u in update.utterances[:8])}. Try a lower train.encoder_lr (5e-6) or a lower "
                 "train.grad_clip (0.3)"
             )
-        norm = torch.tensor(total, device=self.device)
+        norm = torch.tensor(total).to(self.device, non_blocking=True)
         torch.nn.utils.clip_grads_with_norm_(self.weights.values(), train.grad_clip, norm)
         self.schedule.set_learning_rates(self.optimizer, position.updates, self.updates_per_epoch)
         self.optimizer.step()
@@ -101,28 +112,32 @@ class Learner:
         return loss, norms
 
     @property
-    def can_halve(self) -> bool:
-        """Whether smaller micro-batches are possible and leave the update as it is."""
+    def can_split(self) -> bool:
+        """Whether smaller micro-batches are possible and leave an update as it is."""
         return self.batch_size > 1 and self.trial.config.train.accumulation == "exact"
 
     def pretend_out_of_memory(self) -> None:
         """Raise the error of a full device, for fault injection, if the next update can survive it."""
-        if self.can_halve:
+        if self.can_split:
             raise torch.OutOfMemoryError("injected by --chaos")
 
-    def halve_batch_size(self, position: Position, error: Exception) -> None:
-        """Prepare to repeat an update in smaller micro-batches after `error`: with exact accumulation, the same step.
+    def split(self, update: Update, position: Position, error: Exception) -> Update:
+        """Return an update that ran out of memory in smaller micro-batches: with exact accumulation, the same step.
 
         Raises MemoryLimitError if that is impossible.
         """
-        if not self.can_halve:
+        largest = max(map(len, update.micro_batches))
+        if largest == 1 or not self.can_split:
             raise MemoryLimitError(
                 f"out of memory in epoch {position.epoch}, update {position.step + 1}, at train.batch_size "
-                f"{self.batch_size} with train.accumulation {self.trial.config.train.accumulation}: use a GPU with "
+                f"{largest} with train.accumulation {self.trial.config.train.accumulation}: use a GPU with "
                 "more memory, a smaller encoder, or train.accumulation exact"
             ) from error
-        self.batch_size //= 2
-        # Gradients of the failed update take memory and would be added to those of its repetition.
+        return self.updates(position.epoch, largest // 2)[position.step]
+
+    def discard_update(self) -> None:
+        """Free the memory of a failed update. Call it outside of the `except` block, which keeps its graph alive."""
+        # Its gradients take memory and would be added to those of its repetition.
         self.optimizer.zero_grad()
         free_memory(self.device)
 
@@ -144,6 +159,7 @@ class Learner:
             # After the except block: the exception holds on to the tensors of the failed pass.
             free_memory(self.device)
 
+    @memory_errors()
     @torch.no_grad()
     def _predict(self, batch_size: int, utterances: Sequence[Utterance]) -> Predictions:
         self.model.eval()
@@ -208,8 +224,9 @@ class WeightAverages:
     def update(self) -> None:
         """`average = decay * average + (1 - decay) * weight`, after each optimizer step."""
         if self.decay is not None:
-            for name, average in self.averages.items():
-                average.lerp_(self.weights[name], 1 - self.decay)
+            weights = [self.weights[name] for name in self.averages]
+            # On a GPU a few launches for all tensors; on a CPU the same as one tensor after the other.
+            torch._foreach_lerp_(list(self.averages.values()), weights, 1 - self.decay)
 
     @contextlib.contextmanager
     @torch.no_grad()

@@ -6,6 +6,7 @@ import ast
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cvrunner.config.schema import Config, digest
 from cvrunner.data.folds import Fold
@@ -22,6 +23,7 @@ HASHED = (
 )
 """Code that decides numbers: a change of it changes every trial's key."""
 PACKAGE = Path(__file__).parent.parent
+DeviceType = Literal["cuda", "cpu"]
 NOT_HASHED = ("training/faults.py", "training/probe.py")
 
 
@@ -37,6 +39,9 @@ class Trial:
     encoder: EncoderFiles
     split_digest: str
     corpus_digest: str
+    device: DeviceType
+    """Type of the device that the scheduler gives the trial. The precision that `auto` becomes there is in its result:
+    the driver, which makes the trial, does not import torch."""
 
     @property
     def name(self) -> str:
@@ -45,7 +50,7 @@ class Trial:
 
     @functools.cached_property
     def key(self) -> str:
-        """Hash of everything the numbers depend on: settings, data, split, encoder weights, code."""
+        """Hash of everything the numbers depend on: settings, data, split, encoder weights, type of device, code."""
         parts = {
             "numerics": self.config.numerics,
             "fold": self.fold.number,
@@ -53,6 +58,7 @@ class Trial:
             "split": self.split_digest,
             "corpus": self.corpus_digest,
             "encoder": self.encoder.digest,
+            "device": self.device,
             "code": code_digest(),
         }
         return digest(parts)[:32]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from cvrunner.config.sections import SearchRange, TuneConfig
 from cvrunner.data.folds import Fold, split_digest
 from cvrunner.data.utterance import Corpus
 from cvrunner.encoders.files import find_encoder
+from cvrunner.orchestration.resources import device_type
 from cvrunner.records.results import Ccc, EpochRecord
 from cvrunner.training.trial import Trial
 from cvrunner.tune.store import SettingEpoch, comparable
@@ -103,7 +105,8 @@ def plan_setting(
     # Without its test part a fold cannot be scored on it, not even by mistake.
     parts = [replace(fold, test=()) for fold in folds if fold.number in chosen]
     seed, split = resolved.train.seeds[0], split_digest(folds)
-    return [Trial(condition, fold, seed, resolved, encoder, split, corpus.digest) for fold in parts]
+    device = device_type(resolved.train.device, os.environ)
+    return [Trial(condition, fold, seed, resolved, encoder, split, corpus.digest, device) for fold in parts]
 
 
 def sweep_key(tune: TuneConfig, trials: Mapping[str, Sequence[Trial]]) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
-from cvrunner.encoders.attention import _attend, relative_position_bias
+from cvrunner.encoders.attention import _attend, relative_position_bias, self_attention
 from cvrunner.encoders.packing import GROUP_PADDING, Packing
 from tests.tiny_encoders import tiny_wavlm
 
@@ -67,3 +71,50 @@ def test_attention_written_out_equals_the_fused_one() -> None:
     mask = torch.randn(2, 4, 7, 7)
     fused = _attend(query, key, value, mask, 0.0, training=False)
     torch.testing.assert_close(_attend(query, key, value, mask, 0.0, training=True), fused)
+
+
+@given(LENGTHS, st.sampled_from([1, 2, 4]), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_averages_equal_bit_for_bit_those_of_index_add_in_order(
+    lengths: list[int], group: int, dtype: torch.dtype
+) -> None:
+    states = torch.randn(sum(lengths), 3).to(dtype)
+    steps = [-(-n // group) for n in lengths]
+    slots = torch.cat([torch.arange(n) // group + sum(steps[:i]) for i, n in enumerate(lengths)])
+    expected = torch.zeros(sum(steps), 3).index_add(0, slots, states.float()) / torch.bincount(slots)[:, None]
+    assert torch.equal(Packing(lengths, CPU).averaged([states], group)[:, 0], expected)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_on_a_gpu_attention_uses_kernels_that_differentiate_its_bias(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    enabled: dict[str, bool] = {}
+    backends = torch.backends.cuda
+
+    def attention(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        for name in ("flash", "mem_efficient", "math", "cudnn"):
+            enabled[name] = getattr(backends, f"{name}_sdp_enabled")()
+        return query
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    before = backends.cudnn_sdp_enabled()
+    with FakeTensorMode():
+        query, mask = torch.empty(1, 2, 3, 4, device="cuda"), torch.empty(1, 2, 3, 3, device="cuda")
+        _attend(query, query, query, mask, 0.1, training=True)
+    assert enabled == {"flash": False, "mem_efficient": not deterministic, "math": True, "cudnn": False}
+    assert backends.cudnn_sdp_enabled() == before
+
+
+def test_queries_keys_and_values_keep_the_type_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[torch.dtype] = []
+
+    def record(*inputs: Any) -> torch.Tensor:
+        found.extend(x.dtype for x in inputs[:3])
+        return _attend(*inputs)
+
+    monkeypatch.setattr("cvrunner.encoders.attention._attend", record)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer, packing = tiny_wavlm().encoder.layers[0].attention, Packing([5, 9], CPU)
+        self_attention(layer, torch.randn(14, 16), relative_position_bias(layer, 9), packing)
+    assert set(found) == {torch.bfloat16}

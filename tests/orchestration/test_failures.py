@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cvrunner.config.sections import RetriesConfig
 from cvrunner.errors import (
     ConfigError,
     CorpusError,
+    DeviceError,
     EncoderError,
     MemoryLimitError,
     NonFiniteError,
@@ -22,10 +24,13 @@ from cvrunner.errors import (
     TrialInUseError,
     WeightChangeError,
 )
-from cvrunner.orchestration.attempt import attempt, classify
+from cvrunner.orchestration import attempt as module
+from cvrunner.orchestration.attempt import attempt, classify, training_device
 from cvrunner.orchestration.failures import KINDS, Decision, Failure, decide
+from cvrunner.orchestration.machine import Driver, Gpu
 from cvrunner.records.results import TrialStarted
 from cvrunner.training.fold_trainer import TrialContext
+from cvrunner.training.trial import Trial
 from tests.training.test_fold_trainer import directory, outcome
 from tests.trials import pick, tiny_trials, train
 
@@ -84,7 +89,11 @@ def test_kinds_without_a_limit(kind: Any, expected: Decision) -> None:
         (NonFiniteError("x"), "non_finite"),
         (TrialInUseError("x"), "io"),
         (torch.OutOfMemoryError("x"), "gpu_memory"),
-        (torch.AcceleratorError("x", 719), "gpu"),
+        (torch.AcceleratorError("CUDA error: out of memory", 2), "gpu_memory"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700), "gpu"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "gpu_memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "gpu_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"), "bug"),
         (MemoryError(), "host_memory"),
         (OSError(errno.ESTALE, "x"), "io"),
         (OSError(errno.EIO, "x"), "io"),
@@ -142,3 +151,46 @@ def test_a_bug_brings_its_traceback_and_its_place() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_documentation_has_a_row_for_each_kind(kind: str) -> None:
     assert f"| `{kind}` |" in TABLE.read_text()
+
+
+class TestDevice:
+    """A trial for a GPU never trains on a CPU."""
+
+    GPU = Gpu("NVIDIA GeForce RTX 4090", 3.0, 24564.0, 0, {}, "GPU-8f2c")
+
+    def trial(self, folder: Path, monkeypatch: pytest.MonkeyPatch, planned: Any, gpus: Any, **sections: Any) -> Trial:
+        monkeypatch.setattr(module, "find_gpus", lambda: gpus)
+        monkeypatch.setattr(module, "find_driver", lambda: Driver("550.54.15", "12.4"))
+        return replace(pick(tiny_trials(folder, **sections), "frozen"), device=planned)
+
+    def test_that_torch_cannot_use_fails_with_both_versions(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trial = self.trial(tmp_path, monkeypatch, "cuda", (self.GPU,))
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        with pytest.raises(
+            DeviceError, match=r"CUDA 13\.0, can use none; the driver, 550\.54\.15 for CUDA up to 12\.4"
+        ):
+            training_device(trial)
+        assert decide(classify(DeviceError("x")), [], RETRIES) is Decision.FAIL
+
+    def test_that_torch_can_use_is_the_first_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        trial = self.trial(tmp_path, monkeypatch, "cuda", (self.GPU,))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert training_device(trial) == torch.device("cuda:0")
+
+    def test_that_the_plan_missed_is_not_held_by_a_trial_on_a_cpu(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trial = self.trial(tmp_path, monkeypatch, "cpu", (self.GPU,))
+        with pytest.raises(DeviceError, match=r"here is NVIDIA GeForce RTX 4090: --set train\.device=cuda, or cpu"):
+            training_device(trial)
+        requested = self.trial(tmp_path, monkeypatch, "cpu", (self.GPU,), train={"device": "cpu"})
+        assert training_device(requested) == torch.device("cpu")
+        assert training_device(self.trial(tmp_path, monkeypatch, "cpu", ())) == torch.device("cpu")
+
+
+def test_the_key_has_the_device_that_a_trial_gets_and_not_how_it_was_requested(tmp_path: Path) -> None:
+    auto, requested = (pick(tiny_trials(tmp_path, train={"device": d}), "frozen") for d in ("auto", "cpu"))
+    assert auto.key == requested.key
+    assert replace(auto, device="cuda").key != auto.key

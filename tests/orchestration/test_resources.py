@@ -6,20 +6,25 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError, UsageError
-from cvrunner.orchestration.resources import Resources, found_resources, possible_resources
+from cvrunner.orchestration import resources
+from cvrunner.orchestration.machine import Gpu, available_cores, available_memory, visible_gpus
+from cvrunner.orchestration.resources import Resources, device_type, found_resources, possible_resources
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from cvrunner.orchestration.ray_executor import LOOK_EVERY_S, RayExecutor  # noqa: E402
 from tests.end_to_end.programs import cvrunner, tiny_config  # noqa: E402
+
+GPU = Gpu("NVIDIA GeForce RTX 4090", 3.0, 24564.0, 0, {}, "GPU-8f2c")
 
 
 def test_a_node_of_8_and_four_such_nodes_are_compared_with_what_exists() -> None:
@@ -31,10 +36,10 @@ def test_a_node_of_8_and_four_such_nodes_are_compared_with_what_exists() -> None
 def test_without_ray_and_without_gpus_there_is_a_logical_one_for_each_share_of_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(resources, "available_cores", lambda: 8)
+    monkeypatch.setattr(resources, "find_gpus", lambda: ())
     assert found_resources(ClusterConfig(cpus_per_trial=3), {}) == Resources("this machine, logical", 1, 2, 2)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(resources, "find_gpus", lambda: (GPU,) * 4)
     assert found_resources(ClusterConfig(), {}) == Resources("this machine", 1, 4, 4)
 
 
@@ -45,6 +50,70 @@ def test_what_cannot_be_planned_for_is_refused() -> None:
         possible_resources(ClusterConfig(), None, {"RAY_ADDRESS": "127.0.0.1:9"})
     with pytest.raises(ClusterError, match="needs 1 GPU and 99999 CPU"):
         found_resources(ClusterConfig(cpus_per_trial=99999), {})
+
+
+@pytest.mark.parametrize(
+    ("value", "visible"),
+    [(None, "abc"), ("", ""), ("-1", ""), ("2,0", "ca"), ("1,-1,2", "b"), ("0,7,1", "a"), ("GPU-b,GPU-c1", "bc")],
+)
+def test_the_gpus_that_cuda_may_use_follow_its_variable(value: str | None, visible: str) -> None:
+    gpus = [replace(GPU, uuid=f"GPU-{name}1") for name in "abc"]
+    environment = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
+    assert [gpu.uuid[4] for gpu in visible_gpus(gpus, environment)] == list(visible)
+
+
+@pytest.mark.parametrize(
+    ("requested", "gpus", "nodes", "expected"),
+    [
+        ("auto", (), None, "cpu"),
+        ("auto", (GPU,), None, "cuda"),
+        ("cpu", (GPU,), None, "cpu"),
+        ("cuda", (), None, "cuda"),
+        # Eight logical GPUs of `ray start --num-gpus 8`, and eight real ones that the head does not have.
+        ("auto", (), [{"CPU": 8.0, "GPU": 8.0}], "cpu"),
+        ("auto", (), [{"CPU": 8.0}, {"GPU": 8.0, "accelerator_type:GeForce-RTX-4090": 1.0}], "cuda"),
+    ],
+)
+def test_a_trial_is_for_the_type_of_device_that_the_scheduler_will_give(
+    monkeypatch: pytest.MonkeyPatch, requested: Any, gpus: Any, nodes: Any, expected: str
+) -> None:
+    resources._has_real_gpus.cache_clear()
+    monkeypatch.setattr(resources, "find_gpus", lambda: gpus)
+    monkeypatch.setattr(resources, "answers", lambda _: True)
+    monkeypatch.setattr(resources, "ask_nodes", lambda *_: (nodes, None))
+    environment = {} if nodes is None else {"RAY_ADDRESS": "10.0.0.5:6379"}
+    assert device_type(requested, environment) == expected
+    resources._has_real_gpus.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("files", "cores", "memory"),
+    [
+        ({}, 8, 1000),
+        ({"cpu.max": "max 100000", "memory.max": "max", "memory.current": "300"}, 8, 1000),
+        ({"cpu.max": "250000 100000", "memory.max": "700", "memory.current": "300"}, 2, 400),
+        ({"cpu.max": "50000 100000", "memory.max": "200", "memory.current": "300"}, 1, 0),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8, 1000),
+        (
+            {
+                "cpu/cpu.cfs_quota_us": "400000",
+                "cpu/cpu.cfs_period_us": "100000",
+                "memory/memory.limit_in_bytes": "900",
+                "memory/memory.usage_in_bytes": "100",
+            },
+            4,
+            800,
+        ),
+    ],
+)
+def test_the_limits_of_a_container_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int, memory: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert (available_cores(tmp_path), available_memory(1000, tmp_path)) == (cores, memory)
 
 
 @pytest.fixture

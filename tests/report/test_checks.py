@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+import yaml
+
 from cvrunner.records.results import FloorRecord, Score
-from cvrunner.report.evidence import checks_table
+from cvrunner.report.evidence import checks_table, claims_table
 from cvrunner.report.report import read_report
+from cvrunner.text import DASH
 from tests.runs import make_run
 
 
@@ -81,3 +85,20 @@ def test_a_condition_below_the_floor_is_named(tmp_path):
 
 def test_without_a_floor_nothing_is_claimed(tmp_path):
     assert found(make_run(tmp_path))["does frozen beat the floor?"] == "there is no floor to compare with"
+
+
+@pytest.mark.parametrize("device", ["NVIDIA GeForce RTX 4090", "NVIDIA H100 80GB HBM3", "Quadro RTX 8000"])
+def test_a_claim_about_cost_is_tested_on_a_gpu_by_any_name_and_never_on_a_cpu(tmp_path, device):
+    directory = make_run(tmp_path, synthetic=False)
+    claim = {"name": "memory", "condition": "frozen", "quantity": "memory_gb", "low": 10.0}
+    config = yaml.safe_load(directory.config.read_text())
+    config["reference"]["claims"] = [claim, claim | {"quantity": "minutes_per_epoch"}]
+    directory.config.write_text(yaml.safe_dump(config))
+    trials = [f"frozen/fold-{fold}/seed-0" for fold in range(1, 6)]
+    for trial in trials:
+        change(directory, trial, device=device, peak_memory_mib=8000.0)
+    rows = claims_table(read_report(directory)).rows
+    # 8000 MiB in the unit of the claim, GB; 10 s per epoch in minutes.
+    assert [row[4:] for row in rows] == [["8.3886", "met"], ["0.1667", "met"]]
+    change(directory, trials[-1], device="cpu")
+    assert [row[4:] for row in claims_table(read_report(directory)).rows] == [[DASH, "not testable here"]] * 2

@@ -93,10 +93,14 @@ def test_an_undefined_score_misses_its_target() -> None:
 
 
 def test_the_gpus_are_shown_with_who_else_uses_them() -> None:
-    gpus = [Gpu("RTX 4090", 2048.0, 24564.0, 97, {71: 1024.0, 72: None}), Gpu("RTX 4090", 3.0, 24564.0, None, {})]
-    assert gpu_lines(gpus) == [
+    gpus = [
+        Gpu("RTX 4090", 2048.0, 24564.0, 97, {71: 1024.0, 72: None}, "GPU-a"),
+        Gpu("RTX 4090", 3.0, 24564.0, None, {}, "GPU-b"),
+    ]
+    assert gpu_lines(gpus, {}) == [
         "GPU 0: RTX 4090, 2,048 of 24,564 MiB used, 97 % busy, "
         "used by others (process 71: 1,024 MiB, process 72: unknown)",
         "GPU 1: RTX 4090, 3 of 24,564 MiB used",
     ]
-    assert gpu_lines([]) == ["no GPU on this machine"]
+    assert gpu_lines(gpus, {"CUDA_VISIBLE_DEVICES": "0"})[1].endswith("MiB used, hidden by CUDA_VISIBLE_DEVICES")
+    assert gpu_lines([], {}) == ["no GPU on this machine"]

@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cvrunner.data.batches import Update
 from cvrunner.encoders.files import check_encoder
 from cvrunner.encoders.wavlm import Boundary, SpeechEncoder, load_wavlm
 from cvrunner.errors import EncoderError, MemoryLimitError, NonFiniteError, Stopped, TrialInUseError, WeightChangeError
@@ -453,12 +455,57 @@ class TestOutOfMemory:
         self.limit(monkeypatch, 1)
         small = train(trial, tmp_path, "small")
         halved = list(read_events(directory(tmp_path, trial, "small").journal, "memory"))
-        assert [(line["epoch"], line["update"], line["batch_size"]) for line in halved] == [(1, 0, 2), (1, 0, 1)]
+        expected = [(epoch, update, size) for epoch in (1, 2, 3) for update in (0, 1, 2) for size in (2, 1)]
+        assert [(line["epoch"], line["update"], line["batch_size"]) for line in halved] == expected
         assert isinstance(small[-1], TrialResult)
         assert small[-1].batch_size == 1
         losses = [[e.train_loss for e in events if isinstance(e, EpochRecord)] for events in (whole, small)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
         assert [e.updates for e in small if isinstance(e, EpochRecord)] == [3, 6, 9]
+
+    def test_only_the_update_that_needs_it_is_split(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        trial = pick(tiny_trials(tmp_path, train={"batch_size": 4, "accumulation_steps": 1}), "unfrozen")
+        largest, update, encode = 2, Learner.update, MambaEMAModel.encode
+        sizes: list[tuple[Position, list[int]]] = []
+
+        def recorded(self: Learner, batch: Update, position: Position) -> Any:
+            sizes.append((position, [len(micro) for micro in batch.micro_batches]))
+            return update(self, batch, position)
+
+        def limited(self: Any, features: Tensor, lengths: Tensor) -> Tensor:
+            if sizes[-1][0].updates == 1 and torch.is_grad_enabled() and len(lengths) > largest:
+                raise torch.OutOfMemoryError("injected")
+            return encode(self, features, lengths)
+
+        monkeypatch.setattr(Learner, "update", recorded)
+        monkeypatch.setattr(MambaEMAModel, "encode", limited)
+        result = train(trial, tmp_path)[-1]
+        assert isinstance(result, TrialResult)
+        assert result.batch_size == largest
+        assert [micro for position, micro in sizes if position.updates == 1] == [[4], [2, 2]]
+        assert [micro for position, micro in sizes if position.updates == 2] == [[4]]
+
+    def test_memory_is_freed_after_the_failed_graph_is_gone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        graphs: list[weakref.ref[Any]] = []
+        alive: list[bool] = []
+        encode = MambaEMAModel.encode
+
+        def limited(self: Any, features: Tensor, lengths: Tensor) -> Tensor:
+            z = encode(self, features, lengths)
+            if torch.is_grad_enabled() and len(lengths) > 1:
+                graphs.append(weakref.ref(z))
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+            return z
+
+        monkeypatch.setattr(MambaEMAModel, "encode", limited)
+        monkeypatch.setattr(learner_module, "free_memory", lambda _: alive.append(graphs[-1]() is not None))
+        assert isinstance(
+            train(pick(tiny_trials(tmp_path, train={"epochs": 1}), "unfrozen"), tmp_path)[-1], TrialResult
+        )
+        assert alive
+        assert not any(alive)
 
     def test_at_one_utterance_it_gives_up_with_advice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.limit(monkeypatch, 0)
