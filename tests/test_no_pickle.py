@@ -11,7 +11,7 @@ import torch
 
 from cvrunner import cli
 from cvrunner.encoders.files import find_encoder
-from cvrunner.encoders.wavlm import load_wavlm
+from cvrunner.encoders.loading import load_backbone
 from tests.bad_input import add_pickle
 from tests.tiny_encoders import save_encoder
 
@@ -19,7 +19,7 @@ from tests.tiny_encoders import save_encoder
 def test_a_malicious_pickle_next_to_good_weights_is_never_opened(tmp_path: Path) -> None:
     plain, infected = (save_encoder(tmp_path / name) for name in ("plain", "infected"))
     add_pickle(infected)
-    loaded, expected = (load_wavlm(find_encoder(str(folder))).state_dict() for folder in (infected, plain))
+    loaded, expected = (load_backbone(find_encoder(str(folder))).state_dict() for folder in (infected, plain))
     assert all(torch.equal(loaded[name], weight) for name, weight in expected.items())
     assert find_encoder(str(infected)).digest == find_encoder(str(plain)).digest
     assert not list(tmp_path.rglob("owned"))

@@ -9,7 +9,7 @@ import torch
 from transformers import WavLMConfig, WavLMModel
 
 from cvrunner.config.adaptation import Adaptation
-from cvrunner.encoders.wavlm import SpeechEncoder
+from cvrunner.encoders.waveform import WaveformEncoder
 
 
 def tiny_wavlm(stable: bool = False, layers: int = 2, **settings: object) -> WavLMModel:
@@ -40,9 +40,9 @@ TOP_LAYER = Adaptation("top_layers", start_epoch=1, top_layers=1)
 MASKED = Adaptation("full", start_epoch=1, masks_input=True)
 
 
-def tiny_encoder(stable: bool = False, **settings: object) -> SpeechEncoder:
+def tiny_encoder(stable: bool = False, **settings: object) -> WaveformEncoder:
     torch.manual_seed(0)
-    return SpeechEncoder(tiny_wavlm(stable), **settings)  # type: ignore[arg-type]
+    return WaveformEncoder(tiny_wavlm(stable), **settings)  # type: ignore[arg-type]
 
 
 def save_encoder(folder: Path, stable: bool = False, normalize: bool = False) -> Path:

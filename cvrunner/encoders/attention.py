@@ -1,4 +1,4 @@
-"""WavLM's self-attention with gated relative position bias (Chen et al. 2022, arXiv 2110.13900) over packed utterances.
+"""Self-attention over packed utterances, for WavLM with its gated position bias (Chen et al. 2022, arXiv 2110.13900).
 
 The weights are transformers' own. `S` frames of all utterances, `D` width, `H` heads; in a padded group `B` utterances
 of up to `F` frames.
@@ -33,21 +33,26 @@ def relative_position_bias(attention: Any, frames: int) -> Tensor:
     return windows
 
 
-def self_attention(attention: Any, hidden: Tensor, bias: Tensor, packing: Packing) -> Tensor:
-    """Apply self-attention within each utterance: `[S, D]` to `[S, D]`."""
+def self_attention(attention: Any, hidden: Tensor, bias: Tensor | None, packing: Packing) -> Tensor:
+    """Apply self-attention within each utterance: `[S, D]` to `[S, D]`. `bias`: WavLM's, `[H, F, F]`."""
     width = hidden.shape[1]
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    # Under autocast the gate is in float32, to which it would promote queries, keys and values: twice their memory.
-    inputs, gates = torch.cat([projection(hidden) for projection in projections], dim=1), _gate(attention, hidden)
+    inputs = torch.cat([projection(hidden) for projection in projections], dim=1)
+    # Apart: under autocast the gate is in float32, to which it would promote the others, at twice their memory.
+    gates = None if bias is None else _gate(attention, hidden)
     dropout = attention.dropout if attention.training else 0.0
     context = []
     for group in packing.groups:
         query, key, value = torch.split(group.pad(inputs), width, dim=2)
         # Added to the scores `[B, H, F, F]`: the gated bias, and -inf for padding.
-        mask = group.pad(gates).transpose(1, 2)[..., None] * bias[:, : group.frames, : group.frames]
+        mask = None
+        if bias is not None and gates is not None:
+            mask = group.pad(gates).transpose(1, 2)[..., None] * bias[:, : group.frames, : group.frames]
         if group.real is not None:
+            mask = query.new_zeros(()) if mask is None else mask
             mask = mask.masked_fill(~group.real[:, None, None], -torch.inf)
-        mask = mask.to(query.dtype)
+        if mask is not None:
+            mask = mask.to(query.dtype).expand(-1, attention.num_heads, -1, -1)
         # `[B, F, D]` to `[B, H, F, D / H]`.
         query, key, value = (x.view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2) for x in (query, key, value))
         context.append(group.pack(_attend(query, key, value, mask, dropout, attention.training).transpose(1, 2)))
@@ -64,7 +69,7 @@ def _gate(attention: Any, hidden: Tensor) -> Tensor:
     return first * (second * attention.gru_rel_pos_const.flatten() - 1.0) + 2.0  # type: ignore[no-any-return]
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, training: bool) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, training: bool) -> Tensor:
     """Return the context `[B, H, F, D / H]`."""
     if query.device.type == "cuda":
         with sdpa_kernel(DETERMINISTIC_KERNELS if torch.are_deterministic_algorithms_enabled() else CUDA_KERNELS):
@@ -72,6 +77,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: fl
     # On a CPU, explicit products train faster than torch's fused attention.
     if not training or query.device.type != "cpu":
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    q, k, v, m = (x.flatten(0, 1) for x in (query, key, value, mask))
-    weights = torch.baddbmm(m, q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5).softmax(dim=2)
+    q, k, v = (x.flatten(0, 1) for x in (query, key, value))
+    # With `beta` 0 the first argument is ignored.
+    m, beta = (q.new_zeros(1), 0) if mask is None else (mask.flatten(0, 1), 1)
+    weights = torch.baddbmm(m, q, k.transpose(1, 2), beta=beta, alpha=q.shape[2] ** -0.5).softmax(dim=2)
     return torch.bmm(functional.dropout(weights, dropout), v).view_as(query)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,9 +23,48 @@ from cvrunner.errors import EncoderError
 
 DEMO = Path(__file__).parent.parent / "demo_encoder"
 HUB_TIMEOUT_S = 10.0
+SAMPLE_RATE_HZ, FRAME_SAMPLES = 16_000, 320
+"""All families hear 16 kHz and have a frame every 20 ms."""
 MASK_TIME_PROB = 0.05
-"""Default of transformers for a config.json that does not set it."""
-TUNED_ON_EMOTION = ("*iemocap*", "superb/*-er", "3loi/*", "audeering/*", "*speech-emotion*", "*emotion-recognition*")
+CONVOLUTIONS = {
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "conv_dim": [512] * 7,
+}
+"""Defaults of transformers for a config.json that does not set them."""
+FAMILIES = {
+    "wavlm": "WavLM",
+    "wav2vec2": "wav2vec 2.0 (also XLS-R and MMS)",
+    "hubert": "HuBERT",
+    "data2vec-audio": "data2vec-audio",
+    "whisper": "Whisper's encoder",
+}
+"""Name by `model_type` in config.json."""
+WEIGHT_PREFIXES = ("wavlm.", "wav2vec2.", "hubert.", "data2vec_audio.", "model.")
+"""What transformers puts before the names of an encoder's weights in a checkpoint that has a head, too."""
+TUNED_ON_EMOTION = ("*emotion*", "*iemocap*", "*msp-podcast*", "*msp_podcast*", "*superb*-er", "*3loi*", "*audeering*")
+"""Names of encoders that were tuned on emotion data. So is one with `ser` as a whole word."""
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What the JSON files of an encoder say; its weights are not needed."""
+
+    model_type: str
+    """Key of `FAMILIES`."""
+    depth: int
+    """Number of transformer layers; there is one hidden state more."""
+    width: int
+    front_end_width: int
+    """Width of the cached features of the front-end."""
+    shortest_samples: int
+    """Receptive field of one frame, in samples at 16 kHz: the shortest utterance that can be used."""
+    longest_samples: int | None
+    """Longest utterance that can be used; None: no limit."""
+    normalize: bool
+    """Whether waveforms are scaled to mean 0 and variance 1, as the checkpoint's preprocessor configuration says."""
+    mask_time_prob: object
+    """Share of frames that SpecAugment masks; 0 for an encoder that has no embedding for masked frames."""
 
 
 @dataclass(frozen=True)
@@ -35,62 +76,73 @@ class EncoderFiles:
     folder: Path
     digest: str
     """SHA-256 of configuration, preprocessing and weights."""
-    normalize: bool
-    """Whether waveforms are scaled to mean 0 and variance 1, as the checkpoint's preprocessor configuration says."""
+    settings: EncoderSettings
     revision: str | None = None
     """Commit of a hub encoder."""
+    tuned: str | None = None
+    """Why it was probably tuned on emotion data, if that was allowed."""
+
+    @property
+    def normalize(self) -> bool:
+        """Whether waveforms are scaled to mean 0 and variance 1."""
+        return self.settings.normalize
 
 
-def find_encoder(name: str, revision: str | None = None) -> EncoderFiles:
+def find_encoder(name: str, revision: str | None = None, allow_tuned: bool = False) -> EncoderFiles:
     """Return the encoder called `demo`, in a local folder, or on the hub (downloaded once, safetensors and JSON only).
 
-    Raises EncoderError if it is missing, is not a WavLM, has only pickled, broken or foreign weights, or was tuned for
-    emotion.
+    `allow_tuned`: accept one that was tuned for emotion. Raises EncoderError if it is missing, is of no known family,
+    has only pickled, broken or foreign weights, or was tuned for emotion.
     """
+    # By its name first: what is refused need not be downloaded.
+    _check_tuned(name, {}, allow_tuned)
     local = _local(name)
     folder = local or _from_hub(name, revision, ("*.json", "*.safetensors", "README.md"))
-    config, preprocessing = _checked_settings(folder, name)
+    config, settings = _read_settings(folder, name)
+    tuned = _check_tuned(name, config, allow_tuned)
     weights = _weights(folder, name)
-    _check_weights(weights, config, name)
+    _check_weights(weights, settings, name)
     digest = hashlib.sha256()
     for path in (folder / "config.json", folder / "preprocessor_config.json", *weights):
         digest.update(path.name.encode())
         status = path.stat()
         digest.update(_file_digest(path, status.st_size, status.st_mtime_ns))
     # The hub's cache has one folder per commit.
-    commit = None if local else folder.name
-    return EncoderFiles(name, folder, digest.hexdigest(), bool(preprocessing.get("do_normalize", True)), commit)
+    return EncoderFiles(name, folder, digest.hexdigest(), settings, None if local else folder.name, tuned)
 
 
-def check_encoder(name: str, revision: str | None, layers: Sequence[int], masks_input: bool = False) -> None:
+def check_encoder(
+    name: str, revision: str | None, layers: Sequence[int], masks_input: bool = False, allow_tuned: bool = False
+) -> None:
     """Raise EncoderError as `find_encoder` does, but check a hub encoder without its weights: seconds, not gigabytes.
 
     `layers`: hidden states that the encoder must have. `masks_input`: SpecAugment will mask its frames.
     """
+    _check_tuned(name, {}, allow_tuned)
     local = _local(name)
-    config, _ = _checked_settings(local or _from_hub(name, revision, ("*.json",)), name)
+    config, settings = _read_settings(local or _from_hub(name, revision, ("*.json",)), name)
+    _check_tuned(name, config, allow_tuned)
     if local:
-        find_encoder(name)
-    if max(layers, default=0) > config["num_hidden_layers"]:
-        there = f"the encoder {name} has hidden states 0..{config['num_hidden_layers']}"
-        raise EncoderError(f"model.layers {max(layers)}: {there}")
+        find_encoder(name, None, allow_tuned)
+    if max(layers, default=0) > settings.depth:
+        raise EncoderError(f"model.layers {max(layers)}: the encoder {name} has hidden states 0..{settings.depth}")
     if masks_input:
-        check_masking(name, config.get("mask_time_prob", MASK_TIME_PROB))
+        check_masking(name, settings)
 
 
-def check_masking(name: str, mask_time_prob: object) -> None:
+def check_masking(name: str, settings: EncoderSettings) -> None:
     """Raise EncoderError if SpecAugment would mask nothing; such an encoder has no embedding for masked frames."""
-    if not isinstance(mask_time_prob, int | float) or mask_time_prob <= 0:
+    share = settings.mask_time_prob
+    if not isinstance(share, int | float) or share <= 0:
         raise EncoderError(
-            f"model.spec_augment true: mask_time_prob in config.json of the encoder {name} is {mask_time_prob!r}, must "
-            "be above 0; set model.spec_augment to false, or use an encoder that was pretrained with masking"
+            f"model.spec_augment true: mask_time_prob in config.json of the encoder {name} is {share!r}, must be above "
+            "0; set model.spec_augment to false, or use an encoder that was pretrained with masking"
         )
 
 
-def encoder_depth(name: str, revision: str | None) -> int:
-    """Return the number of transformer layers; only the settings of a hub encoder are needed. Raises EncoderError."""
-    config, _ = _checked_settings(_local(name) or _from_hub(name, revision, ("*.json",)), name)
-    return int(config["num_hidden_layers"])
+def encoder_settings(name: str, revision: str | None) -> EncoderSettings:
+    """Return what the JSON files of an encoder say; a hub encoder is not downloaded. Raises EncoderError."""
+    return _read_settings(_local(name) or _from_hub(name, revision, ("*.json",)), name)[1]
 
 
 def stated_licence(files: EncoderFiles) -> str | None:
@@ -111,31 +163,15 @@ def stated_licence(files: EncoderFiles) -> str | None:
 
 
 def _local(name: str) -> Path | None:
-    """Return the folder of a local encoder; None for a name on the hub.
-
-    Raises EncoderError for a missing folder and for names of encoders tuned for emotion.
-    """
+    """Return the folder of a local encoder; None for a name on the hub. Raises EncoderError for a missing folder."""
     if name == "demo":
         return DEMO
     local = paths.expanded(name, "model.encoder")
-    is_there = os.path.isdir(local)
-    # Only the last part of a local path is the model's name: a parent folder may well be called iemocap.
-    _refuse_tuned(local.name if is_there else name, name)
-    if is_there:
+    if os.path.isdir(local):
         return local.resolve()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise EncoderError(f"model.encoder {name}: no such folder")
     return None
-
-
-def _refuse_tuned(model: str, name: str) -> None:
-    for pattern in TUNED_ON_EMOTION:
-        if fnmatch.fnmatch(model.lower(), pattern):
-            made_from = "" if name.endswith(model) else f"config.json says that it is {model}, which "
-            raise EncoderError(
-                f"model.encoder {name}: {made_from}matches {pattern}: encoders tuned on emotion data have heard the "
-                "test speakers, so every fold would be invalid; use a self-supervised WavLM"
-            )
 
 
 def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
@@ -163,23 +199,98 @@ def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 # --- what -------------------------------------------------------------------------------------------------------------
 
 
-def _checked_settings(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return `config.json` and `preprocessor_config.json`. Raises EncoderError if they are not those of a WavLM."""
-    config = _json(folder / "config.json", name)
-    if config.get("model_type") != "wavlm":
-        kind = repr(config["model_type"]) if "model_type" in config else "model of unknown type"
-        raise EncoderError(f"model.encoder {name}: is a {kind}, must be a wavlm (model_type in config.json)")
-    _refuse_tuned(str(config.get("_name_or_path", "")), name)
-    if "SequenceClassification" in str(config.get("architectures")):
-        raise EncoderError(f"model.encoder {name}: is a classifier, already tuned; use the model it was made from")
-    for key, default in (("num_hidden_layers", 12), ("hidden_size", 768)):
-        value = config.setdefault(key, default)
-        if not isinstance(value, int) or value < 1:
-            raise EncoderError(f"model.encoder {name}: {key} is {value!r} in config.json, must be a whole number")
-    preprocessing = _json(folder / "preprocessor_config.json", name)
-    if (rate_hz := preprocessing.get("sampling_rate", 16000)) != 16000:
-        raise EncoderError(f"model.encoder {name}: expects audio of {rate_hz} Hz, must be 16000")
-    return config, preprocessing
+def _check_tuned(name: str, config: Mapping[str, Any], allowed: bool) -> str | None:
+    """Return why an encoder was probably tuned on emotion data, or None. Raises EncoderError unless that is allowed."""
+    # Only the last part of a local path is the model's name: a parent folder may well be called iemocap.
+    local = _local(name)
+    names = [local.name if local else name, str(config.get("_name_or_path", ""))]
+    reason = None
+    for model, source in zip(names, ("", "config.json says that it is {}, which "), strict=True):
+        matched = [pattern for pattern in TUNED_ON_EMOTION if fnmatch.fnmatch(model.lower(), pattern)]
+        if re.search(r"(?<![a-z])ser(?![a-z])", model.lower()):
+            matched.append("the word ser")
+        if matched and reason is None:
+            reason = f"{source.format(model)}matches {matched[0]}"
+    if reason is None and "SequenceClassification" in str(config.get("architectures")):
+        reason = "is a classifier, already tuned"
+    if reason is not None and not allowed:
+        raise EncoderError(
+            f"model.encoder {name}: {reason}: encoders tuned on emotion data have heard the test speakers, so every "
+            "fold would be invalid; use a self-supervised encoder, or, if this one has not heard them, set "
+            "model.allow_tuned_encoder to true, which the report will state"
+        )
+    return reason
+
+
+def _read_settings(folder: Path, name: str) -> tuple[dict[str, Any], EncoderSettings]:
+    """Return `config.json` and what it and `preprocessor_config.json` say. Raises EncoderError."""
+    config, preprocessing = (_json(folder / file, name) for file in ("config.json", "preprocessor_config.json"))
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        what = "model of unknown type" if kind is None else repr(kind)
+        raise EncoderError(
+            f"model.encoder {name}: is a {what}, must be one of {', '.join(FAMILIES.values())} "
+            f"(model_type in config.json: {', '.join(FAMILIES)})"
+        )
+    if (rate_hz := preprocessing.get("sampling_rate", SAMPLE_RATE_HZ)) != SAMPLE_RATE_HZ:
+        raise EncoderError(f"model.encoder {name}: expects audio of {rate_hz} Hz, must be {SAMPLE_RATE_HZ}")
+
+    def number(file: dict[str, Any], key: str, default: int) -> int:
+        value = file.get(key, default)
+        if type(value) is not int or value < 1:
+            where = "config.json" if file is config else "preprocessor_config.json"
+            raise EncoderError(f"model.encoder {name}: {key} is {value!r} in {where}, must be a whole number above 0")
+        return value
+
+    if kind == "whisper":
+        window, hop = number(preprocessing, "n_fft", 400), number(preprocessing, "hop_length", 160)
+        mels = number(config, "num_mel_bins", 80)
+        _check_frame(2 * hop, "2 x hop_length in preprocessor_config.json", name)
+        if (size := preprocessing.get("feature_size", 80)) != mels:
+            rule = f"must be feature_size in preprocessor_config.json, {size!r}"
+            raise EncoderError(f"model.encoder {name}: num_mel_bins is {mels} in config.json, {rule}")
+        width, depth = number(config, "d_model", 384), number(config, "encoder_layers", 4)
+        longest = number(config, "max_source_positions", 1500) * FRAME_SAMPLES
+        normalize = preprocessing.get("do_normalize") is True
+        return config, EncoderSettings(kind, depth, width, width, window, longest, normalize, 0)
+    for key in ("adapter_attn_dim", "add_adapter", "conv_adapter"):
+        if config.get(key):
+            raise EncoderError(
+                f"model.encoder {name}: has adapters ({key} in config.json), which cvrunner does not run; use the "
+                "checkpoint that it was adapted from"
+            )
+    layers = [config.get(key, default) for key, default in CONVOLUTIONS.items()]
+    if not all(isinstance(one, list) and len(one) == len(layers[0]) and all(map(_is_size, one)) for one in layers):
+        rule = "must be lists of whole numbers above 0, of the same length"
+        raise EncoderError(f"model.encoder {name}: {', '.join(CONVOLUTIONS)} in config.json {rule}")
+    kernels, strides, widths = layers
+    _check_frame(math.prod(strides), "the product of conv_stride in config.json", name)
+    samples = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return config, EncoderSettings(
+        model_type=kind,
+        depth=number(config, "num_hidden_layers", 12),
+        width=number(config, "hidden_size", 768),
+        front_end_width=widths[-1],
+        shortest_samples=samples,
+        longest_samples=None,
+        normalize=bool(preprocessing.get("do_normalize", True)),
+        mask_time_prob=config.get("mask_time_prob", MASK_TIME_PROB),
+    )
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value < 10_000
+
+
+def _check_frame(samples: int, key: str, name: str) -> None:
+    if samples != FRAME_SAMPLES:
+        rate_hz = SAMPLE_RATE_HZ / samples
+        raise EncoderError(
+            f"model.encoder {name}: has {rate_hz:g} frames per second ({key} is {samples}), must have "
+            f"{SAMPLE_RATE_HZ / FRAME_SAMPLES:g} ({FRAME_SAMPLES})"
+        )
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
@@ -199,23 +310,36 @@ def _weights(folder: Path, name: str) -> list[Path]:
     if not weights:
         raise EncoderError(
             f"model.encoder {name}: no model.safetensors in {folder} (pickled weights are not loaded); make one with "
-            "WavLMModel.from_pretrained(...).save_pretrained(FOLDER) where you trust the source"
+            "AutoModel.from_pretrained(...).save_pretrained(FOLDER) where you trust the source"
         )
     return weights
 
 
-def _check_weights(weights: Sequence[Path], config: dict[str, Any], name: str) -> None:
-    """Raise EncoderError if the headers of the files are broken or lack a known weight of a layer."""
-    shapes = {key.removeprefix("wavlm."): shape for path in weights for key, shape in _shapes(path, name).items()}
-    expected = [config["hidden_size"]] * 2
+def _check_weights(weights: Sequence[Path], settings: EncoderSettings, name: str) -> None:
+    """Raise EncoderError if the headers of the files are broken, or do not have the layers that config.json describes.
+
+    Quick, before anything is loaded; `load_backbone` compares all weights.
+    """
+    shapes = {_plain_name(key): shape for path in weights for key, shape in _shapes(path, name).items()}
+    expected = [settings.width] * 2
+    attention = "self_attn" if settings.model_type == "whisper" else "attention"
     other = f"{weights[0].name} is not of the model that config.json describes"
-    for layer in range(config["num_hidden_layers"]):
-        key = f"encoder.layers.{layer}.attention.q_proj.weight"
+    for layer in range(settings.depth):
+        key = f"encoder.layers.{layer}.{attention}.q_proj.weight"
         shape = shapes.get(key)
         if shape is None:
             raise EncoderError(f"model.encoder {name}: weights are missing in its files, first {key}; {other}")
         if shape != expected:
             raise EncoderError(f"model.encoder {name}: {key} has shape {shape}, must be {expected}; {other}")
+    if (key := f"encoder.layers.{settings.depth}.{attention}.q_proj.weight") in shapes:
+        raise EncoderError(f"model.encoder {name}: its files have weights that would not be used, first {key}; {other}")
+
+
+def _plain_name(key: str) -> str:
+    """Return the name of a weight as in an encoder's own checkpoint, which has no head."""
+    for prefix in WEIGHT_PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
 
 
 def _shapes(path: Path, name: str) -> dict[str, list[int]]:

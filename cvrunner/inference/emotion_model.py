@@ -20,10 +20,12 @@ from cvrunner.config.adaptation import adaptation_of
 from cvrunner.config.sections import TrainConfig
 from cvrunner.data.features import Features
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, check_length, mono_16khz
+from cvrunner.encoders.encoder import SpeechEncoder
 from cvrunner.encoders.files import find_encoder
-from cvrunner.encoders.wavlm import SpeechEncoder, build_encoder
+from cvrunner.encoders.loading import build_encoder
 from cvrunner.errors import EncoderError, ResultsError
 from cvrunner.model.mamba_ema import MambaEMAModel
+from cvrunner.records import legacy
 from cvrunner.records.model_folder import ModelDescription, ModelFolder
 from cvrunner.training.device import choose_precision
 from cvrunner.training.freezing import NEVER, match, rules
@@ -134,7 +136,7 @@ def _rebuilt(
     """Build the network around the encoder and load the trained weights. Raises ResultsError if they do not fit."""
     network = MambaEMAModel(encoder, description.model, len(description.dimensions))
     try:
-        weights = load_file(folder.weights)
+        weights = {legacy.weight_name(name): value for name, value in load_file(folder.weights).items()}
     except (OSError, SafetensorError) as error:
         raise ResultsError(f"{folder.weights}: cannot be read, copy it again: {error}") from None
     # The same table as in training decides which tensors there must be: those that some epoch changes.

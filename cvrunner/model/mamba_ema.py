@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import EmaConfig, ModelConfig
+from cvrunner.encoders.encoder import Boundary, SpeechEncoder
 from cvrunner.encoders.packing import Packing
-from cvrunner.encoders.wavlm import Boundary, SpeechEncoder
 from cvrunner.model.mamba import MambaStack
 
 EMA_RANGE = (0.6, 0.9)

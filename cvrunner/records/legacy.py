@@ -5,6 +5,7 @@ Applied when a file of a run is read. A user's configuration never passes throug
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,11 @@ def with_current_names(data: Any, renames: Renames) -> Any:
     for place, names in renames.items():
         data = _renamed(data, [key for key in place.split(".") if key], names)
     return data
+
+
+def weight_name(name: str) -> str:
+    """Return this version's name of a trained weight."""
+    return re.sub(r"^encoder\.wavlm\.", "encoder.backbone.", name)
 
 
 def _renamed(data: Any, place: Sequence[str], names: Names) -> Any:

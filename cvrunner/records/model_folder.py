@@ -20,7 +20,8 @@ from cvrunner.records import legacy
 from cvrunner.records.results import Record, TrialResult
 from cvrunner.text import format_score
 
-FORMAT = 1
+FORMAT = 2
+"""2: the names of encoder weights begin with `encoder.backbone`, before with `encoder.wavlm`."""
 CORPORA = {"iemocap": "IEMOCAP", "manifest": "a corpus of a manifest", "demo": "cvrunner's synthetic demo corpus"}
 SYNTHETIC = (
     "**Synthetic**: trained and tested on a speech synthesiser's output; the scores say nothing about people's speech."

@@ -14,7 +14,7 @@ from cvrunner.config.sections import ModelConfig
 from cvrunner.data.corpus import load_corpus
 from cvrunner.data.folds import Fold, check_labels, check_leaks, make_folds
 from cvrunner.data.utterance import Corpus
-from cvrunner.encoders.files import check_encoder, encoder_depth
+from cvrunner.encoders.files import check_encoder, encoder_settings
 from cvrunner.errors import ConfigError, CvrunnerError, ResultsError, UsageError
 from cvrunner.records.run_directory import RunDirectory
 
@@ -65,7 +65,7 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
 
 def check_depth(model: ModelConfig, requested: Sequence[int], key: str) -> None:
     """Raise ConfigError naming `key` if it requests more transformer layers than the encoder has."""
-    depth = encoder_depth(model.encoder, model.revision)
+    depth = encoder_settings(model.encoder, model.revision).depth
     if (most := max(requested, default=0)) > depth:
         raise ConfigError(f"{key}: {most} is more than the {depth} transformer layers of the encoder {model.encoder}")
 

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cvrunner.encoders.wavlm import Boundary
+from cvrunner.encoders.encoder import Boundary
 
 EPSILON = 1e-8
 """Added to the denominator of the loss, so that constant columns divide by more than zero."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import TrainConfig
-from cvrunner.encoders.wavlm import SpeechEncoder
+from cvrunner.encoders.encoder import SpeechEncoder
 from cvrunner.errors import WeightChangeError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.records.results import ParameterCount

@@ -19,9 +19,9 @@ from torch import Tensor
 from cvrunner.data.batches import Update, micro_batches
 from cvrunner.data.features import Features, FeatureStore, Recipe
 from cvrunner.data.utterance import Utterance, read_audio
+from cvrunner.encoders.encoder import ENCODER_FRAME_RATE_HZ, Boundary, SpeechEncoder
 from cvrunner.encoders.files import EncoderFiles
 from cvrunner.encoders.packing import Packing
-from cvrunner.encoders.wavlm import ENCODER_FRAME_RATE_HZ, Boundary, SpeechEncoder
 from cvrunner.records.results import FeatureProgress
 
 Waveform = npt.NDArray[np.float32]

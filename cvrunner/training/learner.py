@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cvrunner.data.batches import Update, evaluation_update, training_updates
 from cvrunner.data.utterance import Utterance
-from cvrunner.encoders.wavlm import build_encoder
+from cvrunner.encoders.loading import build_encoder
 from cvrunner.errors import MemoryLimitError, NonFiniteError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.accumulation import averaged_backward, exact_backward

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.data.utterance import Utterance, read_audio
+from cvrunner.encoders.loading import load_backbone
 from cvrunner.encoders.packing import Packing
-from cvrunner.encoders.wavlm import SpeechEncoder, load_wavlm
+from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, scaled_labels
@@ -34,8 +35,8 @@ class Material:
         self.workload = workload
         self.trial: Trial = workload.trial()
         config = self.trial.config
-        self.encoder = SpeechEncoder(
-            load_wavlm(self.trial.encoder, config.model.encoder_dropout),
+        self.encoder = WaveformEncoder(
+            load_backbone(self.trial.encoder, config.model.encoder_dropout),
             frame_rate_hz=config.model.frame_rate_hz,
             adaptation=self.trial.config.adaptation,
             normalize=self.trial.encoder.normalize,
@@ -79,7 +80,7 @@ class Material:
 
         Conv front-end and attention as transformers does them; frozen: in evaluation mode, without a graph.
         """
-        wavlm: Any = self.encoder.wavlm
+        wavlm: Any = self.encoder.backbone
         samples = mask.sum(1) if mask is not None else torch.tensor([waveforms.shape[1]])
         trains = self.encoder.adaptation.trains_encoder
         gradient: Any = contextlib.nullcontext() if trains else torch.no_grad()

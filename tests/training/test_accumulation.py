@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import MambaConfig, ModelConfig
-from cvrunner.encoders.wavlm import SpeechEncoder
+from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.accumulation import averaged_backward, ccc_loss, exact_backward
 from tests.tiny_encoders import FULL, MASKED, tiny_encoder, tiny_wavlm
@@ -120,14 +120,14 @@ def test_the_whole_model_gives_the_same_gradient_for_every_cut(protocol: str, si
     exact_backward(model, cut(conv, size, ORDER), LABELS, turns)
     found = gradients(model)
     assert found.keys() == expected.keys()
-    assert any(name.startswith("encoder.wavlm.encoder.layers.0") for name in found)
+    assert any(name.startswith("encoder.backbone.encoder.layers.0") for name in found)
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-12, rtol=1e-8)
 
 
 def test_the_whole_model_repeats_its_dropout_in_the_second_encoding() -> None:
     wavlm = tiny_wavlm(hidden_dropout=0.3, attention_dropout=0.3, activation_dropout=0.3)
-    encoder = SpeechEncoder(wavlm, adaptation=MASKED)
+    encoder = WaveformEncoder(wavlm, adaptation=MASKED)
     config = ModelConfig(width=16, dropout=0.3, mamba=MambaConfig(state_size=4, head_dim=8, layers=1))
     model = MambaEMAModel(encoder, config, 2).double().train()
     batches = cut([encoder.conv_features(torch.randn(4000 + 500 * i, dtype=torch.float64)) for i in range(8)], 2, ORDER)

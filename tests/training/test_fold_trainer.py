@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cvrunner.data.batches import Update
+from cvrunner.encoders.encoder import Boundary, SpeechEncoder
 from cvrunner.encoders.files import check_encoder
-from cvrunner.encoders.wavlm import Boundary, SpeechEncoder, load_wavlm
+from cvrunner.encoders.loading import load_backbone
 from cvrunner.errors import EncoderError, MemoryLimitError, NonFiniteError, Stopped, TrialInUseError, WeightChangeError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.records.results import EpochRecord, FeatureProgress, TrialResult, TrialStarted, Waiting
@@ -239,9 +240,9 @@ def test_a_frozen_encoder_is_bit_identical_after_training(tmp_path: Path) -> Non
     trial = pick(tiny_trials(tmp_path), "frozen")
     one = trainer(trial, tmp_path)
     list(one.run())
-    pretrained = load_wavlm(trial.encoder).state_dict()
+    pretrained = load_backbone(trial.encoder).state_dict()
     assert all(
-        torch.equal(value, pretrained[name]) for name, value in one.learner.model.encoder.wavlm.state_dict().items()
+        torch.equal(value, pretrained[name]) for name, value in one.learner.model.encoder.backbone.state_dict().items()
     )
     weights = load_file(directory(tmp_path, trial).model.weights)
     assert all(name.startswith("head.") for name in weights)
@@ -251,8 +252,8 @@ def test_an_unfrozen_encoder_moves_but_for_its_front_end(tmp_path: Path) -> None
     trial = pick(tiny_trials(tmp_path), "unfrozen")
     one = trainer(trial, tmp_path)
     list(one.run())
-    pretrained = load_wavlm(trial.encoder).state_dict()
-    trained = one.learner.model.encoder.wavlm.state_dict()
+    pretrained = load_backbone(trial.encoder).state_dict()
+    trained = one.learner.model.encoder.backbone.state_dict()
     assert all(torch.equal(trained[n], pretrained[n]) for n in trained if n.startswith("feature_extractor"))
     assert not torch.equal(
         trained["encoder.layers.0.attention.q_proj.weight"], pretrained["encoder.layers.0.attention.q_proj.weight"]
@@ -403,13 +404,13 @@ def test_with_unfreeze_layers_what_is_below_does_not_move(tmp_path: Path) -> Non
     trial = pick(tiny_trials(tmp_path, model={"unfreeze_top_layers": 1}), "unfrozen")
     one = trainer(trial, tmp_path)
     list(one.run())
-    pretrained, trained = load_wavlm(trial.encoder).state_dict(), one.learner.model.encoder.wavlm.state_dict()
+    pretrained, trained = load_backbone(trial.encoder).state_dict(), one.learner.model.encoder.backbone.state_dict()
     moved = {n for n in trained if not torch.equal(trained[n], pretrained[n])}
     assert moved
     assert all(n.startswith("encoder.layers.1.") for n in moved)
-    assert not any(module.training for module in one.learner.model.encoder.wavlm.encoder.layers[0].modules())
+    assert not any(module.training for module in one.learner.model.encoder.backbone.encoder.layers[0].modules())
     assert all(
-        n.startswith(("head.", "encoder.wavlm.encoder.layers.1."))
+        n.startswith(("head.", "encoder.backbone.encoder.layers.1."))
         for n in load_file(directory(tmp_path, trial).model.weights)
     )
 

@@ -53,8 +53,8 @@ def test_norms_biases_and_layer_weights_do_not_decay() -> None:
 def test_with_unfreeze_layers_only_the_top_ones_train(stable: bool) -> None:
     schedule = Schedule(model(TOP_LAYER, stable=stable), TRAIN)
     schedule.begin_epoch(1)
-    trained = {n.removeprefix("encoder.wavlm.") for n, p in schedule.members["encoder"].items() if p.requires_grad}
-    below = {n.removeprefix("encoder.wavlm.") for n in schedule.members["encoder_below"]}
+    trained = {n.removeprefix("encoder.backbone.") for n, p in schedule.members["encoder"].items() if p.requires_grad}
+    below = {n.removeprefix("encoder.backbone.") for n in schedule.members["encoder_below"]}
     assert {n for n in trained if not n.startswith("encoder.layers.1.")} == (
         {"encoder.layer_norm.weight", "encoder.layer_norm.bias"} if stable else set()
     )
@@ -134,18 +134,18 @@ class TestWeightChange:
     def test_weight_decay_alone_does_not_count_as_fine_tuning(self) -> None:
         whole = model()
         schedule = Schedule(whole, TRAIN)
-        self.moved(whole, "head.", "encoder.wavlm.encoder.")
+        self.moved(whole, "head.", "encoder.backbone.encoder.")
         schedule.check_weight_change(1, schedule.weight_change(), self.NORMS)
         with pytest.raises(WeightChangeError, match="gradient norm of 0"):
             schedule.check_weight_change(1, schedule.weight_change(), {**self.NORMS, "encoder": 0.0})
 
     @pytest.mark.parametrize(
-        ("frozen", "prefix"), [(True, "encoder.wavlm.encoder."), (False, "encoder.wavlm.feature_extractor.")]
+        ("frozen", "prefix"), [(True, "encoder.backbone.encoder."), (False, "encoder.backbone.feature_extractor.")]
     )
     def test_what_is_frozen_and_moved_is_an_error(self, frozen: bool, prefix: str) -> None:
         whole = model(FROZEN if frozen else FULL)
         schedule = Schedule(whole, TRAIN)
-        self.moved(whole, prefix, "head.", "encoder.wavlm.encoder.")
+        self.moved(whole, prefix, "head.", "encoder.backbone.encoder.")
         with pytest.raises(WeightChangeError, match=r"is frozen in epoch 1, but its weights moved by 0\.0"):
             schedule.check_weight_change(1, schedule.weight_change(), self.NORMS)
 

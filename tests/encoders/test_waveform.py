@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from cvrunner.encoders.encoder import Boundary
 from cvrunner.encoders.files import find_encoder
-from cvrunner.encoders.wavlm import Boundary, SpeechEncoder, load_wavlm
+from cvrunner.encoders.loading import load_backbone
+from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.errors import EncoderError
 from tests.tiny_encoders import FULL, MASKED, TOP_LAYER, save_encoder, tiny_encoder, tiny_wavlm
 
@@ -19,7 +21,7 @@ def test_hidden_states_equal_those_of_transformers(stable: bool) -> None:
     wavlm = tiny_wavlm(stable, layers=3).double().eval()
     waveform = torch.randn(9000, dtype=torch.float64)
     expected = wavlm(waveform[None], output_hidden_states=True)
-    encoder = SpeechEncoder(wavlm, frame_rate_hz=50.0)
+    encoder = WaveformEncoder(wavlm, frame_rate_hz=50.0)
     conv = encoder.conv_features(waveform)
     states, lengths = encoder(conv, torch.tensor([len(conv)]))
     assert lengths.tolist() == [len(conv)] == [encoder.frames(9000)]
@@ -57,7 +59,7 @@ def test_the_length_formula_agrees_with_the_front_end(samples: int) -> None:
 
 
 def test_frozen_stays_in_evaluation_mode_and_repeats_itself_bit_for_bit() -> None:
-    encoder = SpeechEncoder(tiny_wavlm(hidden_dropout=0.5, attention_dropout=0.5)).train()
+    encoder = WaveformEncoder(tiny_wavlm(hidden_dropout=0.5, attention_dropout=0.5)).train()
     assert not any(module.training for module in encoder.modules())
     conv = encoder.conv_features(torch.randn(8000))
     lengths = torch.tensor([len(conv)])
@@ -67,14 +69,14 @@ def test_frozen_stays_in_evaluation_mode_and_repeats_itself_bit_for_bit() -> Non
 
 
 def test_unfrozen_trains_all_but_the_front_end() -> None:
-    encoder = SpeechEncoder(tiny_wavlm(hidden_dropout=0.5), adaptation=FULL).train()
-    assert encoder.wavlm.encoder.training
-    assert not encoder.wavlm.feature_extractor.training
+    encoder = WaveformEncoder(tiny_wavlm(hidden_dropout=0.5), adaptation=FULL).train()
+    assert encoder.backbone.encoder.training
+    assert not encoder.backbone.feature_extractor.training
     conv = encoder.conv_features(torch.randn(8000))
     states, _ = encoder(conv, torch.tensor([len(conv)]))
     states.sum().backward()
     without = {n for n, p in encoder.named_parameters() if p.grad is None}
-    assert {n for n in without if "feature_extractor" not in n} <= {"wavlm.masked_spec_embed"}
+    assert {n for n in without if "feature_extractor" not in n} <= {"backbone.masked_spec_embed"}
 
 
 @pytest.mark.parametrize("stable", [False, True])
@@ -93,7 +95,7 @@ def test_from_the_boundary_on_states_and_gradients_are_the_same(stable: bool, la
         encoder.train().zero_grad()
         states, counts = encoder.from_boundary(boundary, lengths) if from_boundary else encoder(packed, lengths)
         (states**2).sum().backward()
-        found.append([states.detach(), counts, *(p.grad for p in encoder.wavlm.encoder.layers[1].parameters())])
+        found.append([states.detach(), counts, *(p.grad for p in encoder.backbone.encoder.layers[1].parameters())])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -101,7 +103,7 @@ def test_from_the_boundary_on_states_and_gradients_are_the_same(stable: bool, la
 def test_spec_augment_leaves_short_utterances_alone_and_masks_long_ones() -> None:
     wavlm = tiny_wavlm(mask_time_prob=0.9, mask_time_length=10, hidden_dropout=0.0, attention_dropout=0.0,
                        activation_dropout=0.0, feat_proj_dropout=0.0)  # fmt: skip
-    encoder = SpeechEncoder(wavlm, adaptation=MASKED)
+    encoder = WaveformEncoder(wavlm, adaptation=MASKED)
     for samples, changed in ((2000, False), (32000, True)):
         conv = encoder.conv_features(torch.randn(samples))
         lengths = torch.tensor([len(conv)])
@@ -139,7 +141,7 @@ class TestFiles:
         assert files == find_encoder(str(tmp_path / "wavlm"))
         torch.manual_seed(0)
         expected = tiny_wavlm().state_dict()
-        loaded = load_wavlm(files).state_dict()
+        loaded = load_backbone(files).state_dict()
         assert all(torch.equal(loaded[name], value) for name, value in expected.items())
 
     def test_other_weights_have_another_digest(self, tmp_path: Path) -> None:
@@ -163,8 +165,8 @@ class TestFiles:
     def test_another_architecture_is_refused(self, tmp_path: Path) -> None:
         folder = save_encoder(tmp_path / "wavlm")
         config = folder / "config.json"
-        config.write_text(config.read_text().replace('"model_type": "wavlm"', '"model_type": "hubert"'))
-        with pytest.raises(EncoderError, match="is a 'hubert', must be a wavlm"):
+        config.write_text(config.read_text().replace('"model_type": "wavlm"', '"model_type": "sew"'))
+        with pytest.raises(EncoderError, match=r"is a 'sew', must be one of WavLM, wav2vec 2\.0"):
             find_encoder(str(folder))
 
     def test_a_missing_folder_and_pickled_weights_are_refused(self, tmp_path: Path) -> None:
@@ -180,4 +182,4 @@ class TestFiles:
         config = folder / "config.json"
         config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
         with pytest.raises(EncoderError, match=r"weights are missing in its files, first encoder\.layers\.2"):
-            load_wavlm(find_encoder(str(folder)))
+            load_backbone(find_encoder(str(folder)))

@@ -1,0 +1,247 @@
+"""The interface of all speech encoders: a front-end per utterance, then transformer layers over packed frames.
+
+The weights and most modules are transformers' own; the forward pass is written out for three reasons: it starts at the
+output of the front-end, which is computed without padding and cached, so that an utterance's features do not depend on
+the other utterances of its batch; it stores no attention maps; and what is frozen stays in `eval()` after `train()`.
+
+A family (`waveform.py`, `whisper.py`) implements the front-end, the input of the first layer, and one layer.
+
+`B` utterances, `T` samples at 16 kHz, `F` frames of 20 ms, `S` frames of all utterances, utterance after utterance,
+`S'` at the model's frame rate, `C` channels of the front-end, `L` mixed layers, `D` width of the encoder.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cvrunner.config.adaptation import FROZEN, Adaptation
+from cvrunner.encoders.packing import Packing
+from cvrunner.errors import EncoderError
+
+ENCODER_FRAME_RATE_HZ = 50.0
+"""Frame rate of all families; `encoders/files.py` rejects an encoder with another one."""
+
+
+class Boundary(NamedTuple):
+    """Output of the frozen layers below the layers that train: the same in every epoch."""
+
+    hidden: Tensor
+    """`[S, D]`, input of the lowest layer that trains."""
+    mixed: Tensor | None
+    """`[S', l, D]`, the hidden states of the `l` mixed layers up to there; None if no such layer is mixed."""
+
+
+class SpeechEncoder(nn.Module, abc.ABC):
+    """A pretrained encoder that is adapted as requested; its front-end is always frozen.
+
+    `backbone`: transformers' model. `layers`: hidden states to return; 0 is the input of the first transformer layer.
+    `normalize`: scale waveforms to mean 0 and variance 1.
+    """
+
+    FRONT_END: ClassVar[tuple[str, ...]]
+    """Names of the backbone's modules before the cached features. They never train."""
+    LAYERS: ClassVar[str]
+    """Name of the backbone's list of transformer layers."""
+
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        layers: tuple[int, ...] | None = None,
+        frame_rate_hz: float = 12.5,
+        adaptation: Adaptation = FROZEN,
+        normalize: bool = False,
+        gradient_checkpointing: bool = False,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.depth = len(self.transformer)
+        self.layers = layers if layers is not None else tuple(range(self.depth + 1))
+        self.group = round(ENCODER_FRAME_RATE_HZ / frame_rate_hz)
+        self.adaptation = adaptation
+        self.width = int(backbone.config.hidden_size)
+        self.normalize = normalize
+        self.gradient_checkpointing = gradient_checkpointing
+        self.precision = precision
+        self.below = 0 if adaptation.top_layers is None else self.depth - adaptation.top_layers
+        """Number of transformer layers that stay frozen below those that train, and with them all below the first."""
+        self.starts_at_boundary = self.below > 0 and adaptation.cached == "boundary"
+        """Whether training runs only the layers above `below`, from cached states."""
+        self.layers_below = [place for place, number in enumerate(self.layers) if number <= self.below]
+        """Indices in `layers` of the hidden states that never change."""
+        if not 0 <= self.below <= self.depth:
+            raise EncoderError(
+                f"model.unfreeze_top_layers {adaptation.top_layers}: the encoder has {self.depth} transformer layers"
+            )
+        if max(self.layers) > self.depth:
+            raise EncoderError(f"model.layers {max(self.layers)}: the encoder has hidden states 0..{self.depth}")
+        if adaptation.trains_encoder and max(self.layers) <= self.below:
+            raise EncoderError(
+                f"model.layers {max(self.layers)}: none up to there trains with "
+                f"model.unfreeze_top_layers {adaptation.top_layers}"
+            )
+        for name in self.FRONT_END:
+            backbone.get_submodule(name).requires_grad_(False)
+        if not adaptation.trains_encoder:
+            self.requires_grad_(False)
+        self.train(self.training)
+
+    # --- what a family implements -------------------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def input_patterns(self) -> tuple[str, ...]:
+        """Name patterns of the backbone's parameters between the cached features and the first transformer layer."""
+
+    @abc.abstractmethod
+    def frames(self, samples: int) -> int:
+        """Return F for an utterance of `samples` at 16 kHz, by the family's own length formula."""
+
+    @abc.abstractmethod
+    def front_end(self, waveform: Tensor) -> Tensor:
+        """Map one waveform `[T]`, normalised if the checkpoint requires it, to features `[F, C]`, without padding."""
+
+    @abc.abstractmethod
+    def first(self, conv: Tensor, packing: Packing) -> Tensor:
+        """Map features `[S, C]` to the input of the first transformer layer, `[S, D]`."""
+
+    @abc.abstractmethod
+    def layer(self, layer: Any, hidden: Tensor, shared: Tensor | None, packing: Packing) -> Tensor:
+        """Apply one transformer layer: `[S, D]` to `[S, D]`. `shared`: what `shared_by_layers` returned."""
+
+    def shared_by_layers(self, packing: Packing) -> Tensor | None:
+        """Return what all layers use and is computed once per pass, such as a position bias."""
+        return None
+
+    @property
+    @abc.abstractmethod
+    def last_norm(self) -> nn.Module | None:
+        """Layer norm after the last transformer layer, if there is one."""
+
+    def always_in_evaluation(self) -> list[nn.Module]:
+        """Return the modules that stay in evaluation mode in every condition."""
+        return [self.backbone.get_submodule(name) for name in self.FRONT_END]
+
+    def inputs_in_evaluation(self) -> list[nn.Module]:
+        """Return the modules before the first layer that stay in evaluation mode if that layer is frozen."""
+        return []
+
+    # --- the same for all families ------------------------------------------------------------------------------------
+
+    @property
+    def transformer(self) -> nn.ModuleList:
+        """The transformer layers."""
+        layers: nn.ModuleList = self.backbone.get_submodule(self.LAYERS)
+        return layers
+
+    def parameter_layers(self) -> tuple[tuple[str, int | None], ...]:
+        """Return (name pattern, layer) rows; the first match counts. Layers are numbered as hidden states are.
+
+        Parameters of layer `n` change hidden state `n` and those above: 0 is the input of the first transformer layer.
+        A norm after the last layer belongs to that layer; None is the front-end.
+        """
+        rows: list[tuple[str, int | None]] = [(f"backbone.{name}.*", None) for name in self.FRONT_END]
+        rows += [(f"backbone.{pattern}", 0) for pattern in self.input_patterns]
+        rows += [(f"backbone.{self.LAYERS}.{number}.*", number + 1) for number in range(self.depth)]
+        return *rows, ("backbone.*", self.depth)
+
+    def parameter_groups(self) -> tuple[tuple[str, str], ...]:
+        """Return (name pattern, group) rows; the first match counts. Groups: front_end, encoder_below, encoder.
+
+        With frozen layers below those that train, everything that feeds them is frozen too.
+        """
+        rows = []
+        for pattern, layer in self.parameter_layers():
+            group = "encoder"
+            if layer is None:
+                group = "front_end"
+            elif self.adaptation.trains_encoder and layer <= self.below and self.below:
+                group = "encoder_below"
+            rows.append((pattern, group))
+        return tuple(rows)
+
+    def train(self, mode: bool = True) -> SpeechEncoder:
+        """Set the mode of the parts that train; frozen parts always stay in evaluation mode."""
+        super().train(mode and self.adaptation.trains_encoder)
+        frozen = self.always_in_evaluation()
+        if self.below:
+            frozen += [*self.inputs_in_evaluation(), *self.transformer[: self.below]]
+        for part in frozen:
+            part.eval()
+        return self
+
+    def averaged_frames(self, samples: int) -> int:
+        """Return N for an utterance of `samples` at 16 kHz."""
+        return -(-self.frames(samples) // self.group)
+
+    @torch.no_grad()
+    def conv_features(self, waveform: Tensor) -> Tensor:
+        """Apply the front-end to one utterance, without padding: `[T]` to `[F, C]`."""
+        if self.normalize:
+            waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
+        return self.front_end(waveform)
+
+    def forward(self, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Map features of the front-end `[S, C]` and lengths `[B]` to hidden states `[S', L, D]`, in float32 or better,
+        and lengths `[B]`.
+        """
+        states, packing = self.states(conv, lengths, max(self.layers))
+        return packing.averaged([states[number] for number in self.layers], self.group), (
+            lengths + self.group - 1
+        ) // self.group
+
+    def states(self, conv: Tensor, lengths: Tensor, top: int | None = None) -> tuple[dict[int, Tensor], Packing]:
+        """Map features `[S, C]` and lengths `[B]` to the hidden states `[S, D]` by layer, up to layer `top` (None:
+        all), at the encoder's own frame rate, and to the layout of their frames.
+        """
+        packing = Packing(lengths.tolist(), conv.device)
+        with self._computing(conv.device):
+            return self._above(0, self.first(conv, packing), packing, self.depth if top is None else top), packing
+
+    def from_boundary(self, boundary: Boundary, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the states at the boundary to the same hidden states and lengths as `forward`."""
+        packing = Packing(lengths.tolist(), boundary.hidden.device)
+        with self._computing(boundary.hidden.device):
+            states = self._above(self.below, boundary.hidden, packing, max(self.layers))
+        above = [number for number in self.layers if number > self.below]
+        averaged = packing.averaged([states[number] for number in above], self.group)
+        if boundary.mixed is not None:
+            averaged = torch.cat([boundary.mixed, averaged], dim=1)
+            order = [*(number for number in self.layers if number <= self.below), *above]
+            if order != list(self.layers):
+                averaged = averaged[:, [order.index(number) for number in self.layers]]
+        return averaged, (lengths + self.group - 1) // self.group
+
+    @torch.no_grad()
+    def to_boundary(self, conv: Tensor, lengths: Tensor) -> Tensor:
+        """Map features `[S, C]` and lengths `[B]` to the input `[S, D]` of the lowest layer that trains."""
+        states, _ = self.states(conv, lengths, self.below)
+        return states[self.below]
+
+    @contextlib.contextmanager
+    def _computing(self, device: torch.device) -> Iterator[None]:
+        gradient: Any = contextlib.nullcontext() if self.adaptation.trains_encoder else torch.no_grad()
+        with gradient, torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            yield
+
+    def _above(self, below: int, hidden: Tensor, packing: Packing, top: int) -> dict[int, Tensor]:
+        """Return hidden states `[S, D]` by layer, from those of layer `below` up to `top`."""
+        shared = self.shared_by_layers(packing)
+        states = {below: hidden}
+        for number, layer in enumerate(self.transformer[below:top], start=below + 1):
+            if self.gradient_checkpointing and hidden.requires_grad:
+                hidden = checkpoint(self.layer, layer, hidden, shared, packing, use_reentrant=False)
+            else:
+                hidden = self.layer(layer, hidden, shared, packing)
+            states[number] = hidden
+        if self.last_norm is not None and self.depth in states:
+            states[self.depth] = self.last_norm(hidden)
+        return states
