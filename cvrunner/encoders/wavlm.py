@@ -142,12 +142,20 @@ class SpeechEncoder(nn.Module):
         """Map conv features `[S, C]` and lengths `[B]` to hidden states `[S', L, D]`, in float32 or better, and lengths
         `[B]`.
         """
-        packing = Packing(lengths.tolist(), conv.device)
-        with self._computing(conv.device):
-            states = self._above(0, self._first(conv, packing), packing, max(self.layers))
+        states, packing = self.states(conv, lengths, max(self.layers))
         return packing.averaged([states[number] for number in self.layers], self.group), (
             lengths + self.group - 1
         ) // self.group
+
+    def states(self, conv: Tensor, lengths: Tensor, top: int | None = None) -> tuple[dict[int, Tensor], Packing]:
+        """Map conv features `[S, C]` and lengths `[B]` to the hidden states `[S, D]` by layer, up to layer `top` (None:
+        all), at the encoder's own frame rate, and to the layout of their frames.
+        """
+        packing = Packing(lengths.tolist(), conv.device)
+        if top is None:
+            top = len(self.wavlm.encoder.layers)
+        with self._computing(conv.device):
+            return self._above(0, self._first(conv, packing), packing, top), packing
 
     def from_boundary(self, boundary: Boundary, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map the states at the boundary to the same hidden states and lengths as `forward`."""
