@@ -145,6 +145,10 @@ class FeatureStore:
         path, start, count = self._place[utterance.audio_digest]
         return self._map(path)[start : start + count]
 
+    def unmap(self) -> None:
+        """Give the memory of all mapped files back; views must not be used any more. Reading maps a file again."""
+        self._maps.clear()
+
     def _map(self, path: Path) -> Features:
         if path not in self._maps:
             self._maps[path] = patiently(np.load)(path, mmap_mode="r", allow_pickle=False)

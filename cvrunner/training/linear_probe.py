@@ -124,6 +124,8 @@ def _reader(store: FeatureStore, utterances: Sequence[Utterance], should_stop: C
         if should_stop():
             raise Stopped("stopped; the same command fits the linear probe again")
         features = np.stack([store.read(u)[0, layer].ravel() for u in utterances]).astype(np.float32)
+        # Pages of the files would otherwise count as memory of this process, until all of them do.
+        store.unmap()
         broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(broken):
             raise NonFiniteError(
