@@ -123,7 +123,9 @@ class ProbeProgress:
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         if decision in (Decision.FAIL, Decision.ABORT):
             write_atomically(self.directory(trial).error, failure.message)
-        consequence = "; retried" if decision is Decision.RETRY else "; the run is complete without it"
+            consequence = "; no trial depends on it, and the same command tries again"
+        else:
+            consequence = CONSEQUENCE[decision]
         self._print(trial, f"{format_event(failure, ())}{consequence}")
 
     def _print(self, trial: Trial, text: str) -> None:

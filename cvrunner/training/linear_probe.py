@@ -59,6 +59,8 @@ def fit_fold(probe: LinearProbe, context: TrialContext) -> Iterator[Event]:
         return
     began = time.monotonic()
     remove_leftovers(directory.path)
+    # A result of other code or data must not be read if this attempt fails.
+    directory.result_file.unlink(missing_ok=True)
 
     # Features: those that a frozen trial has written, or else computed now.
     torch.set_num_threads(config.cluster.cpus_per_trial)
