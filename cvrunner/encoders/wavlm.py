@@ -68,7 +68,8 @@ class SpeechEncoder(nn.Module):
         self.normalize = normalize
         self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
-        depth = wavlm.config.num_hidden_layers
+        self.depth = depth = int(wavlm.config.num_hidden_layers)
+        """Number of transformer layers; there is one hidden state more."""
         self.below = 0 if adaptation.top_layers is None else depth - adaptation.top_layers
         """Number of transformer layers that stay frozen below those that train, and with them all below the first."""
         self.starts_at_boundary = self.below > 0 and adaptation.cached == "boundary"
@@ -152,10 +153,8 @@ class SpeechEncoder(nn.Module):
         all), at the encoder's own frame rate, and to the layout of their frames.
         """
         packing = Packing(lengths.tolist(), conv.device)
-        if top is None:
-            top = len(self.wavlm.encoder.layers)
         with self._computing(conv.device):
-            return self._above(0, self._first(conv, packing), packing, top), packing
+            return self._above(0, self._first(conv, packing), packing, self.depth if top is None else top), packing
 
     def from_boundary(self, boundary: Boundary, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map the states at the boundary to the same hidden states and lengths as `forward`."""

@@ -121,11 +121,12 @@ class ProbeProgress:
             self._print(trial, text)
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
-        if decision in (Decision.FAIL, Decision.ABORT):
+        consequence = ""
+        if decision is Decision.RETRY:
+            consequence = "; retried"
+        elif decision is not Decision.STOP:
             write_atomically(self.directory(trial).error, failure.message)
             consequence = "; no trial depends on it, and the same command tries again"
-        else:
-            consequence = CONSEQUENCE[decision]
         self._print(trial, f"{format_event(failure, ())}{consequence}")
 
     def _print(self, trial: Trial, text: str) -> None:

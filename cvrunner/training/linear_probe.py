@@ -44,6 +44,8 @@ encoder."""
 MOST_TRAINING = 10_000
 """Largest number of training utterances to fit on; of more, this many are taken, evenly spaced. Memory grows with the
 square of the number and time with its cube."""
+OPERATIONS_PER_S = 4e10
+"""Assumed for one core. Measured: 7e10, with IEMOCAP's number of utterances and the size of WavLM-large."""
 
 
 def fit_fold(probe: LinearProbe, context: TrialContext) -> Iterator[Event]:
@@ -117,6 +119,13 @@ def fit_fold(probe: LinearProbe, context: TrialContext) -> Iterator[Event]:
     write_atomically(directory.result_file, result.to_json())
     directory.error.unlink(missing_ok=True)
     yield result
+
+
+def estimated_s(utterances: int, features: int, cores: int) -> float:
+    """Return the time to fit the probe of a fold with this number of training utterances."""
+    count = min(utterances, MOST_TRAINING)
+    operations = 2 * count**2 * features + len(PENALTIES) * count**3 / 3
+    return operations / (OPERATIONS_PER_S * cores)
 
 
 def _reader(store: FeatureStore, utterances: Sequence[Utterance], should_stop: Callable[[], bool]) -> ReadLayer:
