@@ -25,6 +25,8 @@ def made_up(condition: str = "unfrozen", **changes: Any) -> ConditionProbe:
         "longest": TimedUpdate(4, longest_s=6.0, audio_s=15.0, step_s=2.0),
         "validation_s": 0.01,
         "features": (CONV, HIDDEN) if condition == "frozen" else (CONV,),
+        "statistics": 500,
+        "linear_probe_s": 3.0,
         "trained_bytes": 1_000_000,
         "checkpoint_bytes": 3_000_000,
     }

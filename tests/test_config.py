@@ -106,6 +106,7 @@ MISTAKES = {
     "corpus: {scale: [5, 1]}": "corpus: scale must go from low to high",
     "conditions: {}": "conditions must name one condition or more",
     "conditions: {Big: {}}": "conditions.Big",
+    "conditions: {linear_probe: {}}": "conditions.linear_probe: every run has a linear probe of this name",
     "conditions: {a: {cluster: {}}}": "conditions.a.cluster: a condition may change only model and train",
     "conditions: {a: {train: {lr: -1}}}": "train.lr: input should be greater than 0, not -1 .conditions\\.a",
     "conditions: {a: {}, b: {model: {freeze: true}}}": "model.freeze: unknown key in conditions.b; did you mean",

@@ -48,6 +48,10 @@ RENAMED_KEYS = {
 """Keys of earlier versions. A user's configuration that has one is refused with the new name; a stored run is read."""
 
 
+LINEAR_PROBE = "linear_probe"
+"""Name of the linear probe in results and tables, so no condition can have it."""
+
+
 class Config(Section):
     """One resolved configuration. Only `corpus`, `folds`, `model` and `train` change a trial's numbers."""
 
@@ -72,6 +76,8 @@ class Config(Section):
     def _check(self) -> Self:
         if not self.conditions:
             raise ValueError("conditions must name one condition or more")
+        if LINEAR_PROBE in self.conditions:
+            raise ValueError(f"conditions.{LINEAR_PROBE}: every run has a linear probe of this name; choose another")
         for name, overrides in self.conditions.items():
             if other := sorted(set(overrides) - {"model", "train"}):
                 raise ValueError(f"conditions.{name}.{other[0]}: a condition may change only model and train")

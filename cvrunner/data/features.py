@@ -1,8 +1,9 @@
 """The feature cache: content-addressed, written once, and memory-mapped by all trials of a node.
 
 The address is a hash of the recipe (encoder weights, layers, frame rate, preprocessing) and of the audio, since these
-alone decide the features; names do not count. Features are float16, `[frames, ...]` per utterance, packed into shards
-of a few minutes of audio. A shard is either complete or missing. Several processes can fill a store together.
+alone decide the features; names do not count. Features are float16 (statistics: float32), `[frames, ...]` per
+utterance, packed into shards of a few minutes of audio. A shard is either complete or missing. Several processes can
+fill a store together.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cvrunner.config.schema import digest
 from cvrunner.data.utterance import Utterance
 from cvrunner.files import patiently, write_file_atomically
 
-Features = npt.NDArray[np.float16]
+Features = npt.NDArray[np.float16 | np.float32]
 SHARD_S = 300.0
 """Minimum audio per shard, in seconds, except in the last one."""
 FORMAT = 2
@@ -33,13 +34,14 @@ class Recipe:
     """Everything that decides features, apart from the audio."""
 
     kind: str
-    """`conv`: output of the frozen front-end; `hidden`: hidden states of a frozen encoder."""
+    """`conv`: output of the frozen front-end; `hidden`: hidden states of a frozen encoder; `boundary`: its states below
+    the layers that train; `statistics`: mean and standard deviation of all its hidden states over an utterance."""
     encoder_digest: str
     normalize: bool
     layers: tuple[int, ...] = ()
     frame_rate_hz: float = 50.0
     precision: str = "float32"
-    """Precision of the encoder; features are stored as float16 in any case."""
+    """Precision of the encoder; that of the stored features does not depend on it."""
 
     @property
     def key(self) -> str:
@@ -117,18 +119,35 @@ class FeatureStore:
                 if self._is_complete(shard):
                     return True
                 shard.path.unlink(missing_ok=True)
-                # It may be a map of the truncated file.
-                self._maps.pop(shard.path, None)
-                packed = np.concatenate(list(compute(shard.utterances)))
-                write_file_atomically(shard.path, lambda file: np.save(file, packed, allow_pickle=False))
+                self._write(shard, list(compute(shard.utterances)))
                 return True
         except Timeout:
             return False
+
+    def add(self, utterances: Sequence[Utterance], features: Sequence[Features]) -> None:
+        """Write a shard, unless it is complete, with features that were made along with those of another store.
+
+        `utterances`: those of one shard, in order; stores of the same utterances have the same shards.
+        """
+        # Without a lock: another process would write the same bytes, and each write is atomic.
+        shard = next(one for one in self.shards if one.utterances == tuple(utterances))
+        if not self._is_complete(shard):
+            self._write(shard, features)
+
+    def _write(self, shard: Shard, features: Sequence[Features]) -> None:
+        packed = np.concatenate(features)
+        # It may be a map of a truncated file.
+        self._maps.pop(shard.path, None)
+        write_file_atomically(shard.path, lambda file: np.save(file, packed, allow_pickle=False))
 
     def read(self, utterance: Utterance) -> Features:
         """Return the features `[frames, ...]` of an utterance, a view of the memory map."""
         path, start, count = self._place[utterance.audio_digest]
         return self._map(path)[start : start + count]
+
+    def unmap(self) -> None:
+        """Give the memory of all mapped files back; views must not be used any more. Reading maps a file again."""
+        self._maps.clear()
 
     def _map(self, path: Path) -> Features:
         if path not in self._maps:

@@ -21,12 +21,13 @@ from cvrunner.errors import (
 from cvrunner.files import PERMANENT, is_transient
 from cvrunner.orchestration.failures import Failure, FailureKind
 from cvrunner.orchestration.machine import find_driver, find_gpus, visible_gpus
-from cvrunner.records.results import TrainingFinished, TrialResult
+from cvrunner.records.results import Ending
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.device import is_out_of_memory
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.fold_trainer import Event, FoldTrainer, TrialContext
-from cvrunner.training.trial import Trial
+from cvrunner.training.linear_probe import fit_fold
+from cvrunner.training.trial import LinearProbe, Trial
 
 KIND_BY_ERROR: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (Stopped, "stopped"),
@@ -68,10 +69,13 @@ def training_device(trial: Trial) -> torch.device:
 
 
 def attempt(trial: Trial, context: TrialContext) -> Iterator[Event | Failure]:
-    """Train a trial; the last event is a TrialResult, TrainingFinished or Failure."""
+    """Train a trial or fit a linear probe; the last event is an Ending or a Failure."""
     # The failure is built here, in the process that trains: an exception loses its traceback on the way to the driver.
     try:
-        yield from FoldTrainer(trial, context).run()
+        if isinstance(trial, LinearProbe):
+            yield from fit_fold(trial, context)
+        else:
+            yield from FoldTrainer(trial, context).run()
     except Exception as error:
         yield classify(error)
 
@@ -126,7 +130,7 @@ class InlineExecutor:
             return []
         trial, events = self.current
         event = next(events)
-        if isinstance(event, Failure | TrialResult | TrainingFinished):
+        if isinstance(event, Failure | Ending):
             self.current = None
         return [(trial, event)]
 

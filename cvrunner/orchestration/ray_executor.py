@@ -25,7 +25,7 @@ from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Failure
 from cvrunner.orchestration.machine import available_cores, find_gpus, visible_gpus
 from cvrunner.orchestration.resources import capacity, logical_gpus
-from cvrunner.records.results import TrainingFinished, TrialResult, Waiting, WorkerStarted
+from cvrunner.records.results import Ending, Result, Waiting, WorkerStarted
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.trial import Trial
@@ -104,8 +104,9 @@ class FoldActor:
 
     @ray.method(concurrency_group="control")
     def read(self, directory: TrialDirectory) -> dict[str, bytes]:
-        """Return the files of a finished trial by their path in its folder, the result last."""
-        return {str(path.relative_to(directory.path)): path.read_bytes() for path in directory.kept}
+        """Return the files of a finished trial or linear probe by their path in its folder, the result last."""
+        kept = (path for path in directory.kept if path.is_file())
+        return {str(path.relative_to(directory.path)): path.read_bytes() for path in kept}
 
 
 @dataclass
@@ -215,7 +216,7 @@ class RayExecutor:
         for attempt in [a for a in self.attempts if a.events in ready]:
             event = self._next_event(attempt)
             found.append((attempt.trial, event))
-            if isinstance(event, Failure | TrialResult | TrainingFinished):
+            if isinstance(event, Failure | Ending):
                 self.attempts.remove(attempt)
         # Actors without a trial end while a trial waits for a GPU, which one of them may hold.
         if any(not a.placed and time.monotonic() - a.started > LOOK_EVERY_S for a in self.attempts):
@@ -297,7 +298,7 @@ class RayExecutor:
         attempt.placed = True
         try:
             event: Event | Failure = ray.get(next(attempt.events))
-            if isinstance(event, TrialResult) and attempt.directory.result(event.key) is None:
+            if isinstance(event, Result) and attempt.directory.read_result(type(event), event.key) is None:
                 # The node's disk is not shared. The result is copied last, since it marks a complete trial.
                 actor = self.occupied[attempt.slot].actor
                 files: dict[str, bytes] = ray.get(actor.read.remote(attempt.node_directory))

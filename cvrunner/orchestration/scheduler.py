@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from cvrunner.config.sections import RetriesConfig
 from cvrunner.orchestration.failures import Decision, Failure, decide
 from cvrunner.orchestration.preemption import Preemption
-from cvrunner.records.results import EpochRecord, TrainingFinished, TrialResult
+from cvrunner.records.results import Ending, EpochRecord
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.training.trial import Trial
 
@@ -36,7 +36,7 @@ class Executor(Protocol):
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
         """Return new events, waiting for at most `timeout_s`.
 
-        An attempt ends with a TrialResult, TrainingFinished or Failure.
+        An attempt ends with an Ending or a Failure.
         """
 
     def pause(self, trial: Trial) -> None:
@@ -106,7 +106,7 @@ class TrialQueue:
             return self._handle_failure(trial, event)
         if self.preemption:
             self.preemption.event(trial, event)
-        if isinstance(event, TrialResult | TrainingFinished):
+        if isinstance(event, Ending):
             self.running.discard(trial.name)
             self.asked_to_pause.discard(trial.name)
             return Decision.FINISHED

@@ -10,7 +10,7 @@ from cvrunner.data.folds import Fold, split_digest
 from cvrunner.data.utterance import Corpus
 from cvrunner.encoders.files import find_encoder
 from cvrunner.orchestration.resources import device_type
-from cvrunner.training.trial import Trial
+from cvrunner.training.trial import LinearProbe, Trial
 
 UNFROZEN_COST = 10.0
 """An unfrozen epoch takes several times as long as a frozen one; only the order depends on it."""
@@ -34,6 +34,22 @@ def plan_trials(config: Config, corpus: Corpus, folds: Sequence[Fold]) -> list[T
         ]
     # Longest first: the last trials to end are short, so few GPUs are idle at the end.
     return sorted(trials, key=cost, reverse=True)
+
+
+def plan_probes(trials: Sequence[Trial], baseline: str) -> list[LinearProbe]:
+    """Return the linear probe of each fold of a run, on the encoder of the condition `baseline`."""
+    by_fold = {t.fold.number: t for t in trials if t.condition == baseline}
+    return [
+        LinearProbe(
+            fold=t.fold,
+            config=t.config,
+            encoder=t.encoder,
+            split_digest=t.split_digest,
+            corpus_digest=t.corpus_digest,
+            device=t.device,
+        )
+        for _, t in sorted(by_fold.items())
+    ]
 
 
 def cost(trial: Trial) -> float:

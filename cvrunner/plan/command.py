@@ -148,7 +148,11 @@ def _notes(found: Forecast) -> Iterator[str]:
         also = "".join(f"; {claim.name}: {_claimed(claim)}" for claim in found.also_stated)
         yield f"Stated by others, not measured here{also}. Source: {found.source or 'not given'}."
     filling = format_duration(found.runs[0].features_s)
-    yield f"{_disk(found.disk)} Filling the feature cache takes {filling} once on each node."
+    fitting = format_duration(found.runs[0].linear_probes_s)
+    yield (
+        f"{_disk(found.disk)} Filling the feature cache takes {filling} once on each node; the linear probes, after "
+        f"the trials, about {fitting}."
+    )
 
 
 def _batch_size_notes(probe: ConditionProbe) -> Iterator[str]:

@@ -144,19 +144,58 @@ class FeatureProgress(Record):
     shards: int
 
 
-class TrainingFinished(Record):
-    """Event: a trial without a test part, as in a sweep, has finished its last epoch."""
+class Ending(Record):
+    """Event: the work on a trial or a linear probe has ended as planned."""
 
     key: str
+
+
+class TrainingFinished(Ending):
+    """Event: a trial without a test part, as in a sweep, has finished its last epoch."""
+
     best_epoch: int
     epochs_run: int
 
 
-class TrialResult(Record):
+class Result(Ending):
+    """A result.json, written once, after a test set was scored."""
+
+    predictions_sha256: str = ""
+    """SHA-256 of predictions.csv; empty: not recorded."""
+
+
+class ProbeResult(Result):
+    """The result of the linear probe of one fold."""
+
+    fold: int
+    penalty: dict[str, float]
+    """Ridge penalty by dimension, in units of the number of features; chosen by validation CCC."""
+    stretch: dict[str, float]
+    """Factor on the deviation from the training mean by dimension, chosen with the penalty."""
+    validation_ccc: Ccc
+    test_ccc: Ccc
+    train_utterances: int
+    """Number that the probe was fitted on."""
+    validation_utterances: int
+    test_utterances: int
+    layers: int
+    """Number of hidden states; all of the encoder's."""
+    features: int
+    """Mean and standard deviation of every hidden state."""
+    split_digest: str
+    corpus_digest: str
+    encoder: str
+    encoder_digest: str
+    device: str
+    precision: str
+    """Precision of the encoder."""
+    total_s: float
+
+
+class TrialResult(Result):
     """The result of one trial, written once, after its test set was scored."""
 
     renames = legacy.RESULT
-    key: str
     condition: str
     fold: int
     seed: int
@@ -191,8 +230,6 @@ class TrialResult(Record):
     total_s: float
     """Duration of the last attempt."""
     versions: dict[str, str]
-    predictions_sha256: str = ""
-    """SHA-256 of predictions.csv; empty: not recorded."""
 
 
 class Score(Record):

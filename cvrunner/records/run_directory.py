@@ -4,6 +4,8 @@
     config.yaml  split.json  run.json  summary.json  comparison.md  report.html  figures/
     <condition>/fold-<k>/seed-<s>/
         journal.jsonl  result.json  predictions.csv  model/  checkpoint/
+    linear_probe/fold-<k>/
+        result.json  predictions.csv, or error.txt
 """
 
 from __future__ import annotations
@@ -14,23 +16,19 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from cvrunner.config.schema import Config, validate
+from cvrunner.config.schema import LINEAR_PROBE, Config, validate
 from cvrunner.errors import ConfigError, ResultsError
 from cvrunner.files import write_atomically
 from cvrunner.records import legacy
 from cvrunner.records.model_folder import ModelFolder
-from cvrunner.records.results import (
-    RunRecord,
-    TrialResult,
-)
-from cvrunner.records.summary import (
-    Summary,
-)
+from cvrunner.records.results import Result, RunRecord, TrialResult
+from cvrunner.records.summary import Summary
 
+ResultT = TypeVar("ResultT", bound=Result)
 GENERATIONS = 2
 """Number of checkpoints that a running trial keeps."""
 
@@ -40,8 +38,13 @@ def trial_name(condition: str, fold: int, seed: int) -> str:
     return f"{condition}/fold-{fold}/seed-{seed}"
 
 
+def probe_name(fold: int) -> str:
+    """Return the name of a fold's linear probe, such as `linear_probe/fold-1`, which is also its folder in the run."""
+    return f"{LINEAR_PROBE}/fold-{fold}"
+
+
 class TrialDirectory:
-    """The files of one trial."""
+    """The files of one trial, or of a linear probe, which has only predictions, a result and perhaps an error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,14 +56,20 @@ class TrialDirectory:
         """The trained model at the best epoch."""
         self.checkpoint = path / "checkpoint"
         self.result_file = path / "result.json"
+        self.error = path / "error.txt"
+        """Why it failed: a traceback, or the message of a linear probe."""
         # The result is written last: while it is missing, the trial is not finished.
         self.kept = (self.journal, self.predictions, *self.model.files, self.result_file)
         """What a finished trial leaves."""
 
     def result(self, key: str | None = None) -> TrialResult | None:
-        """Return the result; None if there is none, it has another trial key, or its files are damaged."""
+        """Return the trial's result; None if there is none, it has another key, or its files are damaged."""
+        return self.read_result(TrialResult, key)
+
+    def read_result(self, kind: type[ResultT], key: str | None = None) -> ResultT | None:
+        """Return a result of this kind; None if there is none, it has another key, or its files are damaged."""
         try:
-            result = TrialResult.from_json(self.result_file.read_bytes(), str(self.result_file))
+            result = kind.from_json(self.result_file.read_bytes(), str(self.result_file))
             # A copy of the folder that was cut short would else be compared with part of its predictions.
             predictions = hashlib.sha256(self.predictions.read_bytes()).hexdigest()
         except (ResultsError, OSError):
@@ -86,6 +95,9 @@ class RunDirectory:
 
     def trial(self, condition: str, fold: int, seed: int) -> TrialDirectory:
         return TrialDirectory(self.path / trial_name(condition, fold, seed))
+
+    def linear_probe(self, fold: int) -> TrialDirectory:
+        return TrialDirectory(self.path / probe_name(fold))
 
     def read_run(self) -> RunRecord:
         """Read run.json. Raises ResultsError if this is not the folder of a run."""

@@ -78,8 +78,8 @@ def methods(report: Report) -> str:
         f"The encoder was {encoders}; its convolutional front-end was frozen. The head mixes the hidden states with "
         f"weights per dimension and reads them with {plural(config.model.mamba.layers, 'Mamba-2 block')} [@dao2024]. "
         "The loss was one minus the mean concordance correlation coefficient (CCC) [@lin1989] of the effective batch "
-        f"of {config.train.effective_batch} utterances, computed exactly over its micro-batches [@gao2021]. Conditions: "
-        f"{conditions}. The epoch with the best validation CCC-Avg was tested once."
+        f"of {config.train.effective_batch} utterances, computed exactly over its micro-batches [@gao2021]. "
+        f"Conditions: {conditions}. The epoch with the best validation CCC-Avg was tested once."
     )
     statistics = _statistics(report, others) if others else ""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(results[0].versions.items()))

@@ -51,7 +51,7 @@ def run_all_folds(
     with open_run(experiment, new, quiet, console, chaos) as run:
         pending = run.pending(run.trials)
         announce(run, run.trials, pending)
-        conclude(run, train_on_ray(run, pending, chaos))
+        conclude(run, train_on_ray(run, pending, chaos, run.pending_probes()))
         return run.store.directory
 
 
@@ -108,7 +108,7 @@ def one_fold(
 
             return InlineExecutor(experiment.cache_dir, device, chaos)
 
-        code = conclude(run, train(run, pending, make_executor))
+        code = conclude(run, train(run, pending, make_executor, run.pending_probes(fold)))
         # The run may lack other folds; the exit code is about the chosen one.
         if run.pending(chosen):
             return max(code, 1)

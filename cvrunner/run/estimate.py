@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ MOMENTS = 2
 """Values that the optimizer keeps for each trained weight."""
 FEATURE_ITEM_BYTES = 2
 """Features are float16."""
+STATISTICS_ITEM_BYTES = 4
+"""Their statistics for the linear probe are float32."""
 CONV_FRAMES_PER_S = 50.0
 
 
@@ -177,10 +180,12 @@ class RunOnResources:
     """Number of further seeds of everything that lengthen the run by at most TOLERANCE."""
     conditions: Mapping[str, int]
     """The same for further conditions, by the condition that they would be like."""
+    linear_probes_s: float = 0.0
+    """Fitting the linear probes of all folds after training."""
 
     @property
     def total_s(self) -> float:
-        return self.features_s + self.schedule.makespan_s
+        return self.features_s + self.schedule.makespan_s + self.linear_probes_s
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,10 @@ def forecast(
     jobs = [Job(t.name, t.condition, cost(t), by_condition[t.condition].trial_s(t)) for t in trials]
     # Conditions with the same features, and utterances with the same audio, share them in the cache.
     passes = list({(one.kind, one.key): one for probe in probes for one in probe.features}.values())
-    audio_s = sum(u.duration_s for u in {u.audio_digest: u for u in corpus}.values())
+    recordings = {u.audio_digest: u for u in corpus}.values()
+    audio_s = sum(u.duration_s for u in recordings)
+    # Of the baseline's encoder; those of another are smaller than what else is cached of it.
+    statistics_bytes = probes[0].statistics * STATISTICS_ITEM_BYTES * len(recordings)
     reference = trials[0].config.reference
     stated = [claim for claim in reference.claims if not claim.quantity.startswith("ccc")]
     return Forecast(
@@ -222,8 +230,8 @@ def forecast(
         seeds=len({t.seed for t in trials}),
         epochs=max(t.config.train.epochs for t in trials),
         conditions=tuple(_condition(probe, trials, stated) for probe in probes),
-        disk=_disk(trials, by_condition, passes, audio_s, resources[0].slots),
-        runs=tuple(_run(trials, jobs, one, audio_s, passes) for one in resources),
+        disk=_disk(trials, by_condition, passes, statistics_bytes, audio_s, resources[0].slots),
+        runs=tuple(_run(trials, jobs, one, audio_s, passes, probes[0], len(recordings)) for one in resources),
         also_stated=tuple(claim for claim in stated if claim.condition not in by_condition),
         source=reference.source,
     )
@@ -255,12 +263,14 @@ def _disk(
     trials: Sequence[Trial],
     probes: Mapping[str, ConditionProbe],
     passes: Sequence[FeaturePass],
+    statistics_bytes: int,
     audio_s: float,
     slots: int,
 ) -> Disk:
     features: dict[str, int] = {}
     for one in passes:
         features[one.kind] = features.get(one.kind, 0) + int(one.size * audio_s)
+    features["statistics"] = statistics_bytes
     each = [probes[trial.condition] for trial in trials]
     return Disk(
         features,
@@ -270,7 +280,13 @@ def _disk(
 
 
 def _run(
-    trials: Sequence[Trial], jobs: Sequence[Job], resources: Resources, audio_s: float, passes: Sequence[FeaturePass]
+    trials: Sequence[Trial],
+    jobs: Sequence[Job],
+    resources: Resources,
+    audio_s: float,
+    passes: Sequence[FeaturePass],
+    baseline: ConditionProbe,
+    recordings: int,
 ) -> RunOnResources:
     one_seed = [job for job, trial in zip(jobs, trials, strict=True) if trial.seed == trial.config.train.seeds[0]]
     alike: dict[str, list[Job]] = {}
@@ -278,10 +294,15 @@ def _run(
         alike.setdefault(job.condition, []).append(job)
     # Each node fills its own cache, with the trials that it runs at the start.
     filling = max(1, min(resources.slots, len(jobs)) // resources.nodes)
+    linear_probes_s = math.ceil(len({t.fold.number for t in trials}) / resources.slots) * baseline.linear_probe_s
+    # Without a frozen condition, the probes run the encoder once over the corpus, as validation does.
+    if "hidden" not in {one.kind for one in passes}:
+        linear_probes_s += baseline.validation_s * recordings / filling
     return RunOnResources(
         resources,
         assign(jobs, resources.slots),
         features_s=sum(one.cost for one in passes) * audio_s / filling,
         seeds=max_extra(one_seed, jobs, resources.slots),
         conditions={name: max_extra(block, jobs, resources.slots) for name, block in alike.items()},
+        linear_probes_s=linear_probes_s,
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from cvrunner.files import write_atomically
 from cvrunner.orchestration.eta import Eta
 from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.records.results import EpochRecord, TrialResult, TrialStarted, Waiting, ccc_label
+from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.text import format_duration, format_score
 from cvrunner.training.trial import Trial
 
@@ -101,3 +103,32 @@ class Progress:
             style = {"done": "green", "failed": "red", "waiting": "dim"}.get(row.state, "")
             table.add_row(name, row.state, f"{row.epoch}/{row.epochs}", *scores, seconds, style=style)
         return table
+
+
+class ProbeProgress:
+    """An observer of linear probes: prints a line per event, and stores the reason of a probe that failed."""
+
+    def __init__(self, console: Console, quiet: bool, directory: Callable[[Trial], TrialDirectory]) -> None:
+        self.console = console
+        self.quiet = quiet
+        self.directory = directory
+
+    def attempt(self, trial: Trial, number: int) -> None: ...
+
+    def event(self, trial: Trial, event: Event) -> None:
+        text = format_event(event, (*trial.config.corpus.dimensions, "avg"))
+        if text and not self.quiet:
+            self._print(trial, text)
+
+    def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
+        consequence = ""
+        if decision is Decision.RETRY:
+            consequence = "; retried"
+        elif decision is not Decision.STOP:
+            write_atomically(self.directory(trial).error, failure.message)
+            consequence = "; no trial depends on it, and the same command tries again"
+        self._print(trial, f"{format_event(failure, ())}{consequence}")
+
+    def _print(self, trial: Trial, text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')}  {trial.name}  {text}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)

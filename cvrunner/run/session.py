@@ -22,25 +22,20 @@ from cvrunner.orchestration.preemption import Preemption
 from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT
 from cvrunner.orchestration.ray_metrics import Gauges
 from cvrunner.orchestration.scheduler import Executor, Observer, run_trials
-from cvrunner.orchestration.trials import plan_trials
-from cvrunner.records.results import (
-    RunRecord,
-    RunStatus,
-)
-from cvrunner.records.run_directory import RunDirectory
-from cvrunner.records.summary import (
-    Summary,
-)
+from cvrunner.orchestration.trials import plan_probes, plan_trials
+from cvrunner.records.results import ProbeResult, RunRecord, RunStatus
+from cvrunner.records.run_directory import RunDirectory, TrialDirectory
+from cvrunner.records.summary import Summary
 from cvrunner.report.report import read_report
 from cvrunner.report.tables import render_text
 from cvrunner.report.write import write_files
 from cvrunner.run.prepare import Experiment
-from cvrunner.run.progress import Progress
+from cvrunner.run.progress import ProbeProgress, Progress
 from cvrunner.run.store import RunStore
 from cvrunner.text import line_printer
 from cvrunner.tracking.tracker import RunTracker, tracker_for
 from cvrunner.training.faults import NONE, Chaos
-from cvrunner.training.trial import Trial
+from cvrunner.training.trial import LinearProbe, Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +51,7 @@ class Run:
     experiment: Experiment
     store: RunStore
     trials: list[Trial]
+    probes: list[LinearProbe]
     tracker: RunTracker
     console: Console
     quiet: bool = False
@@ -63,6 +59,14 @@ class Run:
     def pending(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return those of `trials` that have no result with their key."""
         return [trial for trial in trials if self.store.trial_directory(trial).result(trial.key) is None]
+
+    def pending_probes(self, fold: int | None = None) -> list[LinearProbe]:
+        """Return the linear probes, of one fold or of all, that have no result with their key."""
+        probes = (probe for probe in self.probes if fold in (None, probe.fold.number))
+        return [p for p in probes if self.probe_directory(p).read_result(ProbeResult, p.key) is None]
+
+    def probe_directory(self, probe: Trial) -> TrialDirectory:
+        return self.store.directory.linear_probe(probe.fold.number)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def open_run(experiment: Experiment, new: bool, quiet: bool, console: Console, c
     store = RunStore.open(experiment, trials, sys.argv, new)
     tracker = tracker_for(experiment.config, experiment.results_root, line_printer(console), chaos)
     with lock(store.directory.path):
-        yield Run(experiment, store, trials, tracker, console, quiet)
+        probes = plan_probes(trials, store.record.conditions[0])
+        yield Run(experiment, store, trials, probes, tracker, console, quiet)
 
 
 @contextlib.contextmanager
@@ -125,9 +130,12 @@ def stop_window(hint: str = "") -> str:
     )
 
 
-def train_on_ray(run: Run, pending: Sequence[Trial], chaos: Chaos = NONE) -> Outcome | None:
-    """Train the trials as Ray actors, with gauges that Ray exports; None if there is nothing to train."""
-    if not pending:
+def train_on_ray(
+    run: Run, pending: Sequence[Trial], chaos: Chaos = NONE, probes: Sequence[LinearProbe] = ()
+) -> Outcome | None:
+    """Train the trials as Ray actors, with gauges that Ray exports, then fit the linear probes on the same actors; None
+    if there is nothing to do."""
+    if not pending and not probes:
         return None
     # Ray takes half a second to import, which a run with nothing left to train does not need.
     from cvrunner.orchestration import ray_executor, ray_metrics
@@ -137,19 +145,23 @@ def train_on_ray(run: Run, pending: Sequence[Trial], chaos: Chaos = NONE) -> Out
     nodes = {name: state.node for name, state in record.trials.items() if state.node}
     cluster, cache_dir = experiment.config.cluster, experiment.cache_dir
     make_executor = functools.partial(
-        ray_executor.RayExecutor, record.run, cluster, cache_dir, len(pending), chaos, nodes
+        ray_executor.RayExecutor, record.run, cluster, cache_dir, len(pending) or len(probes), chaos, nodes
     )
-    return train(run, pending, make_executor, ray_metrics.exported)
+    return train(run, pending, make_executor, probes, ray_metrics.exported)
 
 
 def train(
     run: Run,
     pending: Sequence[Trial],
     make_executor: Callable[[], Executor],
+    probes: Sequence[LinearProbe] = (),
     exported: Callable[[Gauges], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Outcome | None:
-    """Train the trials; None if there are none. While the context of `exported` is entered, others see the gauges."""
-    if not pending:
+    """Train the trials, then fit the linear probes; None if there are neither.
+
+    While the context of `exported` is entered, others see the gauges.
+    """
+    if not pending and not probes:
         return None
     try:
         executor = make_executor()
@@ -165,18 +177,22 @@ def train(
         with (
             exported(gauges),
             stop_on_signals(run.console) as stop,
-            Progress(pending, executor.slots, run.console, run.quiet) as progress,
         ):
-            # The store comes first, so that run.json is never behind what the others show.
-            observers: list[Observer] = [run.store, progress, gauges, run.tracker]
             cluster = run.experiment.config.cluster
             preemption = None
             # With node_dir, a trial can continue only on the node that has its checkpoint, so it must not be paused.
             if cluster.preempt and not cluster.node_dir:
                 preemption = Preemption(pending, executor.slots)
-            aborted = run_trials(
-                pending, run.store.trial_directory, executor, observers, cluster.retries, stop.is_set, preemption
-            )
+            with Progress(pending, executor.slots, run.console, run.quiet) as progress:
+                # The store comes first, so that run.json is never behind what the others show.
+                observers: list[Observer] = [run.store, progress, gauges, run.tracker]
+                aborted = run_trials(
+                    pending, run.store.trial_directory, executor, observers, cluster.retries, stop.is_set, preemption
+                )
+            # After the trials, which have made the features, and apart from them, so that nothing that happens to a
+            # probe concerns the run.
+            if not aborted and not stop.is_set():
+                fit_probes(run, probes, executor, stop.is_set)
         if aborted:
             return Outcome(stop.is_set(), UsageError(aborted.message))
         return Outcome(stop.is_set(), None)
@@ -184,6 +200,18 @@ def train(
         return Outcome(False, error)
     finally:
         executor.close()
+
+
+def fit_probes(run: Run, probes: Sequence[LinearProbe], executor: Executor, should_stop: Callable[[], bool]) -> None:
+    """Fit the linear probes. One that fails, or a Ray that dies now, costs these rows of the report, not the run."""
+    progress, retries = (
+        ProbeProgress(run.console, run.quiet, run.probe_directory),
+        run.experiment.config.cluster.retries,
+    )
+    try:
+        run_trials(probes, run.probe_directory, executor, [progress], retries, should_stop)
+    except ClusterLostError as error:
+        line_printer(run.console)(f"linear probe: {error}")
 
 
 def conclude(run: Run, ending: Outcome | None) -> int:

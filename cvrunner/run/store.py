@@ -161,7 +161,7 @@ class RunStore(RecordStore[RunRecord]):
         self._set(trial, status=STATUS[decision], error=failure.message, failures=failures)
         if failure.details:
             # A traceback is too long for run.json, which is written again at every change.
-            write_atomically(self.trial_directory(trial).path / "error.txt", failure.details)
+            write_atomically(self.trial_directory(trial).error, failure.details)
 
     def _set(self, trial: Trial, **changes: Any) -> None:
         state = self.record.trials[trial.name].model_copy(update=changes)

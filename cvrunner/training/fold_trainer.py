@@ -26,6 +26,7 @@ from cvrunner.errors import NonFiniteError, Stopped, TrialInUseError
 from cvrunner.files import remove_leftovers
 from cvrunner.records.results import (
     Ccc,
+    Ending,
     EpochRecord,
     FeatureProgress,
     GroupRecord,
@@ -44,7 +45,8 @@ from cvrunner.training.outcome import write_outcome
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.ccc import ccc_by_dimension
 
-Event = WorkerStarted | Waiting | FeatureProgress | TrialStarted | EpochRecord | TrainingFinished | TrialResult
+Event = WorkerStarted | Waiting | FeatureProgress | TrialStarted | EpochRecord | Ending
+"""The last one is an Ending."""
 LOCK_S = 120.0
 """How long to wait for a process that trained this trial before, perhaps on a dying node, to release it."""
 

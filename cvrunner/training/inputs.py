@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from cvrunner.records.results import FeatureProgress
 
 Waveform = npt.NDArray[np.float32]
 Compute = Callable[[Sequence[Utterance]], Iterator[Features]]
+T = TypeVar("T")
 CPU = torch.device("cpu")
 FILL_S = 30.0
 """Seconds of audio that a frozen encoder processes at once: on a CPU, 60 s are not faster, and 10 s are slower."""
@@ -73,23 +75,35 @@ class Inputs:
         self.hidden = FeatureStore(cache_dir, hidden, utterances, encoder.averaged_frames)
         boundary = recipe("boundary", layers=(encoder.below,), precision=precision)
         self.boundary = FeatureStore(cache_dir, boundary, utterances, encoder.frames)
+        # Neither the mixed layers nor the model's frame rate are part of the recipe: statistics are of all layers, at
+        # the encoder's own frame rate. One row per utterance.
+        statistics = recipe("statistics", frame_rate_hz=ENCODER_FRAME_RATE_HZ, precision=precision)
+        self.statistics = FeatureStore(cache_dir, statistics, utterances, lambda samples: 1)
 
     @property
     def passes(self) -> list[tuple[str, FeatureStore, Compute]]:
         """Name, store and computation of everything that is computed once; nothing of it depends on trained weights."""
-        in_chunks, device = self._in_chunks, self.device
         conv = ("conv features", self.conv, self._conv_features)
-        hidden = ("hidden states", self.hidden, in_chunks(partial(hidden_states, self.encoder, device=device)))
+        hidden = ("hidden states", self.hidden, self._hidden_states)
         if self.encoder.adaptation.cached == "hidden":
             return [conv, hidden]
         if self.encoder.starts_at_boundary:
             mixed = [hidden] if self.encoder.layers_below else []
-            return [conv, *mixed, ("hidden states at the boundary", self.boundary, in_chunks(self._boundary_states))]
+            boundary = ("hidden states at the boundary", self.boundary, self._boundary_states)
+            return [conv, *mixed, boundary]
         return [conv]
 
     def fill_cache(self) -> Iterator[FeatureProgress]:
         """Compute the features that are missing; several trials on one node share the work."""
-        first, *later = self.passes
+        yield from self._fill(self.passes)
+
+    def fill_statistics(self) -> Iterator[FeatureProgress]:
+        """Compute the statistics of the hidden states that are missing: all of them if no condition is frozen."""
+        conv = ("conv features", self.conv, self._conv_features)
+        yield from self._fill([conv, ("statistics", self.statistics, self._statistics)])
+
+    def _fill(self, passes: Sequence[tuple[str, FeatureStore, Compute]]) -> Iterator[FeatureProgress]:
+        first, *later = passes
         missing = [one for one in later if one[1].missing()]
         self.encoder.eval()
         # Conv features alone are of no use if all later features are cached.
@@ -140,24 +154,34 @@ class Inputs:
         for u in utterances:
             yield conv_features(self.encoder, read_audio(u.path, self.resample), self.device)
 
-    def _boundary_states(self, conv: Sequence[Features]) -> list[Features]:
-        """Return `[F, D]` of each utterance, from all their conv features `[F, C]` at once."""
-        lengths = [len(array) for array in conv]
-        states = self.encoder.to_boundary(self._to_device(pack(conv)), torch.tensor(lengths))
-        return np.split(states.half().cpu().numpy(), np.cumsum(lengths)[:-1])
+    def _hidden_states(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
+        """Yield `[N, L, D]` of each utterance of a shard, and store its statistics, for which all layers are run."""
+        found = self._in_chunks(partial(hidden_states_and_statistics, self.encoder, device=self.device), utterances)
+        self.statistics.add(utterances, [statistics for _, statistics in found])
+        yield from (hidden for hidden, _ in found)
 
-    def _in_chunks(self, compute: Callable[[Sequence[Features]], list[Features]]) -> Compute:
+    def _statistics(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
+        found = self._in_chunks(partial(hidden_states_and_statistics, self.encoder, device=self.device), utterances)
+        yield from (statistics for _, statistics in found)
+
+    def _boundary_states(self, utterances: Sequence[Utterance]) -> Iterator[Features]:
+        """Yield `[F, D]` of each utterance of a shard."""
+
+        def compute(conv: Sequence[Features]) -> list[Features]:
+            lengths = [len(array) for array in conv]
+            states = self.encoder.to_boundary(self._to_device(pack(conv)), torch.tensor(lengths))
+            return np.split(states.half().cpu().numpy(), np.cumsum(lengths)[:-1])
+
+        yield from self._in_chunks(compute, utterances)
+
+    def _in_chunks(self, compute: Callable[[Sequence[Features]], list[T]], utterances: Sequence[Utterance]) -> list[T]:
         """Apply `compute` to the conv features of a shard, half a minute of audio at a time."""
-
-        def compute_shard(utterances: Sequence[Utterance]) -> Iterator[Features]:
-            found: dict[int, Features] = {}
-            # Cut by duration, not by train.batch_size: what is cached must not depend on a trial's batches.
-            for positions in micro_batches(utterances, len(utterances), FILL_S):
-                states = compute([self.conv.read(utterances[i]) for i in positions])
-                found |= zip(positions, states, strict=True)
-            yield from (found[i] for i in range(len(utterances)))
-
-        return compute_shard
+        found: dict[int, T] = {}
+        # Cut by duration, not by train.batch_size: what is cached must not depend on a trial's batches.
+        for positions in micro_batches(utterances, len(utterances), FILL_S):
+            computed = compute([self.conv.read(utterances[i]) for i in positions])
+            found |= zip(positions, computed, strict=True)
+        return [found[i] for i in range(len(utterances))]
 
 
 def conv_features(encoder: SpeechEncoder, waveform: Waveform, device: torch.device) -> Features:
@@ -171,6 +195,27 @@ def hidden_states(encoder: SpeechEncoder, conv: Sequence[Features], device: torc
     lengths = torch.tensor([len(array) for array in conv])
     states, frames = encoder(pack(conv).to(device, torch.float32), lengths)
     return np.split(states.half().cpu().numpy(), frames.cumsum(0)[:-1].tolist())
+
+
+@torch.no_grad()
+def hidden_states_and_statistics(
+    encoder: SpeechEncoder, conv: Sequence[Features], device: torch.device
+) -> list[tuple[Features, Features]]:
+    """Return, for each utterance, the same as `hidden_states`, and the statistics `[1, L, 2, D]` of every hidden state
+    of the encoder: mean and standard deviation (divided by F) over the frames, in float32.
+    """
+    lengths = [len(array) for array in conv]
+    states, packing = encoder.states(pack(conv).to(device, torch.float32), torch.tensor(lengths))
+    averaged = packing.averaged([states[number] for number in encoder.layers], encoder.group)
+    frames = np.cumsum([-(-length // encoder.group) for length in lengths])
+    hidden = np.split(averaged.half().cpu().numpy(), frames[:-1].tolist())
+    by_layer = []
+    for _, state in sorted(states.items()):
+        # Utterance by utterance, so that statistics do not depend on the neighbours in the chunk.
+        parts = torch.split(state.float(), lengths)
+        by_layer.append(torch.stack([torch.stack([part.mean(0), part.std(0, correction=0)]) for part in parts]))
+    statistics = torch.stack(by_layer, dim=1).cpu().numpy()
+    return list(zip(hidden, np.split(statistics, len(conv)), strict=True))
 
 
 def pack(features: Sequence[Features]) -> Tensor:

@@ -25,6 +25,7 @@ from cvrunner.errors import MemoryLimitError
 from cvrunner.training.checkpoint import Position
 from cvrunner.training.device import device_name, free_memory, peak_memory_mib, start_memory_count
 from cvrunner.training.learner import Learner, updates_of
+from cvrunner.training.linear_probe import estimated_s
 from cvrunner.training.trial import Trial
 
 TIMED_UPDATES = 3
@@ -86,6 +87,10 @@ class ConditionProbe:
     validation_s: float
     """Seconds per utterance."""
     features: tuple[FeaturePass, ...]
+    statistics: int
+    """Values per utterance that the linear probe is fitted on."""
+    linear_probe_s: float
+    """Estimated time to fit the linear probe of one fold."""
     trained_bytes: int
     """Size of the weights that train."""
     checkpoint_bytes: int
@@ -141,6 +146,8 @@ def probe(
         timed = [_timed_update(learner, batch, batch_size) for batch in (typical, longest)]
         learner.predict(validated)
         validation_s = _time(lambda: learner.predict(validated), device) / len(validated)
+    encoder = learner.inputs.encoder
+    statistics = 2 * (encoder.depth + 1) * encoder.width
     on_gpu = device.type == "cuda"
     peak_mib = peak_memory_mib(device) if on_gpu else growth_mib()
     fits, larger_mib = _larger(learner, longest, batch_size) if enlarge or on_gpu else (None, {})
@@ -158,6 +165,8 @@ def probe(
         longest=timed[1],
         validation_s=validation_s,
         features=tuple(_feature_passes(learner, seconds)),
+        statistics=statistics,
+        linear_probe_s=estimated_s(len(trial.fold.train), statistics, trial.config.cluster.cpus_per_trial),
         trained_bytes=sum(p.nbytes for p in learner.weights.values()),
         checkpoint_bytes=learner.checkpoint_bytes,
     )

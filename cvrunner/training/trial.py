@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cvrunner.config.schema import Config, digest
+from cvrunner.config.schema import LINEAR_PROBE, Config, digest
 from cvrunner.data.folds import Fold
 from cvrunner.encoders.files import EncoderFiles
-from cvrunner.records.run_directory import trial_name
+from cvrunner.records.run_directory import probe_name, trial_name
 
 HASHED = (
     "config/adaptation.py",
@@ -24,7 +24,16 @@ HASHED = (
 """Code that decides numbers: a change of it changes every trial's key."""
 PACKAGE = Path(__file__).parent.parent
 DeviceType = Literal["cuda", "cpu"]
-NOT_HASHED = ("training/faults.py", "training/probe.py")
+NOT_HASHED = ("training/faults.py", "training/linear_probe.py", "training/probe.py")
+PROBE_HASHED = (
+    "data/features.py",
+    "data/folds.py",
+    "encoders/**/*.py",
+    "training/inputs.py",
+    "training/linear_probe.py",
+    "verdict/ccc.py",
+)
+"""Code that decides the numbers of the linear probe."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +73,47 @@ class Trial:
         return digest(parts)[:32]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe(Trial):
+    """The linear probe of one fold, on the encoder of the baseline, whose configuration it has. No trial: it is
+    deterministic, trains no weights of a network, and is not part of the comparison of conditions.
+    """
+
+    condition: str = LINEAR_PROBE
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """`linear_probe/fold-1`."""
+        return probe_name(self.fold.number)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hash of everything the numbers depend on; of the settings, only the few that the probe reads."""
+        numerics = self.config.numerics
+        parts = {
+            "dimensions": numerics["corpus"]["dimensions"],
+            "precision": numerics["train"]["precision"],
+            "threads": numerics["threads"],
+            "fold": self.fold.number,
+            "split": self.split_digest,
+            "corpus": self.corpus_digest,
+            "encoder": self.encoder.digest,
+            "code": code_digest(patterns=PROBE_HASHED, without=()),
+        }
+        return digest(parts)[:32]
+
+
 @functools.cache
-def code_digest(package: Path = PACKAGE) -> str:
+def code_digest(
+    package: Path = PACKAGE, patterns: tuple[str, ...] = HASHED, without: tuple[str, ...] = NOT_HASHED
+) -> str:
     """Hash the syntax trees of the modules of a package that decide numbers.
 
     Comments, layout, docstrings, and the texts of exceptions do not count.
     """
-    files = {str(f.relative_to(package)): f for pattern in HASHED for f in package.glob(pattern)}
-    return digest({name: numeric_code(f.read_text()) for name, f in files.items() if name not in NOT_HASHED})
+    files = {str(f.relative_to(package)): f for pattern in patterns for f in package.glob(pattern)}
+    return digest({name: numeric_code(f.read_text()) for name, f in files.items() if name not in without})
 
 
 def numeric_code(source: str) -> str:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from cvrunner.data.utterance import DIMENSIONS, Utterance
 from cvrunner.errors import ResultsError
 from cvrunner.files import write_atomically
-from cvrunner.records.results import RunRecord, TrialResult
-from cvrunner.records.run_directory import RunDirectory, trial_name
+from cvrunner.records.results import ProbeResult, RunRecord, TrialResult
+from cvrunner.records.run_directory import RunDirectory, probe_name, trial_name
 from cvrunner.verdict.ccc import ccc
 
 if TYPE_CHECKING:
@@ -44,6 +44,18 @@ class OutOfFold:
     """`[N, K]`, rating scale; NaN if an utterance has no label."""
     predicted: dict[str, Floats]
     """Per condition: `[S, N, K]`, rating scale."""
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """The linear probe of a run."""
+
+    predicted: Floats | None
+    """`[N, K]`, rating scale, in the rows of OutOfFold; None if a fold is missing."""
+    results: dict[int, ProbeResult]
+    """By fold, with the CCC of its test set; empty if a fold is missing."""
+    reason: str | None = None
+    """Why the probe is missing, if it is."""
 
 
 def write_predictions(
@@ -139,11 +151,35 @@ def out_of_fold(
     return OutOfFold(first[[*ABOUT, "fold"]], _values(first, run, "true"), predicted)
 
 
+def read_probe(directory: RunDirectory, run: RunRecord, data: OutOfFold) -> ProbeScores:
+    """Read the linear probe of a run, or why there is none; never raises, as a report does not depend on it."""
+    results: dict[int, ProbeResult] = {}
+    tables = []
+    for fold in run.folds:
+        files, name = directory.linear_probe(fold), probe_name(fold)
+        result = files.read_result(ProbeResult)
+        if result is None or (result.split_digest, result.corpus_digest) != (run.split_digest, run.corpus_digest):
+            reason = "no result; the command of the run fits what is missing"
+            if files.error.is_file():
+                reason = files.error.read_text(encoding="utf-8", errors="replace").strip()
+            return ProbeScores(None, {}, f"{name}: {reason}")
+        try:
+            tables.append(read_predictions(files.predictions))
+            _check_scores(name, tables[-1], result, run)
+        except (ResultsError, KeyError) as error:
+            return ProbeScores(None, {}, str(error))
+        results[fold] = result
+    table = one_table(tables)
+    if table[["fold", "utterance"]].to_numpy().tolist() != data.about[["fold", "utterance"]].to_numpy().tolist():
+        return ProbeScores(None, {}, "the linear probe was tested on other utterances than the conditions")
+    return ProbeScores(_values(table, run, "predicted"), results)
+
+
 def _values(table: pd.DataFrame, run: RunRecord, kind: str) -> Floats:
     return table[[f"{dimension}_{kind}" for dimension in run.dimensions]].to_numpy(dtype=np.float64)
 
 
-def _check_scores(name: str, table: pd.DataFrame, result: TrialResult, run: RunRecord) -> None:
+def _check_scores(name: str, table: pd.DataFrame, result: TrialResult | ProbeResult, run: RunRecord) -> None:
     """Raise ResultsError if a trial's predictions do not give the CCC in its result."""
     truth, predicted = _values(table, run, "true"), _values(table, run, "predicted")
     for k, dimension in enumerate(run.dimensions):

@@ -16,10 +16,12 @@ from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.preemption import Preemption
 from cvrunner.orchestration.resources import capacity
 from cvrunner.orchestration.scheduler import run_trials
+from cvrunner.orchestration.trials import plan_probes
 from cvrunner.records.results import EpochRecord, TrialResult, WorkerStarted
 from cvrunner.records.run_directory import TrialDirectory, read_events
 from tests.orchestration.test_scheduler import Notes
 from tests.training.test_fold_trainer import outcome
+from tests.training.test_linear_probe import outcome as probe_outcome
 from tests.trials import tiny_trials
 
 ray = pytest.importorskip("ray")
@@ -71,6 +73,19 @@ def test_trials_on_ray_and_in_this_process_are_bit_identical(on_ray: Any, tmp_pa
     run_all(folder, "inline", InlineExecutor(tmp_path / "another cache"), chosen)
     for trial in chosen:
         assert outcome(folder, trial, "ray") == outcome(folder, trial, "inline")
+
+
+def test_a_linear_probe_on_ray_and_in_this_process_is_bit_identical(on_ray: Any, tmp_path: Path) -> None:
+    folder, trials, _ = on_ray
+    probes: list[Any] = list(plan_probes(trials, "frozen"))
+    executor = RayExecutor("probes", ClusterConfig(node_dir=str(tmp_path / "node")), folder / "cache", len(probes))
+    notes = run_all(folder, "ray", executor, probes)
+    assert [kind for _, kind in notes.events].count("ProbeResult") == len(probes) == 3
+    run_all(folder, "inline", InlineExecutor(tmp_path / "another cache"), probes)
+    for probe in probes:
+        assert probe_outcome(probe, folder, "ray") == probe_outcome(probe, folder, "inline")
+    assert not run_all(folder, "ray", InlineExecutor(tmp_path / "none"), probes).failures
+    assert not (tmp_path / "none").exists()
 
 
 def test_each_actor_holds_one_gpu_has_a_readable_name_and_takes_several_trials(on_ray: Any) -> None:

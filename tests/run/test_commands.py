@@ -20,6 +20,8 @@ from cvrunner.records.run_directory import RunDirectory
 from cvrunner.run import commands
 from cvrunner.run.prepare import prepare
 from cvrunner.run.session import open_run
+from cvrunner.verdict.ccc import ccc
+from cvrunner.verdict.predictions import out_of_fold, read_probe, read_tables
 from tests.corpora import manifest_rows, write_manifest
 from tests.runs import make_run
 from tests.tiny_encoders import save_encoder
@@ -105,6 +107,55 @@ def test_a_bug_in_a_trial_leaves_its_traceback_in_the_trials_folder(
     monkeypatch.setattr(Inline, "failure", Failure("bug", "KeyError: 'x'", "Traceback ..."))
     assert all_folds(config)[0] == 1
     assert (run_of(config).trial("frozen", 1, 0).path / "error.txt").read_text() == "Traceback ..."
+
+
+def test_every_fold_gets_a_linear_probe_once_in_the_rows_of_the_comparison(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    code, text = all_folds(config)
+    assert code == 0
+    for fold in (1, 2, 3):
+        assert f"linear_probe/fold-{fold}  done: test CCC-V" in text
+    directory = run_of(config)
+    run, results = directory.read_run(), directory.results(directory.read_run())
+    assert not any("linear_probe" in name for name in run.trials)
+    data = out_of_fold(directory, run, results, read_tables(directory, results))
+    probe = read_probe(directory, run, data)
+    assert probe.reason is None
+    assert probe.predicted is not None
+    for fold, result in probe.results.items():
+        rows = (data.about["fold"] == fold).to_numpy()
+        for k, dimension in enumerate(run.dimensions):
+            assert ccc(probe.predicted[rows, k], data.truth[rows, k]) == pytest.approx(result.test_ccc[dimension])
+    assert "linear_probe" not in all_folds(config)[1]
+
+
+def test_a_linear_probe_that_fails_costs_its_row_but_not_the_run(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    monkeypatch.setattr(Inline, "broken", ("linear_probe/fold-2",))
+    code, text = all_folds(config)
+    assert code == 0
+    assert "linear_probe/fold-2  permanent: the loss went away; no trial depends on it" in text
+    directory = run_of(config)
+    assert directory.read_run().status == "COMPLETE"
+    assert "±" in directory.comparison.read_text()
+    results = directory.results(directory.read_run())
+    data = out_of_fold(directory, directory.read_run(), results, read_tables(directory, results))
+    probe = read_probe(directory, directory.read_run(), data)
+    assert (probe.predicted, probe.results, probe.reason) == (None, {}, "linear_probe/fold-2: the loss went away")
+
+    monkeypatch.setattr(Inline, "broken", ())
+    code, text = all_folds(config)
+    assert code == 0
+    assert [line.split()[1] for line in text.splitlines() if "done: test" in line] == ["linear_probe/fold-2"]
+    assert read_probe(directory, directory.read_run(), data).reason is None
+
+
+def test_one_fold_fits_the_linear_probe_of_that_fold(config: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    commands.one_fold(config, [], 2, "frozen", None, False, console)
+    assert [path.name for path in (run_of(config).path / "linear_probe").iterdir()] == ["fold-2"]
 
 
 def test_a_cluster_that_is_too_small_is_refused_before_anything_is_trained(

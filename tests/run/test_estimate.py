@@ -44,11 +44,27 @@ def test_features_are_made_once_a_node_by_all_who_work_there_and_shared_by_condi
     several = Resources("several", nodes=2, gpus=16, slots=16)
     found, _, utterances = made(tmp_path, NODE, several)
     audio_s = sum(u.duration_s for u in utterances)
-    assert found.disk.features == {"conv": int(1000 * audio_s), "hidden": int(2000 * audio_s)}
+    statistics = 500 * 4 * len(utterances)
+    assert found.disk.features == {
+        "conv": int(1000 * audio_s),
+        "hidden": int(2000 * audio_s),
+        "statistics": statistics,
+    }
     on_one, on_two = found.runs
     assert on_one.features_s == pytest.approx(0.03 * audio_s / 6)
     assert on_two.features_s == pytest.approx(0.03 * audio_s / 3)
-    assert on_one.total_s == on_one.features_s + on_one.schedule.makespan_s
+    assert on_one.total_s == on_one.features_s + on_one.schedule.makespan_s + on_one.linear_probes_s
+
+
+def test_linear_probes_come_after_the_trials_and_without_a_frozen_condition_they_run_the_encoder(
+    tmp_path: Path,
+) -> None:
+    two = Resources("two", nodes=1, gpus=2, slots=2)
+    assert made(tmp_path, two)[0].runs[0].linear_probes_s == 2 * 3.0
+    trials = [trial for trial in tiny_trials(tmp_path) if trial.condition == "unfrozen"]
+    utterances = tiny_corpus(tmp_path).utterances
+    found = forecast(trials, utterances, [made_up("unfrozen")], [two])
+    assert found.runs[0].linear_probes_s == pytest.approx(2 * 3.0 + 0.01 * len(utterances) / 2)
 
 
 def test_disk_counts_two_checkpoints_and_two_best_weights_of_what_runs_at_a_time(tmp_path: Path) -> None:
