@@ -93,6 +93,29 @@ def encoder_depth(name: str, revision: str | None) -> int:
     return int(config["num_hidden_layers"])
 
 
+def receptive_field(name: str, revision: str | None) -> int:
+    """Return the samples at 16 kHz that one frame needs; only the settings of a hub encoder are needed.
+
+    Raises EncoderError.
+    """
+    config, _ = _checked_settings(_local(name) or _from_hub(name, revision, ("*.json",)), name)
+    kernels = config.get("conv_kernel", [10, 3, 3, 3, 3, 2, 2])
+    strides = config.get("conv_stride", [5, 2, 2, 2, 2, 2, 2])
+    samples = 1
+    try:
+        for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return int(samples)
+    except (TypeError, ValueError):
+        rule = "must be lists of numbers, of the same length"
+        raise EncoderError(f"model.encoder {name}: conv_kernel and conv_stride in config.json {rule}") from None
+
+
+def is_local(name: str) -> bool:
+    """Return whether an encoder comes with cvrunner or is in a folder, not on the hub. Raises EncoderError."""
+    return _local(name) is not None
+
+
 def stated_licence(files: EncoderFiles) -> str | None:
     """Return the licence in the front matter of the encoder's README.md, if there is one."""
     # The hub's client takes 0.3 s to import, and only a finished trial asks for a licence.
