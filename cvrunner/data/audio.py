@@ -62,6 +62,8 @@ class Container:
     """Bytes per sample of all channels."""
     patches: tuple[tuple[int, bytes], ...] = ()
     """Position and bytes that make libsndfile read all of a file whose size was written to a pipe."""
+    end: int | None = None
+    """Where the audio ends, if libsndfile would read what follows as audio, too (Wave64)."""
     flac: tuple[int, bytes] | None = None
     """Bits per sample of a FLAC stream, and the MD5 of its samples."""
 
@@ -164,7 +166,8 @@ def _inspect_chunks(descriptor: int, size: int, magic: bytes, layout: _Layout) -
             found = Container(_leftover(length - before, size - start - length))
     # libsndfile knows BW64 only by its older name.
     renamed = ((0, b"RF64"),) if magic == b"BW64" else ()
-    return replace(found, frame_bytes=frame_bytes, patches=(*found.patches, *renamed))
+    cut = end if magic == b"riff" and end < size and not unknown else None
+    return replace(found, frame_bytes=frame_bytes, patches=(*found.patches, *renamed), end=cut)
 
 
 def _chunks(descriptor: int, size: int, layout: _Layout, at: int) -> Iterator[tuple[bytes, int, int]]:

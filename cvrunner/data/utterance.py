@@ -196,8 +196,8 @@ def _decode(path: Path, resample: bool, longest_s: float) -> tuple[Floats, int, 
             if container.problem:
                 raise AudioError(container.problem)
             source: int | io.BytesIO = file.fileno()
-            if container.patches:
-                content = bytearray(file.read())
+            if container.patches or container.end:
+                content = bytearray(file.read()[: container.end])
                 for at, patch in container.patches:
                     content[at : at + len(patch)] = patch
                 source = io.BytesIO(content)
