@@ -131,7 +131,7 @@ def tree(change: Change, sessions: int = 3, root: str = "IEMOCAP", *given: str) 
 
     def build(folder: Path) -> list[str]:
         change(write_iemocap(folder / "IEMOCAP", sessions))
-        return command(*given, root=root, form="iemocap")
+        return command("corpus.partial=true", *given, root=root, form="iemocap")
 
     return build
 

@@ -314,7 +314,10 @@ AUDIO: dict[str, tuple[Build, str]] = {
         audio(lambda path: sparse_wav(path, 1800, rate_hz=8000), "corpus.resample=true"),
         r"s2t0\.wav: is 1800 s long, must be at most 600 s: split it into one file per utterance",
     ),
-    "less than a frame": (audio(lambda path: write_noise(path, 1, 0.02)), r"has 320 samples at 16 kHz, must have 400"),
+    "less than a frame": (
+        audio(lambda path: write_noise(path, 1, 0.02)),
+        r"has 320 samples at 16 kHz, must have 790",
+    ),
     "no samples": (audio(lambda path: write_noise(path, 1, 0)), r"s2t0\.wav: holds no audio"),
     "silence": (audio(lambda path: soundfile.write(path, np.zeros(3200), 16_000)), r"s2t0\.wav: is silent"),
     "samples of NaN": (

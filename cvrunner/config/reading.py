@@ -6,15 +6,16 @@ Overrides such as `train.lr=1e-4` come on top of the file, and each condition on
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cvrunner.config.schema import Config, merge, nested, short, validate
+from cvrunner.config.schema import Config, digest, merge, nested, short, validate
 from cvrunner.errors import ConfigError
 
 # Limits of a file, far above the number of keys there are.
@@ -30,8 +31,13 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     data, where = _read_with_bases(path, ())
     given = list(overrides)
     for override in given:
-        data = merge(data, parse_override(override))
-    return validate(data, where, given)
+        changes = parse_override(override)
+        if "conditions" in changes:
+            data = _conditions_to_change(data, changes["conditions"], override)
+        data = merge(data, changes)
+    config = validate(data, where, given)
+    _check_conditions(config, where, given)
+    return config
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -39,7 +45,49 @@ def parse_override(text: str) -> dict[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not re.fullmatch(rf"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){{,{DEEPEST}}}", key):
         raise ConfigError(f"override {text}: must look like section.key=value")
-    return nested(key, _parse_yaml(value, f"override {text}"))
+    parsed = _parse_yaml(value, f"override {text}")
+    if str(parsed).count("#") < value.count("#"):
+        raise ConfigError(
+            f"override {text}: what follows ` #` would be dropped as a comment; quote it: {key}='\"...\"'"
+        )
+    return nested(key, parsed)
+
+
+def _conditions_to_change(data: dict[str, Any], changes: object, override: str) -> dict[str, Any]:
+    """Return `data` with the conditions that an override changes. Raises ConfigError for a condition that is not there.
+
+    The section as a whole replaces all conditions, as in a file.
+    """
+    if override.partition("=")[0] == "conditions":
+        return {key: value for key, value in data.items() if key != "conditions"}
+    known = data.get("conditions", Config.model_fields["conditions"].default)
+    if isinstance(known, dict) and isinstance(changes, dict):
+        for name in changes:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(map(str, known))};"
+                rule = "no such condition, and an override cannot add one"
+                raise ConfigError(f"conditions.{name} (override {override}): {rule}; {hint} Add it to the file")
+    return {**data, "conditions": known}
+
+
+def _check_conditions(config: Config, where: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError for conditions that cannot be compared. Stored runs are not checked: they can still be read."""
+    problems = []
+    source = f"({' with '.join([where, *(o for o in overrides if o.startswith(('conditions', 'model', 'train')))])})"
+    first: dict[str, str] = {}
+    for name, changes in config.conditions.items():
+        if isinstance(changes.get("train"), dict) and "seeds" in changes["train"]:
+            rule = "all conditions have the same seeds, so that they can be paired; set train.seeds"
+            problems.append(f"conditions.{name}.train.seeds {source}: {rule}")
+        resolved = config.for_condition(name)
+        model, train = resolved.model.model_dump(mode="json"), resolved.train.model_dump(mode="json")
+        same = first.setdefault(digest([model, {**train, "seeds": None}]), name)
+        if same != name:
+            rule = f"has the same settings as conditions.{same}, so there is nothing to compare; change or remove one"
+            problems.append(f"conditions.{name} {source}: {rule}")
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], str]:
@@ -101,12 +149,17 @@ _Loader.yaml_constructors = {
     for tag, make in yaml.SafeLoader.yaml_constructors.items()
     if str(tag).rpartition(":")[2] not in ("binary", "omap", "pairs", "set")
 }
-# YAML 1.1 requires `1.0e-4`; without this, `1e-4` would be a string.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+# Numbers in plain decimal notation: YAML 1.1 reads `1_10` as 110, `010` as 8 and `1:30` as 90, but not `1e-4`.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9][0-9]*)$",
+    "tag:yaml.org,2002:float": r"^([-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$",
+}
+_Loader.yaml_implicit_resolvers = {
+    start: [(tag, rule) for tag, rule in rules if tag not in _NUMBERS]
+    for start, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _rule in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_rule, re.IGNORECASE), list("-+0123456789."))
 
 
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:

@@ -118,12 +118,17 @@ class Config(Section):
         """How a condition adapts the encoder; ask the configuration of that condition."""
         return adaptation_of(self.model, self.train)
 
+    @property
+    def label_variant(self) -> str:
+        """`corpus.labels`; a manifest has labels of its own."""
+        return "manifest" if self.corpus.format == "manifest" else self.corpus.labels
+
     @cached_property
     def numerics(self) -> dict[str, Any]:
         """The settings that a trial's numbers depend on, as plain JSON."""
         data = self.model_dump(mode="json", include={"corpus", "folds", "model", "train"})
         # A trial's key has digests of the corpus and the encoder, and the seed; their names and places do not count.
-        for key in ("root", "format", "demo"):
+        for key in ("root", "format", "demo", "partial"):
             data["corpus"].pop(key)
         data["model"].pop("encoder"), data["model"].pop("revision")
         # Nor does how the device was requested: the key has the one that the trial gets.

@@ -74,6 +74,8 @@ class CorpusConfig(Section):
     """Lowest and highest value of the rating scale. Training maps this range to 0..1."""
     resample: bool = False
     """Accept audio with any sample rate and number of channels, and convert it to 16 kHz mono (soxr)."""
+    partial: bool = False
+    """Accept an IEMOCAP that lacks whole sessions of the published one."""
     demo: DemoCorpus = DemoCorpus()
 
     @model_validator(mode="after")

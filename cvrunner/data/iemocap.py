@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cvrunner.data.checks import Entry, Findings, Rules, utterances_of
-from cvrunner.data.utterance import DIMENSIONS, Corpus, natural_order
+from cvrunner.data.checks import Entry, Findings, Rules, parse_number, utterances_of
+from cvrunner.data.utterance import DIMENSIONS, SHORTEST_SAMPLES, Corpus, natural_order
 from cvrunner.errors import CorpusError
 
 LabelVariant = Literal["header", "observers", "all_raters"]
@@ -28,11 +28,17 @@ Rating = tuple[float | None, float | None, float | None]
 SYNTHETIC_MARK = "SYNTHETIC.json"
 """File in the root of a corpus that the demo wrote."""
 
+PUBLISHED_TURNS = {"Session1": 1819, "Session2": 1811, "Session3": 2136, "Session4": 2103, "Session5": 2170}
+"""Labelled turns per session as published, 10,039 in total; in 151 dialogues (`published_dialogues`)."""
+
 _NUMBER = r"(\d+(?:\.\d+)?)"
-_HEADER = re.compile(rf"\[\s*{_NUMBER}\s*-\s*{_NUMBER}\s*\]\s+(\S+)\s+\S+\s+\[([^\]]*)\]")
-_RATING = re.compile(rf"A-([EFM]\w*):\s*val\s*{_NUMBER}?\s*;\s*act\s*{_NUMBER}?\s*;(?:\s*dom\s*{_NUMBER}?\s*;)?")
-_DIALOGUE = re.compile(r"Ses(\d\d)[FM]_((impro|script)\d+(?:_\d+)?)[a-z]?")
-_SPEAKER = re.compile(r"([FM])\w+")
+_HEADER = re.compile(rf"\[\s*{_NUMBER}\s*-\s*{_NUMBER}\s*\]\s+(\S+)\s+\S+\s+\[([^\]]*)\]", re.ASCII)
+_RATING = re.compile(
+    rf"A-([EFM]\w*):\s*val\s*{_NUMBER}?\s*;\s*act\s*{_NUMBER}?\s*;(?:\s*dom\s*{_NUMBER}?\s*;)?", re.ASCII
+)
+_SESSION = re.compile(r"Session\d+", re.ASCII)
+_DIALOGUE = re.compile(r"Ses(\d\d)[FM]_((impro|script)\d+(?:_\d+)?)[a-z]?", re.ASCII)
+_SPEAKER = re.compile(r"([FM])\w+", re.ASCII)
 
 
 @dataclass
@@ -50,22 +56,26 @@ def load_iemocap(
     scale: tuple[float, float],
     dimensions: Sequence[str],
     resample: bool,
+    partial: bool | None = None,
+    shortest: int = SHORTEST_SAMPLES,
 ) -> Corpus:
     """Return the corpus in `root`, the folder that holds `Session1` and its siblings.
 
     Labels: `header` is the mean printed next to the turn, `observers` the mean of the raters `E*`, `all_raters` that of
     `E*`, `F*` and `M*`; each dimension over the raters who gave it. Labels outside `scale` are kept and counted as a
-    warning, and so are audio files without a label line. Raises CorpusError with every other problem, each with file
-    and line.
+    warning, and so are audio files without a label line, and what the published corpus has in addition. A missing
+    session is a problem unless the corpus is `partial`; None compares with nothing, synthetic trees have any size.
+    `shortest`: minimum number of samples. Raises CorpusError with every problem, each with file and line.
     """
     findings = Findings()
     entries: list[Entry] = []
     for folder in session_folders(root):
         entries += _read_session(root, folder, labels, findings)
-    rules = Rules(dimensions, scale, resample, outside_scale="warning", one_session_each=True)
-    utterances = utterances_of(entries, rules, findings)
+    synthetic = is_synthetic(root)
+    if not synthetic and partial is not None:
+        _compare_with_published(root, entries, partial, findings)
+    utterances = utterances_of(entries, Rules(dimensions, scale, resample, "warning", True, shortest), findings)
     findings.stop_if_any(str(root))
-    synthetic = (root / SYNTHETIC_MARK).is_file()
     return Corpus(utterances, "demo" if synthetic else "IEMOCAP", labels, synthetic, findings.warnings)
 
 
@@ -76,12 +86,59 @@ def side(dialogue: str) -> str | None:
 
 def session_folders(root: Path) -> list[Path]:
     """Return `Session1` and its siblings in the order of their numbers. Raises CorpusError if there are none."""
-    folders = [path for path in root.glob("Session*") if re.fullmatch(r"Session\d+", path.name) and path.is_dir()]
+    folders = [path for path in root.glob("Session*") if _SESSION.fullmatch(path.name) and path.is_dir()]
     if not folders:
         inside = sorted(path.parent.name for path in root.glob("*/Session1"))
         hint = f"; did you mean {root / inside[0]}?" if inside else ""
         raise CorpusError(str(root), [f"corpus.root must be the folder that holds Session1, Session2, ...{hint}"])
     return sorted(folders, key=lambda path: natural_order(path.name))
+
+
+def is_synthetic(root: Path) -> bool:
+    """Return whether a tree is one that the demo wrote."""
+    return (root / SYNTHETIC_MARK).is_file()
+
+
+def published_dialogues(session: int) -> list[str]:
+    """Return the names of the published dialogues of a session: 28, 30, 32, 30 and 31."""
+    scripted = ["script01_1", "script01_2", "script01_3", "script02_1", "script02_2", "script03_1", "script03_2"]
+    improvised = [f"impro{number:02}" for number in range(1, 8 if session == 1 else 9)]
+    names = {f"Ses{session:02}{side}_{name}" for side in "FM" for name in improvised + scripted}
+    # Recorded in two parts.
+    if session == 3:
+        names -= {"Ses03M_impro05", "Ses03M_impro08"}
+        names |= {f"Ses03M_impro{name}" for name in ("05a", "05b", "08a", "08b")}
+    if session == 5:
+        names.add("Ses05M_script01_1b")
+    return sorted(names)
+
+
+def _compare_with_published(root: Path, entries: Sequence[Entry], partial: bool, findings: Findings) -> None:
+    """Name the sessions, dialogues and turns that the published corpus has and this tree lacks."""
+    known = {int(folder.name.removeprefix("Session")) for folder in session_folders(root)}
+    alike = {path.name for path in root.iterdir() if re.fullmatch(r"ses(sion)?[\W_]*\d+", path.name, re.I | re.A)}
+    for name in sorted(name for name in alike if not _SESSION.fullmatch(name)):
+        findings.problem(name, "looks like a session but is not read; sessions must be named Session1 ... Session5")
+    turns: dict[str, int] = {}
+    for entry in entries:
+        turns[entry.session] = turns.get(entry.session, 0) + 1
+    dialogues = {entry.dialogue for entry in entries}
+    for number, (session, published) in enumerate(PUBLISHED_TURNS.items(), start=1):
+        if number not in known:
+            rule = f"is missing, with {published} of the 10,039 published turns"
+            if partial:
+                findings.count("sessions that are missing", session)
+            else:
+                findings.problem(session, f"{rule}; complete the copy, or set corpus.partial: true to train without it")
+            continue
+        absent = [name for name in published_dialogues(number) if name not in dialogues]
+        for name in absent:
+            findings.count(
+                "dialogues of the published corpus that are missing", f"{session}/dialog/EmoEvaluation/{name}.txt"
+            )
+        found = turns.get(f"Ses{number:02}", 0)
+        if found != published:
+            findings.count("sessions with another number of turns than published", f"{session} {found} of {published}")
 
 
 def _read_session(root: Path, folder: Path, labels: LabelVariant, findings: Findings) -> list[Entry]:
@@ -113,6 +170,7 @@ def _read_turns(path: Path, name: str, findings: Findings) -> list[_Turn]:
     current: _Turn | None = None
     for number, line in enumerate(_read_text(path, name, findings).split("\n"), start=1):
         where = f"{name} line {number}"
+        line = line.lstrip()
         if line.startswith("["):
             current = _parse_header(line, where, findings)
             if current:
@@ -141,7 +199,7 @@ def _parse_header(line: str, where: str, findings: Findings) -> _Turn | None:
     try:
         if not match:
             raise ValueError
-        values = [float(value) if value.strip() else None for value in match[4].split(",")]
+        values = [parse_number(value) if value.strip() else None for value in match[4].split(",")]
         # Some headers of the corpus have no dominance.
         valence, arousal, dominance = values if len(values) == 3 else (*values, None)
     except ValueError:

@@ -14,20 +14,29 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cvrunner.data.checks import Entry, Findings, Rules, utterances_of
-from cvrunner.data.utterance import DIMENSIONS, PARTS, Corpus
+from cvrunner.data.checks import NAMES, Entry, Findings, Rules, parse_number, same_name, utterances_of
+from cvrunner.data.folds import Scheme
+from cvrunner.data.utterance import DIMENSIONS, PARTS, SHORTEST_SAMPLES, Corpus
 from cvrunner.errors import CorpusError
 
 REQUIRED = ("path", "utterance", "speaker", "session", "dialogue", "turn", "valence", "arousal")
 OPTIONAL = ("dominance", "gender", "scenario", "split")
-NAMES = ("utterance", "speaker", "session", "dialogue", "scenario")
+NUMBERS = ("turn", *DIMENSIONS)
+EMPTY = {"nan", "-nan", "none", "null", "<na>", "na", "n/a", "#n/a", "#na", "nat"}
+"""What other programs write for an empty cell; never a name."""
 LONGEST_NAME = 200
 SHOWN = 60
 """Maximum number of characters of a wrong cell in a message."""
+HINTS = {
+    ",": " (write 2.5, not 2,5)",
+    "_": " (digits only, no _)",
+    "%": " (write 85, not 85 %, and set corpus.scale, such as [0, 100])",
+}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _GENDERS = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
@@ -39,12 +48,20 @@ class _Row:
     """Text by column; empty if not given."""
 
 
-def load_manifest(path: Path, scale: tuple[float, float], dimensions: Sequence[str], resample: bool) -> Corpus:
+def load_manifest(
+    path: Path,
+    scale: tuple[float, float],
+    dimensions: Sequence[str],
+    resample: bool,
+    scheme: Scheme | None = "manifest_split",
+    shortest: int = SHORTEST_SAMPLES,
+) -> Corpus:
     """Return the corpus that a manifest lists; relative audio paths start at the manifest's folder and stay inside it.
 
     With a `split` column a speaker may have several sessions (`check_leaks` keeps the parts apart), otherwise only
-    one. Raises CorpusError with every problem, each with its row. An unknown column is a warning, or a problem if it
-    looks like a misspelling of a known one.
+    one. `scheme`: None if the configuration does not choose one; a split that would be ignored is then a problem.
+    `shortest`: minimum number of samples at 16 kHz. Raises CorpusError with every problem, each with its row. An
+    unknown column is a warning, or a problem if it looks like a misspelling of a known one.
     """
     findings = Findings()
     rows = _read_rows(path, findings)
@@ -52,8 +69,11 @@ def load_manifest(path: Path, scale: tuple[float, float], dimensions: Sequence[s
     _check_columns(columns, path.name, findings)
     findings.stop_if_any(str(path))
     entries = [entry for row in rows if (entry := _entry(path.parent, row, "split" in columns, findings))]
+    entries = _with_paths_as_on_disk(entries)
     _check_turns(entries, findings)
-    rules = Rules(dimensions, scale, resample, outside_scale="problem", one_session_each="split" not in columns)
+    _check_split(entries, scheme, findings)
+    one_session_each = "split" not in columns
+    rules = Rules(dimensions, scale, resample, "problem", one_session_each, shortest)
     utterances = utterances_of(entries, rules, findings)
     findings.stop_if_any(str(path))
     return Corpus(utterances, path.stem, "manifest", warnings=findings.warnings)
@@ -106,7 +126,8 @@ def _read_csv(text: str, name: str, findings: Findings) -> list[_Row]:
         for cells in reader:
             where = f"{name} line {reader.line_num}"
             if len(cells) == len(columns):
-                rows.append(_Row(where, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
+                named = zip(columns, cells, strict=True)
+                rows.append(_Row(where, {column: _text(column, cell) for column, cell in named}))
             elif cells:
                 findings.problem(where, f"has {len(cells)} cells, must have {len(columns)} like the first line")
     except csv.Error as error:
@@ -122,10 +143,10 @@ def _read_json_lines(text: str, name: str, findings: Findings) -> list[_Row]:
             continue
         where = f"{name} line {number}"
         try:
-            data = json.loads(line)
+            data = json.loads(line, object_pairs_hook=_unique)
             if not isinstance(data, dict):
                 raise ValueError("must be an object")
-            rows.append(_Row(where, {key.strip().lower(): _cell(key, value) for key, value in data.items()}))
+            rows.append(_Row(where, {key: _text(key, _cell(key, value)) for key, value in data.items()}))
         except json.JSONDecodeError as error:
             findings.problem(where, f"is not a JSON row: {error.msg} at character {error.colno}")
         except (ValueError, RecursionError) as error:
@@ -133,12 +154,36 @@ def _read_json_lines(text: str, name: str, findings: Findings) -> list[_Row]:
     return rows
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the keys of a JSON object as column names. Raises ValueError if two are the same: JSON takes the last."""
+    columns: dict[str, object] = {}
+    spelled: dict[str, str] = {}
+    for key, value in pairs:
+        column = key.strip().lower()
+        if column in columns:
+            rule = f"key {key!r} stands twice"
+            if spelled[column] != key:
+                rule = f"keys {spelled[column]!r} and {key!r} are the same column"
+            raise ValueError(rule)
+        columns[column], spelled[column] = value, key
+    return columns
+
+
 def _cell(key: str, value: object) -> str:
-    if value is None:
+    # Python's JSON has NaN, which pandas writes for an empty cell.
+    if value is None or value != value:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{key} must be text or a number, not {json.dumps(value)}")
-    return str(value).strip()
+    return str(value)
+
+
+def _text(column: str, cell: str) -> str:
+    """Return the text of a cell; nothing for a name that stands for an empty cell or that nobody can see."""
+    cell = cell.strip()
+    if column not in NUMBERS and (cell.lower() in EMPTY or not same_name(cell)):
+        return ""
+    return cell
 
 
 def _check_columns(columns: Iterable[str], name: str, findings: Findings) -> None:
@@ -217,9 +262,9 @@ def _number(column: str, cells: dict[str, str], wrong: list[str]) -> float | Non
     if not text:
         return None
     try:
-        value = float(text)
+        value = parse_number(text)
     except ValueError:
-        hint = " (write 2.5, not 2,5)" if "," in text else ""
+        hint = next((hint for sign, hint in HINTS.items() if sign in text), "")
         wrong.append(f"{column} {text[:SHOWN]!r} is not a number{hint}")
         return None
     # Labels may be NaN here: the checks for all corpora refuse them.
@@ -242,3 +287,42 @@ def _check_turns(entries: Sequence[Entry], findings: Findings) -> None:
         if before is not entry:
             rule = f"duplicate turn {entry.time:g} of dialogue {entry.dialogue}; the first is at {before.where}"
             findings.problem(entry.name, rule)
+
+
+def _check_split(entries: Sequence[Entry], scheme: Scheme | None, findings: Findings) -> None:
+    """Report a split that the folds would not use: as a problem unless the configuration chose so."""
+    split = [entry for entry in entries if entry.part]
+    if split and scheme is None:
+        findings.problem(
+            split[0].name,
+            f"split is {split[0].part!r}, as in {len(split)} rows, but folds.scheme is not set and its default, "
+            "leave_one_session_out, would ignore the split; set folds.scheme to manifest_split to use it, or to "
+            "leave_one_session_out to ignore it",
+        )
+    elif scheme == "leave_one_session_out":
+        for entry in split:
+            findings.count("rows with a split that folds.scheme leave_one_session_out ignores", entry.name)
+
+
+def _with_paths_as_on_disk(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries with each path spelled as on the disk, if that differs in the composition of letters alone.
+
+    macOS writes letters and accents as separate characters (NFD), most other programs as one (NFC).
+    """
+    names: dict[Path, dict[str, list[str]]] = {}
+    found = []
+    for entry in entries:
+        path = entry.path
+        if not str(path).isascii() and not os.path.lexists(path):
+            path = Path(path.parts[0])
+            for part in entry.path.parts[1:]:
+                if not os.path.lexists(path / part):
+                    if path not in names:
+                        names[path] = {}
+                        for name in os.listdir(path) if os.path.isdir(path) and os.access(path, os.R_OK) else ():
+                            names[path].setdefault(unicodedata.normalize("NFC", name), []).append(name)
+                    same = names[path].get(unicodedata.normalize("NFC", part), [])
+                    part = same[0] if len(same) == 1 else part
+                path /= part
+        found.append(replace(entry, path=path))
+    return found

@@ -6,16 +6,24 @@ Audio is 16 kHz mono throughout; `T` is the number of samples.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 
+from cvrunner.data.audio import (
+    UNCHECKED,
+    Floats,
+    Note,
+    decoded_problem,
+    examine_signal,
+    inspect_container,
+)
 from cvrunner.files import is_transient, patiently
 from cvrunner.text import plural
 
@@ -24,6 +32,8 @@ LONGEST_S = 600.0
 """Maximum duration. The longest turn of IEMOCAP has 34 s, and the memory of attention grows with its square."""
 SHORTEST_SAMPLES = 400
 """The receptive field of one WavLM frame."""
+UNKNOWN_FRAMES = 2**62
+"""libsndfile's length of a stream that does not state one is above this."""
 DIMENSIONS = ("valence", "arousal", "dominance")
 PARTS = ("train", "validation", "test")
 Rater = tuple[float, float, float | None]
@@ -123,65 +133,85 @@ class AudioError(Exception):
     """Audio breaks a rule; the message gives the rule and the remedy, without the name of the file."""
 
 
-def read_audio(path: Path, resample: bool = False, longest_s: float = LONGEST_S) -> npt.NDArray[np.float32]:
-    """Return the samples `[T]` of a 16 kHz mono WAV or FLAC file, in -1..1.
+def read_audio(path: Path, resample: bool = False, longest_s: float = LONGEST_S) -> Floats:
+    """Return the samples `[T]` of a 16 kHz mono audio file, in -1..1.
 
     With `resample`, any sample rate and number of channels is converted. Raises AudioError if the file is missing,
-    unreadable, truncated, too long, empty, silent, not finite, or not 16 kHz mono.
+    unreadable, incomplete, too long, empty, without speech, not finite, or not 16 kHz mono.
     """
-    return mono_16khz(*_decode(path, resample, longest_s))
+    return read_with_notes(path, resample, longest_s)[0]
 
 
-def mono_16khz(samples: npt.NDArray[np.float32], rate_hz: int) -> npt.NDArray[np.float32]:
-    """Convert `[T, channels]` at any rate to `[T]` at 16 kHz. Raises AudioError if empty, silent or not finite."""
-    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    if not len(mono):
+def read_with_notes(path: Path, resample: bool = False, longest_s: float = LONGEST_S) -> tuple[Floats, list[Note]]:
+    """As `read_audio`, and the warnings about the file: its kind of container, silent channels, low level, clipping."""
+    samples, rate_hz, subtype, notes = _decode(path, resample, longest_s)
+    mono, more = _converted(samples, rate_hz, subtype)
+    return mono, notes + more
+
+
+def mono_16khz(samples: Floats, rate_hz: int) -> Floats:
+    """Convert `[T, channels]` at any rate to `[T]` at 16 kHz.
+
+    Raises AudioError if the samples are none, hold no speech or are not finite.
+    """
+    return _converted(samples, rate_hz, "")[0]
+
+
+def _converted(samples: Floats, rate_hz: int, subtype: str) -> tuple[Floats, list[Note]]:
+    if not len(samples):
         raise AudioError("holds no audio")
-    if not np.isfinite(mono).all():
-        raise AudioError("holds NaN or infinite samples")
+    # Before channels are averaged: what is wrong with one of them shows there alone.
+    problem, notes = examine_signal(samples, subtype)
+    if problem:
+        raise AudioError(problem)
+    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
     if rate_hz != SAMPLE_RATE_HZ:
         mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)
-    # A silent recording is a broken one; no turn of a dialogue is.
-    if not np.any(np.abs(mono) > 1e-5):
-        raise AudioError("is silent (no sample above 1e-5)")
-    return np.ascontiguousarray(mono, dtype=np.float32)
+        # Sound above 8 kHz alone is gone now.
+        if len(mono) and (problem := examine_signal(mono[:, None])[0]):
+            raise AudioError(f"{problem}, after conversion to 16 kHz")
+    return np.ascontiguousarray(mono, dtype=np.float32), notes
 
 
-def check_length(samples: npt.NDArray[np.float32]) -> None:
-    """Raise AudioError if `[T]` at 16 kHz is too short for a model."""
-    if len(samples) < SHORTEST_SAMPLES:
-        raise AudioError(
-            f"has {len(samples)} samples at 16 kHz, must have {SHORTEST_SAMPLES} or more (one WavLM frame)"
-        )
+def check_length(samples: Floats, shortest: int = SHORTEST_SAMPLES) -> None:
+    """Raise AudioError if `[T]` at 16 kHz is shorter than `shortest` samples, the encoder's receptive field."""
+    if len(samples) < shortest:
+        raise AudioError(f"has {len(samples)} samples at 16 kHz, must have {shortest} or more (one encoder frame)")
 
 
-def audio_digest(samples: npt.NDArray[np.float32]) -> str:
+def audio_digest(samples: Floats) -> str:
     """Return the SHA-256 of samples `[T]`."""
     return hashlib.sha256(samples.tobytes()).hexdigest()
 
 
 @patiently
-def _decode(path: Path, resample: bool, longest_s: float) -> tuple[npt.NDArray[np.float32], int]:
-    """Return all channels `[T, channels]` of a file, and its sample rate in Hz."""
+def _decode(path: Path, resample: bool, longest_s: float) -> tuple[Floats, int, str, list[Note]]:
+    """Return all channels `[T, channels]` of a file, its sample rate in Hz, its encoding, and warnings."""
     # Opening a pipe would wait for ever.
     if not os.path.isfile(path):
         raise AudioError(_why_no_file(path))
     try:
         with path.open("rb", buffering=0) as file:
-            head, size = file.read(8), os.fstat(file.fileno()).st_size
-            file.seek(0)
-            # libsndfile reads a truncated WAV file without complaint. Programs that write to a pipe put a number near
-            # 2 or 4 GiB into the header, and some count the first 8 bytes or a padding byte, hence the margins.
-            promised = int.from_bytes(head[4:], "little") + 8
-            if head.startswith(b"RIFF") and size + 16 < promised < 0x7FFF0000:
-                raise AudioError(f"is truncated: it has {size} of {promised} bytes; copy it again")
-            with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+            container = inspect_container(file.fileno(), os.fstat(file.fileno()).st_size)
+            if container.problem:
+                raise AudioError(container.problem)
+            source: int | io.BytesIO = file.fileno()
+            if container.patches or container.end:
+                content = bytearray(file.read()[: container.end])
+                for at, patch in container.patches:
+                    content[at : at + len(patch)] = patch
+                source = io.BytesIO(content)
+            with soundfile.SoundFile(source, closefd=False) as sound:
+                known = sound.frames < UNKNOWN_FRAMES
                 # Before reading the samples: hours of audio must not fill the memory.
-                _check_header(sound.samplerate, sound.channels, sound.frames, resample, longest_s)
-                samples = sound.read(dtype="float32", always_2d=True)
-                frames = sound.frames
+                _check_header(sound.samplerate, sound.channels, sound.frames * known, resample, longest_s)
+                if known and sound.seekable():
+                    samples = sound.read(dtype="float32", always_2d=True)
+                else:
+                    samples = _read_blocks(sound, longest_s)
+                frames = sound.frames if known else len(samples)
     except soundfile.LibsndfileError as error:
-        reason = error.error_string.strip(" .")
+        reason = error.error_string.strip(" .") or "the decoder stopped within the file, which is damaged or truncated"
         raise AudioError(f"cannot be read as audio: {reason}; must be a WAV or FLAC file") from None
     except (soundfile.SoundFileError, ValueError) as error:
         raise AudioError(f"cannot be read as audio: {error}; must be a WAV or FLAC file") from None
@@ -192,7 +222,25 @@ def _decode(path: Path, resample: bool, longest_s: float) -> tuple[npt.NDArray[n
         raise AudioError(f"cannot be read: {error.strerror}") from None
     if len(samples) < frames:
         raise AudioError(f"is truncated: it has {len(samples)} of {frames} samples; copy it again")
-    return samples, sound.samplerate
+    if problem := decoded_problem(container, samples, sound.subtype):
+        raise AudioError(problem)
+    notes = [("audio files in a format that does not show whether they are complete", sound.format)]
+    return samples, sound.samplerate, sound.subtype, notes if sound.format in UNCHECKED else []
+
+
+def _read_blocks(sound: soundfile.SoundFile, longest_s: float) -> Floats:
+    """Return `[T, channels]` of a file whose length is not known before its end."""
+    # soundfile would seek after each block, which fails at the unknown end; it has no public way to stop it.
+    sound._info.seekable = 0
+    blocks: list[Floats] = []
+    while len(block := sound.read(sound.samplerate, dtype="float32", always_2d=True)):
+        blocks.append(block)
+        # Blocks of a second each.
+        if len(blocks) > longest_s + 1:
+            break
+    samples = np.concatenate(blocks) if blocks else np.zeros((0, sound.channels), dtype=np.float32)
+    _check_header(sound.samplerate, sound.channels, len(samples), True, longest_s)
+    return samples
 
 
 def _why_no_file(path: Path) -> str:

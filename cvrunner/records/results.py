@@ -294,6 +294,8 @@ class Provenance(Record):
     """Whether the corpus is cvrunner's own synthetic one."""
     dimensions: list[str]
     protocol: str
+    corpus_warnings: list[str] = []
+    """What `audit` counted in the corpus, one line per kind."""
 
 
 class RunRecord(Provenance):

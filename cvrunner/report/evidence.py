@@ -21,6 +21,7 @@ LABELS = {
     "header": "the rating printed next to each utterance, the mean of the observers",
     "observers": "the mean of the individual observers' ratings",
     "all_raters": "the mean of all ratings, including the speakers' ratings of themselves",
+    "manifest": "as listed in the manifest",
 }
 SHOWN_DIGITS = 12
 """Leading digits of a digest in the run checks; `facts` shows complete digests."""
@@ -114,7 +115,7 @@ def checks_table(report: Report) -> Table:
     conditions = [condition for condition in report.run.conditions if condition in done]
     splits = {report.run.split_digest, *(r.split_digest for r in results)}
     corpora = {report.run.corpus_digest, *(r.corpus_digest for r in results)}
-    variant = report.config.corpus.labels
+    variant = report.config.label_variant
     rows = [[f"did {condition} train the right weights?", _trained(report, condition)] for condition in conditions]
     rows += [
         [f"does {condition} beat the floor?", _beats_floor(report, condition)] for condition in report.summary.scores
@@ -126,6 +127,7 @@ def checks_table(report: Report) -> Table:
         ["out of memory", _out_of_memory(report)],
         ["labels", f"{variant}: {LABELS[variant]}"],
         ["labels outside the scale", _outside_scale(report)],
+        ["warnings about the corpus", "; ".join(report.run.corpus_warnings) or "none"],
         [
             "encoder weights",
             _same("weights", {f"{r.encoder}, SHA-256 {r.encoder_digest[:SHOWN_DIGITS]}" for r in results}),
@@ -376,7 +378,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     return [
         ("run", f"{report.run.run} ({report.run.status}, started {report.run.started_at})"),
         ("corpus", corpus),
-        ("label variant", report.config.corpus.labels),
+        ("label variant", report.config.label_variant),
         ("protocol", report.run.protocol),
         ("corpus digest", report.run.corpus_digest),
         ("split digest", report.run.split_digest),

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cvrunner import paths
 from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config
 from cvrunner.config.sections import ModelConfig
-from cvrunner.data.corpus import load_corpus
+from cvrunner.data.corpus import has_synthetic_speech, load_corpus
 from cvrunner.data.folds import Fold, check_labels, check_leaks, make_folds
-from cvrunner.data.utterance import Corpus
-from cvrunner.encoders.files import check_encoder, encoder_settings
-from cvrunner.errors import ConfigError, CvrunnerError, ResultsError, UsageError
+from cvrunner.data.utterance import SHORTEST_SAMPLES, Corpus
+from cvrunner.encoders.files import check_encoder, encoder_settings, is_local
+from cvrunner.errors import ConfigError, CvrunnerError, EncoderError, ResultsError, UsageError
 from cvrunner.records.run_directory import RunDirectory
 
 
@@ -44,17 +45,37 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
     """
     results_root = paths.lasting(config.results.root, "results.root")
     cache_dir = paths.lasting(config.cluster.cache_dir, "cluster.cache_dir")
+    root = paths.corpus_root(config.corpus.root)
+    demo_encoder: list[str] = []
+    fields: list[int] = []
     # Cheap checks come first: a large corpus takes minutes to read.
-    if for_training:
-        for condition in config.conditions:
-            resolved = config.for_condition(condition)
+    for condition, overrides in config.conditions.items():
+        resolved = config.for_condition(condition)
+        encoder, revision = resolved.model.encoder, resolved.model.revision
+        if encoder == "demo" and not has_synthetic_speech(config.corpus, root):
+            demo_encoder.append(condition)
+            if for_training and "encoder" not in {*config.model.model_fields_set, *overrides.get("model", {})}:
+                raise ConfigError(
+                    "model.encoder: not set, and its default `demo` is a toy that knows synthetic speech alone; set it "
+                    "to microsoft/wavlm-large, begin the configuration with `base: finetune.yaml`, or set it to demo"
+                )
+        if for_training:
             model, layers = resolved.model, resolved.model.layers
             check_encoder(
                 model.encoder, model.revision, () if layers == "all" else layers, resolved.adaptation.masks_input
             )
             if model.unfreeze_top_layers is not None:
                 check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
-    corpus = load_corpus(config.corpus, paths.corpus_root(config.corpus.root))
+        # `audit` works without a network and without an encoder.
+        with contextlib.nullcontext() if for_training else contextlib.suppress(EncoderError, ConfigError):
+            if for_training or is_local(encoder):
+                fields.append(encoder_settings(encoder, revision).shortest_samples)
+    scheme = config.folds.scheme if "scheme" in config.folds.model_fields_set else None
+    corpus = load_corpus(config.corpus, root, scheme, max(fields, default=SHORTEST_SAMPLES))
+    if demo_encoder:
+        text = "conditions with the encoder demo, which knows synthetic speech alone"
+        warning = f"{text}: {len(demo_encoder)} ({', '.join(demo_encoder)})"
+        corpus = replace(corpus, warnings=(*corpus.warnings, warning))
     folds = make_folds(corpus, config.folds.scheme)
     if for_training:
         # `audit` must not stop at a leak: it lists all of them.

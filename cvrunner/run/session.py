@@ -111,6 +111,12 @@ def announce(run: Run, chosen: Sequence[Trial], pending: Sequence[Trial]) -> Non
     for warning in run.experiment.corpus.warnings:
         print_line(f"warning: {warning}")
     print_line(f"run {run.store.record.run} in {run.store.directory.path}")
+    recorded, named = run.store.record.conditions, list(run.experiment.config.conditions)
+    if recorded[0] != named[0]:
+        print_line(
+            f"the baseline is {recorded[0]}, as when this run began; the configuration now names {named[0]} first, and "
+            "--new begins a run with that baseline"
+        )
     if not pending:
         print_line(f"all {len(chosen)} trials are done: nothing to train")
         return

@@ -204,4 +204,5 @@ def provenance(name: str, key: str, config: Config, corpus: Corpus, trial: Trial
         "synthetic": corpus.synthetic,
         "dimensions": list(config.corpus.dimensions),
         "protocol": config.model.protocol,
+        "corpus_warnings": list(corpus.warnings),
     }

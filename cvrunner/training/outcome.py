@@ -98,7 +98,7 @@ def write_model(folder: ModelFolder, trial: Trial, result: TrialResult, weights:
         tensors = {n: p.detach().contiguous() for n, p in weights.items()}
         new.weights.write_bytes(save(tensors, metadata={"format": "pt"}))
         new.config.write_text(description.to_json())
-        new.card.write_text(model_card(description, result, config.format, config.labels, licence))
+        new.card.write_text(model_card(description, result, config.format, trial.config.label_variant, licence))
 
     # An attempt that was killed before its result was written may have left one.
     shutil.rmtree(folder.path, ignore_errors=True)

@@ -150,6 +150,7 @@ def _announcement(search: Search, store: SweepStore, resources: SweepResources) 
     done, folds = len(record.settings) - len(store.pending), ", ".join(map(str, record.folds))
     lines = [
         search.experiment.corpus.describe(),
+        *(f"warning: {warning}" for warning in search.experiment.corpus.warnings),
         f"run {record.run} in {store.directory.path}",
         f"{len(record.settings)} settings of {record.condition}, {done} done: {', '.join(record.searched)}; "
         f"folds {folds}, {record.epochs} epochs, {plural(resources.max_settings, 'setting')} at a time",
