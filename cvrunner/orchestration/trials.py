@@ -22,11 +22,12 @@ def plan_trials(config: Config, corpus: Corpus, folds: Sequence[Fold]) -> list[T
     split, digest_of_corpus = split_digest(folds), corpus.digest
     trials = []
     for condition in config.conditions:
-        resolved = config.for_condition(condition)
-        encoder = find_encoder(resolved.model.encoder, resolved.model.revision)
+        common = config.for_condition(condition)
+        encoder = find_encoder(common.model.encoder, common.model.revision)
+        own = {fold: config.for_condition(condition, fold) for fold in config.folds_of(condition)}
         trials += [
-            Trial(condition, fold, seed, resolved, encoder, split, digest_of_corpus)
-            for seed in resolved.train.seeds
+            Trial(condition, fold, seed, own.get(fold.number, common), encoder, split, digest_of_corpus)
+            for seed in common.train.seeds
             for fold in folds
         ]
     # Longest first: the last trials to end are short, so few GPUs are idle at the end.

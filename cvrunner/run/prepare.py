@@ -46,8 +46,8 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
     cache_dir = paths.lasting(config.cluster.cache_dir, "cluster.cache_dir")
     # Cheap checks come first: a large corpus takes minutes to read.
     if for_training:
-        for condition in config.conditions:
-            resolved = config.for_condition(condition)
+        for condition, fold in [(c, fold) for c in config.conditions for fold in (None, *config.folds_of(c))]:
+            resolved = config.for_condition(condition, fold)
             model, layers = resolved.model, resolved.model.layers
             check_encoder(
                 model.encoder, model.revision, () if layers == "all" else layers, resolved.adaptation.masks_input
@@ -56,6 +56,9 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
                 check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
     corpus = load_corpus(config.corpus, paths.corpus_root(config.corpus.root))
     folds = make_folds(corpus, config.folds.scheme)
+    for condition in config.conditions:
+        for fold in config.folds_of(condition):
+            check_fold(fold, len(folds), f"conditions.{condition}.folds", ConfigError)
     if for_training:
         # `audit` must not stop at a leak: it lists all of them.
         check_leaks(folds)
