@@ -286,3 +286,36 @@ def test_naming_a_space_replaces_the_default_one(tmp_path: Path) -> None:
     assert list(load(tmp_path, "tune: {search_space: {model.layers: {choices: [all, [0, 1]]}}}").tune.search_space) == [
         "model.layers"
     ]
+
+
+def test_a_condition_may_have_settings_per_fold() -> None:
+    folds = {1: {"train": {"lr": 0.2}}, "2": {"model": {"dropout": 0.3}}}
+    config = validate({"conditions": {"a": {"train": {"lr": 0.1}, "folds": folds}}}, "test")
+    assert config.folds_of("a") == [1, 2]
+    resolved = {fold: config.for_condition("a", fold) for fold in (None, 1, 2, 3)}
+    assert {fold: c.train.lr for fold, c in resolved.items()} == {None: 0.1, 1: 0.2, 2: 0.1, 3: 0.1}
+    assert resolved[2].model.dropout == 0.3
+    assert validate(config.model_dump(mode="json"), "again") == config
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ({"0": {}}, r"conditions\.a\.folds\.0: a fold is named by its number, from 1"),
+        ({"1": {"train": {"seeds": [1]}}}, r"folds\.1\.train\.seeds: must be the same in all folds of a condition"),
+        ({"1": {"corpus": {}}}, r"folds\.1: a fold may change only model and train"),
+        ({"1": {"train": {"lr": -1}}}, r"train\.lr: .*greater than 0, not -1 \(conditions\.a\.folds\.1\)"),
+        ({"1": {"train": 3}}, r"train: must be a section with keys, not 3 \(conditions\.a\.folds\.1\)"),
+        (3, r"conditions\.a\.folds: must be overrides by fold, not 3"),
+    ],
+)
+def test_settings_per_fold_that_break_a_rule_are_named(folds: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate({"conditions": {"a": {"folds": folds}}}, "test")
+
+
+def test_the_origin_of_settings_changes_no_number() -> None:
+    origin = {"source": "tune", "sweep": "demo-tune-1", "samples_per_condition": {"frozen": 12, "unfrozen": 6}}
+    config = validate({"settings_from": origin}, "test")
+    assert [config.settings_from.samples(c) for c in ("frozen", "unfrozen", "lora")] == [12, 6, 0]
+    assert config.numerics == validate({}, "test").numerics

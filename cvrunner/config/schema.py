@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any, Self
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
 from cvrunner.config.adaptation import Adaptation, adaptation_of
 from cvrunner.config.sections import (
-    NOT_SEARCHED,
     ClusterConfig,
     Condition,
     CorpusConfig,
@@ -26,10 +25,10 @@ from cvrunner.config.sections import (
     Section,
     TrackingConfig,
     TrainConfig,
-    TuneConfig,
     VerdictConfig,
     VerifyConfig,
 )
+from cvrunner.config.tuning import NOT_SEARCHED, SettingsFrom, TuneConfig
 from cvrunner.errors import ConfigError
 
 RENAMED_KEYS = {
@@ -41,11 +40,20 @@ RENAMED_KEYS = {
     "cluster.change_over": "cluster.preempt",
     "cluster.retries.lost": "cluster.retries.worker_died",
     "cluster.retries.numbers": "cluster.retries.non_finite",
+    "tune.condition": "tune.conditions",
     "tune.grace_epochs": "tune.grace_period",
     "tune.samples": "tune.num_samples",
     "tune.space": "tune.search_space",
 }
 """Keys of earlier versions. A user's configuration that has one is refused with the new name; a stored run is read."""
+NOT_PER_FOLD = (
+    ("model", "encoder"),
+    ("model", "revision"),
+    ("model", "freeze_speech_encoder"),
+    ("model", "protocol"),
+    ("train", "seeds"),
+)
+"""Keys that say what a condition is, and so cannot differ between its folds."""
 
 
 LINEAR_PROBE = "linear_probe"
@@ -63,7 +71,8 @@ class Config(Section):
         "frozen": {"model": {"freeze_speech_encoder": True}},
         "unfrozen": {"model": {"freeze_speech_encoder": False}},
     }
-    """Named overrides of `model` and `train`. The others are compared with the first."""
+    """Named overrides of `model` and `train`. The others are compared with the first. `folds` in a condition has
+    overrides per fold, as a nested search writes them: `folds: {1: {train: {lr: 3e-4}}}`."""
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     results: ResultsConfig = ResultsConfig()
@@ -71,6 +80,21 @@ class Config(Section):
     reference: ReferenceConfig = ReferenceConfig()
     verify: VerifyConfig = VerifyConfig()
     tune: TuneConfig = TuneConfig()
+    settings_from: SettingsFrom = SettingsFrom()
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _fold_numbers_as_text(cls, conditions: Any) -> Any:
+        """Return the conditions with folds named by text: YAML reads a number, JSON and `--set` a text."""
+        named = dict(conditions) if isinstance(conditions, dict) else {}
+        for name, overrides in named.items():
+            if isinstance(overrides, dict) and isinstance(overrides.get("folds"), dict):
+                folds: dict[str, Any] = {}
+                for fold, changes in overrides["folds"].items():
+                    # Merged, because an override of fold 1 must not replace what the file says about it.
+                    folds = merge(folds, {str(fold): changes})
+                named[name] = {**overrides, "folds": folds}
+        return named or conditions
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -79,8 +103,13 @@ class Config(Section):
         if LINEAR_PROBE in self.conditions:
             raise ValueError(f"conditions.{LINEAR_PROBE}: every run has a linear probe of this name; choose another")
         for name, overrides in self.conditions.items():
-            if other := sorted(set(overrides) - {"model", "train"}):
+            if other := sorted(set(overrides) - {"model", "train", "folds"}):
                 raise ValueError(f"conditions.{name}.{other[0]}: a condition may change only model and train")
+            folds = overrides.get("folds", {})
+            if not isinstance(folds, dict):
+                raise ValueError(f"conditions.{name}.folds: must be overrides by fold, not {short(folds)}")
+            for fold, changes in folds.items():
+                _check_fold_overrides(f"conditions.{name}.folds.{fold}", fold, changes)
         if self.folds.scheme == "manifest_split" and self.corpus.format != "manifest":
             raise ValueError("folds.scheme manifest_split needs corpus.format manifest")
         if self.verdict.primary not in ("avg", *self.corpus.dimensions):
@@ -92,15 +121,25 @@ class Config(Section):
             raise ValueError("train.accumulation averaged cannot be used with model.protocol dialogue")
         return self
 
-    def for_condition(self, name: str) -> Config:
-        """Return this configuration with the overrides of one condition applied, and only that condition in it."""
+    def for_condition(self, name: str, fold: int | None = None) -> Config:
+        """Return this configuration with the overrides of one condition applied, and only that condition in it.
+
+        With `fold`, also with the condition's overrides for that fold.
+        """
         if name not in self.conditions:
             raise ConfigError(f"conditions.{name}: unknown condition; choose one of {', '.join(self.conditions)}")
         overrides = self.conditions[name]
+        where, layers = f"conditions.{name}", [{key: overrides[key] for key in overrides if key != "folds"}]
+        if fold in self.folds_of(name):
+            where, layers = f"{where}.folds.{fold}", [*layers, overrides["folds"][str(fold)]]
         # Validated again as a whole: an override may break a rule between two keys.
-        data = merge(self.model_dump(mode="json"), overrides)
+        data = functools.reduce(merge, layers, self.model_dump(mode="json"))
         data["conditions"] = {name: overrides}
-        return _parse(data, f"conditions.{name}", ())
+        return _parse(data, where, ())
+
+    def folds_of(self, condition: str) -> list[int]:
+        """Return the folds for which a condition has overrides of their own."""
+        return [int(fold) for fold in self.conditions[condition].get("folds", {})]
 
     def chosen_condition(self, name: str | None, key: str) -> str:
         """Return the condition `name`, which `key` asks for. None: `unfrozen` if there is one, else the last.
@@ -123,7 +162,7 @@ class Config(Section):
         """`corpus.labels`; a manifest has labels of its own."""
         return "manifest" if self.corpus.format == "manifest" else self.corpus.labels
 
-    @cached_property
+    @functools.cached_property
     def numerics(self) -> dict[str, Any]:
         """The settings that a trial's numbers depend on, as plain JSON."""
         data = self.model_dump(mode="json", include={"corpus", "folds", "model", "train"})
@@ -190,9 +229,21 @@ def validate(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ())
     config = _parse(data, where, overrides)
     # Now, not when its first trial starts, hours later.
     for name in config.conditions:
-        config.for_condition(name)
+        for fold in (None, *config.folds_of(name)):
+            config.for_condition(name, fold)
     _check_search_space(config, where, overrides)
     return config
+
+
+def _check_fold_overrides(where: str, fold: str, changes: object) -> None:
+    """Raise ValueError unless `changes` are overrides that one fold of a condition may have."""
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", fold):
+        raise ValueError(f"{where}: a fold is named by its number, from 1")
+    if not isinstance(changes, dict) or set(changes) - {"model", "train"}:
+        raise ValueError(f"{where}: a fold may change only model and train, not {short(changes)}")
+    for section, key in NOT_PER_FOLD:
+        if isinstance(changes.get(section), dict) and key in changes[section]:
+            raise ValueError(f"{where}.{section}.{key}: must be the same in all folds of a condition")
 
 
 def _parse(data: Mapping[str, Any], where: str, overrides: Sequence[str]) -> Config:

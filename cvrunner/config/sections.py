@@ -5,16 +5,14 @@ Defaults are defined here and nowhere else.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     field_validator,
     model_validator,
 )
@@ -319,96 +317,3 @@ class VerifyConfig(Section):
     def least_ccc(self) -> dict[str, float]:
         """Minimum test CCC by dimension or `avg`."""
         return {quantity.removeprefix("ccc_"): least for quantity, least in self.target.items()}
-
-
-class SearchRange(Section):
-    """A range of real numbers from which values are drawn uniformly. Whole numbers need `choices`."""
-
-    low: float
-    high: float
-    scale: Literal["linear", "log"] = "linear"
-    """`log`: uniform in the logarithm, which suits learning rates."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
-        if self.scale == "log" and self.low <= 0:
-            raise ValueError(f"scale log needs low above 0, not {self.low:g}")
-        return self
-
-    @property
-    def examples(self) -> tuple[Any, ...]:
-        """Values to check a key with: both ends, and one that is not a whole number."""
-        return self.low + (self.high - self.low) / 3.1, self.low, self.high
-
-
-class SearchChoices(Section):
-    """A list of equally likely values."""
-
-    choices: Annotated[tuple[Any, ...], LIST]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.choices:
-            raise ValueError("choices must name one value or more")
-        return self
-
-    @property
-    def examples(self) -> tuple[Any, ...]:
-        """Values to check a key with: all choices."""
-        return self.choices
-
-
-# The parentheses keep these tags out of the key that a message shows.
-RANGE, CHOICES = "(range)", "(choices)"
-
-
-def _kind_of_search(value: object) -> str:
-    # Validation passes the mapping from the file; serialisation passes the section.
-    if isinstance(value, SearchChoices) or (isinstance(value, dict) and "choices" in value):
-        return CHOICES
-    return RANGE
-
-
-Search = Annotated[
-    Annotated[SearchRange, Tag(RANGE)] | Annotated[SearchChoices, Tag(CHOICES)], Discriminator(_kind_of_search)
-]
-
-
-class TuneConfig(Section):
-    """A search for better settings of one condition, judged by the validation parts of the folds (docs/tuning.md)."""
-
-    num_samples: Count = 12
-    """Number of settings. The first is the configuration as it is; the others are drawn."""
-    condition: Condition | None = None
-    """Condition whose settings are searched. `null`: `unfrozen` if there is one, else the last."""
-    folds: Annotated[tuple[Count, ...] | None, LIST, UNIQUE] = None
-    """Folds to train each setting on. `null`: all folds."""
-    seed: NonNegative = 0
-    """Seed for drawing the settings. Training uses the first of `train.seeds`."""
-    epochs: Count | None = None
-    """Number of epochs per setting. `null`: `train.epochs`."""
-    grace_period: Count = 3
-    """Number of epochs before any setting can be stopped."""
-    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """At epochs grace_period, grace_period x reduction_factor and so on, only the best 1/reduction_factor of the
-    settings so far continue."""
-    search_space: dict[str, Search] = {
-        "train.encoder_lr": SearchRange(low=5e-6, high=5e-5, scale="log"),
-        "train.lr": SearchRange(low=3e-5, high=1e-3, scale="log"),
-        "train.grad_clip": SearchChoices(choices=(0.3, 1.0)),
-        "model.unfreeze_top_layers": SearchChoices(choices=(None, 2, 4)),
-    }
-    """Keys of `model` and `train` to search, each with `{low, high, scale: linear or log}` or `{choices: []}`. Setting
-    it replaces the whole default."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.search_space:
-            raise ValueError("search_space must name one key or more")
-        return self
-
-
-NOT_SEARCHED = {"train.seeds": "averaged over, not searched", "train.epochs": "set by tune.epochs"}
-"""Keys of `train` that a sweep cannot search, and why."""

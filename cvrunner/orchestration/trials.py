@@ -24,12 +24,13 @@ def plan_trials(config: Config, corpus: Corpus, folds: Sequence[Fold]) -> list[T
     split, digest_of_corpus = split_digest(folds), corpus.digest
     trials = []
     for condition in config.conditions:
-        resolved = config.for_condition(condition)
-        encoder = find_encoder(resolved.model.encoder, resolved.model.revision)
-        device = device_type(resolved.train.device, os.environ)
+        common = config.for_condition(condition)
+        encoder = find_encoder(common.model.encoder, common.model.revision)
+        device = device_type(common.train.device, os.environ)
+        own = {fold: config.for_condition(condition, fold) for fold in config.folds_of(condition)}
         trials += [
-            Trial(condition, fold, seed, resolved, encoder, split, digest_of_corpus, device)
-            for seed in resolved.train.seeds
+            Trial(condition, fold, seed, own.get(fold.number, common), encoder, split, digest_of_corpus, device)
+            for seed in common.train.seeds
             for fold in folds
         ]
     # Longest first: the last trials to end are short, so few GPUs are idle at the end.

@@ -50,8 +50,8 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
     fields: list[int] = []
     # Cheap checks come first: a large corpus takes minutes to read.
     for condition, overrides in config.conditions.items():
-        resolved = config.for_condition(condition)
-        encoder, revision = resolved.model.encoder, resolved.model.revision
+        common = config.for_condition(condition)
+        encoder, revision = common.model.encoder, common.model.revision
         if encoder == "demo" and not has_synthetic_speech(config.corpus, root):
             demo_encoder.append(condition)
             if for_training and "encoder" not in {*config.model.model_fields_set, *overrides.get("model", {})}:
@@ -59,7 +59,8 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
                     "model.encoder: not set, and its default `demo` is a toy that knows synthetic speech alone; set it "
                     "to microsoft/wavlm-large, begin the configuration with `base: finetune.yaml`, or set it to demo"
                 )
-        if for_training:
+        of_folds = [config.for_condition(condition, fold) for fold in config.folds_of(condition)]
+        for resolved in (common, *of_folds) if for_training else ():
             model, layers = resolved.model, resolved.model.layers
             check_encoder(
                 model.encoder, model.revision, () if layers == "all" else layers, resolved.adaptation.masks_input
@@ -77,6 +78,9 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
         warning = f"{text}: {len(demo_encoder)} ({', '.join(demo_encoder)})"
         corpus = replace(corpus, warnings=(*corpus.warnings, warning))
     folds = make_folds(corpus, config.folds.scheme)
+    for condition in config.conditions:
+        for fold in config.folds_of(condition):
+            check_fold(fold, len(folds), f"conditions.{condition}.folds", ConfigError)
     if for_training:
         # `audit` must not stop at a leak: it lists all of them.
         check_leaks(folds)

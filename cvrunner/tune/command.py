@@ -15,7 +15,7 @@ import yaml
 from cvrunner import paths
 from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config
-from cvrunner.config.sections import SearchChoices
+from cvrunner.config.tuning import SearchChoices
 from cvrunner.errors import ClusterError, ClusterLostError, ConfigError, Stopped
 from cvrunner.files import write_atomically
 from cvrunner.records.results import ccc_label
@@ -91,7 +91,7 @@ def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
     """Read and check everything. Raises what `prepare` raises, and ConfigError for what cannot be searched."""
     path = config_path or paths.default_config()
     config = load_config(path, overrides)
-    condition = config.chosen_condition(config.tune.condition, "tune.condition")
+    condition = config.chosen_condition((config.tune.conditions or (None,))[0], "tune.conditions")
     # Before the corpus is read, which can take minutes: what can be refused without it.
     if config.cluster.node_dir is not None:
         raise ConfigError("cluster.node_dir: a sweep keeps its files in results.root, on a disk that all nodes share")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cvrunner.config.schema import Config, digest, merge, nested, validate
-from cvrunner.config.sections import SearchRange, TuneConfig
+from cvrunner.config.tuning import SearchRange, TuneConfig
 from cvrunner.data.folds import Fold, split_digest
 from cvrunner.data.utterance import Corpus
 from cvrunner.encoders.files import find_encoder

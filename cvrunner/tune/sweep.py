@@ -17,7 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cvrunner.config.sections import ClusterConfig, TuneConfig
+from cvrunner.config.sections import ClusterConfig
+from cvrunner.config.tuning import TuneConfig
 from cvrunner.errors import ClusterLostError, UsageError
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.ray_executor import RayExecutor, alive_nodes, connect

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("tune.condition=thawed", "tune.condition thawed: unknown condition; choose one of frozen, unfrozen"),
+        ("tune.conditions=thawed", "tune.conditions thawed: unknown condition; choose one of frozen, unfrozen"),
         ("tune.folds=[1, 4]", "tune.folds 4: there are folds 1 to 3"),
         (
             "tune.search_space={model.unfreeze_top_layers: {choices: [null, 3]}}",
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
             "model.unfreeze_top_layers: 3 is more than the 2 transformer layers of the encoder",
         ),
         (
-            "tune={condition: frozen, search_space: {train.encoder_lr: {low: 1e-6, high: 1e-4}}}",
+            "tune={conditions: frozen, search_space: {train.encoder_lr: {low: 1e-6, high: 1e-4}}}",
             "tune.search_space: none of its keys changes anything in frozen, whose encoder is frozen",
         ),
         ("cluster.node_dir=/node", "cluster.node_dir: a sweep keeps its files in results.root"),

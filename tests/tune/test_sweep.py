@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cvrunner.config.schema import Config, validate
-from cvrunner.config.sections import TuneConfig
+from cvrunner.config.tuning import TuneConfig
 from cvrunner.data.folds import make_folds
 from cvrunner.errors import ClusterError, ConfigError
 from cvrunner.orchestration.resources import capacity_by_node
