@@ -18,13 +18,9 @@ from rich.console import Console
 from cvrunner.errors import IncompleteRunError, UsageError
 from cvrunner.inference.command import audio_files, chosen_device
 from cvrunner.inference.ensemble import file_table, find_members, load_groups, predict_files
-from cvrunner.records.results import (
-    RunRecord,
-)
+from cvrunner.records.results import RunRecord
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.records.summary import (
-    Summary,
-)
+from cvrunner.records.summary import Summary
 from cvrunner.report.report import read_epochs, read_report
 from cvrunner.run import commands
 from cvrunner.run.prepare import find_run_directory, prepare

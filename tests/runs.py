@@ -12,14 +12,7 @@ import yaml
 
 from cvrunner.config.schema import Config, validate
 from cvrunner.files import write_atomically
-from cvrunner.records.results import (
-    EpochRecord,
-    GroupRecord,
-    ParameterCount,
-    RunRecord,
-    TrialResult,
-    TrialState,
-)
+from cvrunner.records.results import EpochRecord, GroupRecord, ParameterCount, RunRecord, TrialResult, TrialState
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory, append_event, trial_name
 from cvrunner.verdict.ccc import ccc_by_dimension
 

@@ -13,18 +13,9 @@ import numpy as np
 
 from cvrunner.config.sections import VerdictConfig
 from cvrunner.errors import IncompleteRunError, ResultsError, UsageError
-from cvrunner.records.results import (
-    Record,
-    RunRecord,
-    TrialResult,
-    ccc_label,
-)
+from cvrunner.records.results import Record, RunRecord, TrialResult, ccc_label
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.records.summary import (
-    Aggregate,
-    Decision,
-    Difference,
-)
+from cvrunner.records.summary import Aggregate, Decision, Difference
 from cvrunner.report.evidence import differing, settings
 from cvrunner.report.tables import table_of_differences, table_of_folds, table_of_limits, table_of_scores
 from cvrunner.text import Table, tables_as_text

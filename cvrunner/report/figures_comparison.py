@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cvrunner.records.results import (
-    FloorRecord,
-    Score,
-    ccc_label,
-)
-from cvrunner.records.summary import (
-    Aggregate,
-    Difference,
-)
+from cvrunner.records.results import FloorRecord, Score, ccc_label
+from cvrunner.records.summary import Aggregate, Difference
 from cvrunner.report.panels import INK, Look, legend_below, looks, row_of_panels, whole_numbers
 from cvrunner.report.report import Report
 from cvrunner.text import DASH

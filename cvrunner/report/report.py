@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING
 from cvrunner.config.schema import Config
 from cvrunner.data.folds import Fold
 from cvrunner.errors import ResultsError
-from cvrunner.records.results import (
-    EpochRecord,
-    RunRecord,
-    TrialResult,
-    ccc_label,
-)
+from cvrunner.records.results import EpochRecord, RunRecord, TrialResult, ccc_label
 from cvrunner.records.run_directory import RunDirectory, read_events
-from cvrunner.records.summary import (
-    Summary,
-)
+from cvrunner.records.summary import Summary
 from cvrunner.verdict.comparison import compare_conditions, missing_trials, unfinished
 from cvrunner.verdict.floor import with_controlled_scores
-from cvrunner.verdict.predictions import OutOfFold, one_table, out_of_fold, read_tables
+from cvrunner.verdict.predictions import OutOfFold, ProbeScores, one_table, out_of_fold, read_probe, read_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +35,8 @@ class Report:
     """Per trial name; empty if no epoch is finished."""
     out_of_fold: OutOfFold | None
     """The predictions of all conditions, lined up; None while trials are missing."""
+    probe: ProbeScores | None
+    """The linear probe; None while trials are missing."""
     predictions_table: pd.DataFrame
     """The predictions of all trials that have a result, below each other."""
     summary: Summary
@@ -64,10 +59,13 @@ def read_report(
     results = directory.results(run)
     tables = read_tables(directory, results)
     if missing := missing_trials(run, results):
-        lined_up, summary = None, unfinished(run, missing)
+        lined_up, probe, summary = None, None, unfinished(run, missing)
     else:
         lined_up = out_of_fold(directory, run, results, tables)
-        summary = compare_conditions(run, results, lined_up, config.verdict)
+        probe, references = read_probe(directory, run, lined_up), {}
+        if probe.predicted is not None:
+            references["linear probe"] = probe.predicted[None]
+        summary = compare_conditions(run, results, lined_up, config.verdict, references)
         if folds is not None and run.floor is not None:
             run = run.model_copy(update={"floor": with_controlled_scores(run.floor, folds, run, tables)})
     # The links of a run that just ended are not in run.json yet.
@@ -80,6 +78,7 @@ def read_report(
         results=results,
         epochs={name: read_epochs(directory, t.condition, t.fold, t.seed) for name, t in run.trials.items()},
         out_of_fold=lined_up,
+        probe=probe,
         predictions_table=one_table(list(tables.values())),
         summary=summary,
     )

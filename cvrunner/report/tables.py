@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cvrunner.records.results import (
-    RunRecord,
-    ccc_label,
-)
-from cvrunner.records.summary import (
-    Aggregate,
-    Difference,
-    Interval,
-    Summary,
-)
+from cvrunner.records.results import RunRecord, Score, ccc_label
+from cvrunner.records.summary import Aggregate, Difference, Interval, Summary
 from cvrunner.report.evidence import evidence_tables, facts
 from cvrunner.report.report import Report, labels
 from cvrunner.text import DASH, Table, format_score, tables_as_text
@@ -55,7 +47,9 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
         f"{condition} - {name}": lead for name, of in summary.references.items() for condition, lead in of.leads.items()
     }
     tables = [
-        table_of_scores("Test CCC by condition", summary.scores, label),
+        table_of_scores(
+            "Test CCC by condition", summary.scores, label, {name: of.scores for name, of in summary.references.items()}
+        ),
         table_of_differences("Paired differences", named, primary),
         table_of_limits(named, primary, summary.margin, summary.cluster),
         table_of_differences("Lead over the references", leads, primary),
@@ -66,10 +60,19 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
     return [table for table in tables if table.rows]
 
 
-def table_of_scores(title: str, scores: Scores, label: Mapping[str, str]) -> Table:
-    """Return a row per condition: mean ± sd of each dimension, then its pooled CCC."""
+def table_of_scores(
+    title: str, scores: Scores, label: Mapping[str, str], references: Mapping[str, Mapping[str, Score]] | None = None
+) -> Table:
+    """Return a row per reference and condition: mean ± sd of each dimension, then its pooled CCC."""
     columns = ["condition", *label.values(), *(f"pooled {name.removeprefix('CCC-')}" for name in label.values())]
-    rows = []
+    rows = [
+        [
+            name,
+            *(format_score(of[dimension].mean) for dimension in label),
+            *(format_score(of[dimension].pooled) for dimension in label),
+        ]
+        for name, of in (references or {}).items()
+    ]
     for condition, by_dimension in scores.items():
         aggregates = [by_dimension[dimension] for dimension in label]
         means = []

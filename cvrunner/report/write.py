@@ -8,13 +8,9 @@ from filelock import FileLock, Timeout
 
 from cvrunner.errors import ResultsError
 from cvrunner.files import write_atomically
-from cvrunner.records.results import (
-    ccc_label,
-)
+from cvrunner.records.results import ccc_label
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.records.summary import (
-    Summary,
-)
+from cvrunner.records.summary import Summary
 from cvrunner.report.figures import draw, save_figures
 from cvrunner.report.html import render_html
 from cvrunner.report.paper import write_paper

@@ -10,21 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cvrunner.config.sections import VerdictConfig
-from cvrunner.records.results import (
-    Ccc,
-    RunRecord,
-    Score,
-    TrialResult,
-)
+from cvrunner.records.results import Ccc, RunRecord, Score, TrialResult
 from cvrunner.records.run_directory import trial_name
-from cvrunner.records.summary import (
-    Aggregate,
-    CorpusLevel,
-    Difference,
-    Interval,
-    Reference,
-    Summary,
-)
+from cvrunner.records.summary import Aggregate, CorpusLevel, Difference, Interval, Reference, Summary
 from cvrunner.verdict.ccc import ccc, defined, mean_if_all
 from cvrunner.verdict.levels import ALPHA, corpus_levels, holm, p_value, speakers_level, too_few_seeds
 from cvrunner.verdict.predictions import IMPROVISED, Floats, OutOfFold

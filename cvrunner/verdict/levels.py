@@ -13,11 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cvrunner.records.summary import (
-    CorpusLevel,
-    Interval,
-    SpeakersLevel,
-)
+from cvrunner.records.summary import CorpusLevel, Interval, SpeakersLevel
 
 Floats = npt.NDArray[np.float64]
 

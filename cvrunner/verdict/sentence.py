@@ -5,16 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from cvrunner.records.results import (
-    RunRecord,
-    ccc_label,
-)
-from cvrunner.records.summary import (
-    Decision,
-    Difference,
-    Interval,
-    Summary,
-)
+from cvrunner.records.results import RunRecord, ccc_label
+from cvrunner.records.summary import Decision, Difference, Interval, Summary
 from cvrunner.text import plural
 
 

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.records.summary import (
-    Summary,
-)
+from cvrunner.records.summary import Summary
 from cvrunner.report.report import read_report
 from cvrunner.report.write import write_report
 from cvrunner.run.session import UI_ADDRESS

@@ -15,13 +15,9 @@ import tenacity
 from cvrunner import paths
 from cvrunner.errors import ConfigError, ResultsError
 from cvrunner.files import remove_leftovers, write_atomically, write_folder_atomically
-from cvrunner.records.results import (
-    FeatureProgress,
-)
+from cvrunner.records.results import FeatureProgress
 from cvrunner.records.run_directory import RunDirectory, append_event, read_events
-from cvrunner.records.summary import (
-    Summary,
-)
+from cvrunner.records.summary import Summary
 from tests.runs import make_run
 
 

@@ -12,13 +12,9 @@ import pytest
 from rich.console import Console
 
 from cvrunner.data.folds import make_folds
-from cvrunner.records.results import (
-    RunRecord,
-)
+from cvrunner.records.results import RunRecord
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.records.summary import (
-    Summary,
-)
+from cvrunner.records.summary import Summary
 from cvrunner.report.report import read_report
 from cvrunner.report.write import write_report
 from cvrunner.run.session import Outcome, Run, conclude

@@ -13,17 +13,8 @@ import pytest
 
 from cvrunner.config.sections import VerdictConfig
 from cvrunner.errors import ResultsError
-from cvrunner.records.results import (
-    FloorRecord,
-    Score,
-)
-from cvrunner.records.summary import (
-    CorpusLevel,
-    Difference,
-    Interval,
-    SpeakersLevel,
-    Summary,
-)
+from cvrunner.records.results import FloorRecord, Score
+from cvrunner.records.summary import CorpusLevel, Difference, Interval, SpeakersLevel, Summary
 from cvrunner.report.evidence import claims_table, floor_table, trials_table
 from cvrunner.report.figures import draw
 from cvrunner.report.html import render_html
