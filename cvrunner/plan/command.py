@@ -69,9 +69,16 @@ def plan_text(found: Forecast) -> str:
         textwrap.fill(_heading(found), WIDTH),
         tables_as_text([conditions_table(found)], WIDTH, notes).rstrip("\n"),
         tables_as_text([resources_table(found)], WIDTH, "\n".join(_bars(found))).rstrip("\n"),
+        textwrap.fill(_by_seeds(first), WIDTH),
         f"all-folds would take about {format_duration(first.total_s)} on {_gpus(first)}",
     ]
     return "\n\n".join(parts)
+
+
+def _by_seeds(run: RunOnResources) -> str:
+    """Return what one, two and three seeds take: how many a claim needs is a matter of hours."""
+    times = [f"{plural(count, 'seed')} {format_duration(seconds)}" for count, seconds in run.by_seeds.items()]
+    return f"On {_gpus(run)}: {', '.join(times)}. A claim needs two seeds, with a single fold three."
 
 
 def conditions_table(found: Forecast) -> Table:

@@ -9,7 +9,7 @@ import heapq
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cvrunner.config.sections import Claim
@@ -182,6 +182,8 @@ class RunOnResources:
     """The same for further conditions, by the condition that they would be like."""
     linear_probes_s: float = 0.0
     """Fitting the linear probes of all folds after training."""
+    by_seeds: Mapping[int, float] = field(default_factory=dict)
+    """Total time of the run with one, two and three seeds, in seconds."""
 
     @property
     def total_s(self) -> float:
@@ -298,11 +300,14 @@ def _run(
     # Without a frozen condition, the probes run the encoder once over the corpus, as validation does.
     if "hidden" not in {one.kind for one in passes}:
         linear_probes_s += baseline.validation_s * recordings / filling
+    features_s = sum(one.cost for one in passes) * audio_s / filling
+    by_seeds = {count: assign(one_seed * count, resources.slots).makespan_s for count in (1, 2, 3)}
     return RunOnResources(
         resources,
         assign(jobs, resources.slots),
-        features_s=sum(one.cost for one in passes) * audio_s / filling,
+        features_s=features_s,
         seeds=max_extra(one_seed, jobs, resources.slots),
         conditions={name: max_extra(block, jobs, resources.slots) for name, block in alike.items()},
         linear_probes_s=linear_probes_s,
+        by_seeds={count: features_s + makespan_s + linear_probes_s for count, makespan_s in by_seeds.items()},
     )
