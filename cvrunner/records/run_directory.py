@@ -51,7 +51,8 @@ class TrialDirectory:
         self.journal = path / "journal.jsonl"
         self.predictions = path / "predictions.csv"
         """Columns: utterance, speaker, gender, session, dialogue, scenario, improvised (true, false or empty),
-        condition, fold, seed, then per dimension `<dimension>_true` and `<dimension>_predicted` on the rating scale."""
+        duration_s, condition, fold, seed, then per dimension `<dimension>_true` and `<dimension>_predicted` on the
+        rating scale."""
         self.model = ModelFolder(path / "model")
         """The trained model at the best epoch."""
         self.checkpoint = path / "checkpoint"

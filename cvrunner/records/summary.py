@@ -117,6 +117,16 @@ class Reference(Record):
     """Condition minus reference, by condition, then dimension or `avg`."""
 
 
+class SubsetDifference(Record):
+    """A condition minus the baseline on the primary outcome, pooled over a subset of the test data."""
+
+    utterances: int
+    mean: float | None
+    """Mean over seeds."""
+    interval: Interval | None = None
+    """95 %, at level 1; None if there are too few seeds or clusters."""
+
+
 class Summary(Record):
     """summary.json: the comparison behind tables, report and MLflow."""
 
@@ -145,5 +155,7 @@ class Summary(Record):
     """By name: `no-audio floor`, `linear probe`."""
     groups: dict[str, dict[str, Ccc]] = {}
     """By condition, then part of the test data (`gender F`, `speaker 01M`, `scripted`): pooled, mean over seeds."""
+    subsets: dict[str, dict[str, SubsetDifference]] = {}
+    """By condition other than the baseline, then part of the test data."""
     verdict: str
     """One sentence."""

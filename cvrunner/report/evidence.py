@@ -287,18 +287,29 @@ def minutes_per_epoch(result: TrialResult) -> float:
 
 
 def groups_table(report: Report) -> Table:
-    """Return the CCC within subsets of the test data."""
-    groups, label = report.summary.groups, report.label
-    columns = ["subset", *(f"{condition} {name}" for condition in groups for name in label.values())]
-    first = next(iter(groups.values()), {})
-    rows = [[part, *(format_score(of[part][d]) for of in groups.values() for d in label)] for part in first]
+    """Return the CCC within subsets of the test data, and the differences there on the primary outcome."""
+    groups, label, summary = report.summary.groups, report.label, report.summary
+    columns = ["subset", "utterances", *(f"{condition} {name}" for condition in groups for name in label.values())]
+    for condition in summary.subsets:
+        columns += [f"{condition} - {summary.baseline}, {label[summary.primary]}", "95 %, on this corpus"]
+    rows = []
+    for part in next(iter(groups.values()), {}):
+        found = [of[part] for of in summary.subsets.values()]
+        row = [part, str(found[0].utterances) if found else DASH]
+        row += [format_score(of[part][d]) for of in groups.values() for d in label]
+        for difference in found:
+            interval = DASH
+            if difference.interval is not None:
+                interval = f"{difference.interval.low:+.4f} to {difference.interval.high:+.4f}"
+            row += [format_score(difference.mean, signed=True), interval]
+        rows.append(row)
     return Table(
         "Subsets of the test data",
         columns,
         rows,
         "Pooled CCC over the utterances of a subset, mean over seeds. A CCC depends on the spread of the ratings in "
-        "its subset, so compare conditions within a subset, not subsets with each other. The CCC of a single speaker "
-        "is based on few utterances.",
+        "its subset, so compare conditions within a subset, not subsets with each other. The intervals are not "
+        "adjusted for the number of subsets, and need three seeds. A single speaker has few utterances.",
     )
 
 

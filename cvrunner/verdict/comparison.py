@@ -8,11 +8,20 @@ from statistics import fmean, stdev
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from cvrunner.config.sections import VerdictConfig
 from cvrunner.records.results import Ccc, RunRecord, Score, TrialResult
 from cvrunner.records.run_directory import trial_name
-from cvrunner.records.summary import Aggregate, CorpusLevel, Difference, Interval, Reference, Summary
+from cvrunner.records.summary import (
+    Aggregate,
+    CorpusLevel,
+    Difference,
+    Interval,
+    Reference,
+    SubsetDifference,
+    Summary,
+)
 from cvrunner.verdict.ccc import ccc, defined, mean_if_all
 from cvrunner.verdict.levels import ALPHA, corpus_levels, holm, p_value, speakers_level, too_few_seeds
 from cvrunner.verdict.predictions import IMPROVISED, Floats, OutOfFold
@@ -21,6 +30,8 @@ from cvrunner.verdict.statistics import Bootstrap, Compared, bootstrap
 
 AVG = "avg"
 KINDS = {"scripted": IMPROVISED[False], "improvised": IMPROVISED[True]}
+LENGTHS = {"below 2 s": (0.0, 2.0), "2 to 5 s": (2.0, 5.0), "5 s and longer": (5.0, np.inf)}
+SUBSET_RESAMPLES = 1000
 Scores = Mapping[str, Mapping[str, Aggregate]]
 """By condition, then dimension or `avg`."""
 
@@ -102,7 +113,11 @@ def compare_conditions(
         references={
             name: _reference(run, data, design, scores, name, predicted) for name, predicted in references.items()
         },
-        groups={condition: _groups(run, data, condition) for condition in run.conditions},
+        groups={
+            condition: {name: _pooled(run, data, condition, rows) for name, rows in subsets_of(data).items()}
+            for condition in run.conditions
+        },
+        subsets={other: _subset_differences(run, data, design, settings.primary, other) for other in others},
         verdict="",
     )
     return summary.model_copy(update={"verdict": sentence(run, summary)})
@@ -145,14 +160,42 @@ def _pooled(run: RunRecord, data: OutOfFold, condition: str, rows: npt.NDArray[n
     return scores | {AVG: mean_if_all(scores.values())}
 
 
-def _groups(run: RunRecord, data: OutOfFold, condition: str) -> dict[str, Ccc]:
-    """Return the CCC per gender, of scripted and of improvised dialogues, and per speaker, as far as they are known."""
-    about = data.about
+def subsets_of(data: OutOfFold) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return the rows of each part of the test data, as far as the corpus names them: gender, kind, length, speaker."""
+    about, seconds = data.about, pd.to_numeric(data.about["duration_s"], errors="coerce").to_numpy()
     parts = {f"gender {g}": (about["gender"] == g).to_numpy() for g in sorted(set(about["gender"]) - {""})}
     parts |= {kind: (about["improvised"] == value).to_numpy() for kind, value in KINDS.items()}
+    parts |= {name: (seconds >= low) & (seconds < high) for name, (low, high) in LENGTHS.items()}
     parts |= {f"speaker {s}": (about["speaker"] == s).to_numpy() for s in sorted(set(about["speaker"]))}
     # A single utterance has no CCC.
-    return {name: _pooled(run, data, condition, rows) for name, rows in parts.items() if np.count_nonzero(rows) > 1}
+    return {name: rows for name, rows in parts.items() if np.count_nonzero(rows) > 1}
+
+
+def _subset_differences(
+    run: RunRecord, data: OutOfFold, design: Design, outcome: str, condition: str
+) -> dict[str, SubsetDifference]:
+    """Return the difference from the baseline within each part, all folds pooled."""
+    baseline, column = run.conditions[0], [*run.dimensions, AVG].index(outcome)
+    found = {}
+    for name, rows in subsets_of(data).items():
+        both = {c: data.predicted[c][:, rows] for c in (baseline, condition)}
+        by_seed = {c: [_ccc_of(run, data, p, rows)[outcome] for p in data.predicted[c]] for c in both}
+        values = [_minus(one, other) for one, other in zip(by_seed[condition], by_seed[baseline], strict=True)]
+        mean, interval = mean_if_all(values), None
+        # Pooled, a part is like a single fold.
+        if mean is not None and not (design.no_training_variance or too_few_seeds(1, len(values))):
+            about = data.about[rows]
+            # All utterances of a speaker are one cluster; within it, dialogues are resampled.
+            unit = "dialogue" if name.startswith("speaker ") else design.unit
+            one_fold = np.zeros(len(about), dtype=np.int64)
+            compared = Compared(both, data.truth[rows], one_fold, about["session"].to_numpy(), about[unit].to_numpy())
+            drawn = bootstrap(compared, unit, SUBSET_RESAMPLES)
+            draws = drawn.differences([condition], baseline, column)
+            if draws is not None:
+                (level,) = corpus_levels(np.array([[values]], dtype=np.float64), draws, drawn.df, design.margin)
+                interval = level.interval
+        found[name] = SubsetDifference(utterances=int(rows.sum()), mean=mean, interval=interval)
+    return found
 
 
 # --- two conditions --------------------------------------------------------------------------------------------------

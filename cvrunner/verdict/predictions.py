@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-ABOUT = ("utterance", "speaker", "gender", "session", "dialogue", "scenario", "improvised")
+ABOUT = ("utterance", "speaker", "gender", "session", "dialogue", "scenario", "improvised", "duration_s")
+ADDED = ("improvised", "duration_s")
+"""Columns that predictions of earlier versions do not have."""
 NAMES = (*ABOUT, "condition")
 IMPROVISED = {True: "true", False: "false", None: ""}
 # A CSV rounds its numbers; a larger deviation means that the file is from another trial.
@@ -39,7 +41,7 @@ class OutOfFold:
     """Every test utterance of a run once, in the order of the folds and, within a fold, of the corpus."""
 
     about: pd.DataFrame
-    """`N` rows: utterance, speaker, gender, session, dialogue, scenario, improvised, fold."""
+    """`N` rows: utterance, speaker, gender, session, dialogue, scenario, improvised, duration_s, fold."""
     truth: Floats
     """`[N, K]`, rating scale; NaN if an utterance has no label."""
     predicted: dict[str, Floats]
@@ -71,7 +73,8 @@ def write_predictions(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*ABOUT, "condition", "fold", "seed", *columns])
     for i, u in enumerate(utterances):
-        about = [u.id, u.speaker, u.gender or "", u.session, u.dialogue, u.scenario or "", IMPROVISED[u.improvised]]
+        about = [u.id, u.speaker, u.gender or "", u.session, u.dialogue, u.scenario or ""]
+        about += [IMPROVISED[u.improvised], f"{u.duration_s:.3f}"]
         # repr gives the shortest text that reads back as the same float.
         values = [repr(float(values[d][i])) for d in true for values in (true, predicted)]
         writer.writerow([*about, *trial, *values])
@@ -90,8 +93,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=blanks)
     except (OSError, ValueError) as error:
         raise ResultsError(f"{path}: cannot be read as a table of predictions: {error}") from None
-    if "improvised" not in table.columns:
-        table["improvised"] = ""  # runs of earlier versions do not have this column
+    for name in ADDED:
+        if name not in table.columns:
+            table[name] = ""
     if missing := [name for name in NAMES if name not in table.columns]:
         raise ResultsError(f"{path}: columns are missing: {', '.join(missing)}")
     return table

@@ -55,7 +55,7 @@ def test_the_end_of_a_run_reads_every_prediction_once(tmp_path, folds, monkeypat
     finished = []
     tracker = SimpleNamespace(links=lambda _: {}, finish=lambda report, status: finished.append(status))
     printed = Console(file=io.StringIO(), width=200)
-    run = Run(SimpleNamespace(folds=folds), RunStore(directory, record), [], tracker, printed)
+    run = Run(SimpleNamespace(folds=folds), RunStore(directory, record), [], [], tracker, printed)
     parsed, hashed, real_read_csv, real_result = Counter(), Counter(), pd.read_csv, TrialDirectory.result
     monkeypatch.setattr(pd, "read_csv", lambda path, **options: parsed.update([path]) or real_read_csv(path, **options))
     monkeypatch.setattr(
