@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-DEMO_UTTERANCES: Final = 480
+DEMO_UTTERANCES: Final = 240
 SMALLEST_DEMO: Final = 40
 """Default and minimum size of the demo corpus, for every command and function that writes it."""
 
