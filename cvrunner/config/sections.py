@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-DEMO_UTTERANCES: Final = 480
+DEMO_UTTERANCES: Final = 240
 SMALLEST_DEMO: Final = 40
 """Default and minimum size of the demo corpus, for every command and function that writes it."""
 
@@ -129,6 +129,9 @@ class ModelConfig(Section):
     run once, for the cache. `null`: all layers train; the convolutional front-end never does."""
     frame_rate_hz: float = 12.5
     """Frame rate in Hz: 50, 25 or 12.5. Encoder frames (50 Hz) are averaged to this rate before the layer mix."""
+    layer_norm: Literal["each_layer", "mix"] = "each_layer"
+    """`each_layer`: normalise each hidden state before the mix, so that no layer dominates by its scale; `mix`:
+    normalise the mixed states, as earlier versions did."""
     width: Count = 128
     """Width of the head."""
     dropout: Fraction = 0.1
@@ -179,7 +182,10 @@ class TrainConfig(Section):
     epochs: Count = 20
     """Passes over the training utterances."""
     lr: Positive = 1e-4
-    """Peak learning rate of everything but the encoder."""
+    """Peak learning rate of the head, except its layer weights."""
+    layer_weights_lr: Positive = 0.01
+    """Peak learning rate of the layer weights. They are softmax logits: at the rate of the head they would stay
+    uniform."""
     encoder_lr: Positive = 1e-5
     """Peak learning rate of an encoder that is not frozen."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

@@ -25,17 +25,22 @@ EMA_RANGE = (0.6, 0.9)
 class LayerMix(nn.Module):
     """Softmax-weighted sums of the hidden states, one set of weights per dimension."""
 
-    def __init__(self, dimensions: int, layers: int, width: int) -> None:
+    def __init__(self, dimensions: int, layers: int, width: int, norm: str) -> None:
         super().__init__()
         self.layer_weights = nn.Parameter(torch.zeros(dimensions, layers))
-        self.norm = nn.LayerNorm(width)
+        # Before the mix without weights: the projection that follows has its own.
+        self.norm_layers = norm == "each_layer"
+        self.norm = nn.LayerNorm(width, elementwise_affine=not self.norm_layers)
 
     def forward(self, states: Tensor) -> Tensor:
         """`[S, L, D]` to `[S, K * D]`."""
+        if self.norm_layers:
+            states = self.norm(states)
         # bmm, because einsum would copy the states in another order.
         mixed = torch.bmm(self.layer_weights.softmax(dim=-1).expand(len(states), -1, -1), states)
-        normed: Tensor = self.norm(mixed)
-        return normed.flatten(1)
+        if not self.norm_layers:
+            mixed = self.norm(mixed)
+        return mixed.flatten(1)
 
 
 class MeanPooling(nn.Module):
@@ -103,7 +108,7 @@ class Head(nn.Module):
         super().__init__()
         self.protocol = config.protocol
         self.output = config.output
-        self.mix = LayerMix(dimensions, layers, encoder_width)
+        self.mix = LayerMix(dimensions, layers, encoder_width, config.layer_norm)
         self.projection = nn.Linear(dimensions * encoder_width, config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.frame_mamba = MambaStack(config.width, config.mamba.layers, config.mamba, config.mamba.bidirectional)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from pydantic import field_validator
+
 import cvrunner
 from cvrunner.config.adaptation import adaptation_of
 from cvrunner.config.sections import Dimension, ModelConfig
@@ -58,6 +60,12 @@ class ModelDescription(Record):
     trial_key: str
     synthetic: bool
     """Trained on cvrunner's own synthetic corpus."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _with_its_head(cls, model: object) -> object:
+        # Versions without this key normalised the mix; the default of today would be another head.
+        return {"layer_norm": "mix", **model} if isinstance(model, dict) else model
 
     @property
     def name(self) -> str:

@@ -101,9 +101,18 @@ class Schedule:
         for group in self.groups:
             trained = {name: p for name, p in self.members[group].items() if name not in self.fixed}
             undecayed = {name for name in trained for pattern in NO_DECAY if fnmatch.fnmatchcase(name, pattern)}
-            for decay, names in ((self.train.weight_decay, trained.keys() - undecayed), (0.0, undecayed)):
+            layer_weights = {name for name in trained if name.endswith("layer_weights")}
+            for names, decay, scale in (
+                (trained.keys() - undecayed, self.train.weight_decay, 1.0),
+                (undecayed - layer_weights, 0.0, 1.0),
+                # Softmax logits that move as slowly as other weights leave the mix a plain mean of the layers.
+                (layer_weights, 0.0, self.train.layer_weights_lr / self.train.lr),
+            ):
                 parameters = [p for name, p in trained.items() if name in names]
-                groups.append({"params": parameters, "weight_decay": decay, "group": group, "lr": 0.0})
+                if parameters:
+                    groups.append(
+                        {"params": parameters, "weight_decay": decay, "group": group, "scale": scale, "lr": 0.0}
+                    )
         return torch.optim.AdamW(groups, fused=True)
 
     def learning_rate(self, group: str, update: int, updates_per_epoch: int) -> float:
@@ -122,7 +131,7 @@ class Schedule:
 
     def set_learning_rates(self, optimizer: torch.optim.Optimizer, update: int, updates_per_epoch: int) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(group["group"], update, updates_per_epoch)
+            group["lr"] = group["scale"] * self.learning_rate(group["group"], update, updates_per_epoch)
 
     def gradient_norms(self) -> dict[str, Tensor]:
         """Return the gradient norm of each group that trains; 0 without a gradient."""

@@ -41,7 +41,7 @@ def main() -> int:
     }
     layers = {
         "base": str(paths.default_config()),
-        "train": {"epochs": 20},
+        "train": {"epochs": 20, "seeds": [0]},
         "results": {"root": str(folder / "results")},
     }
     config.write_text(yaml.safe_dump({**layers, "conditions": conditions}, sort_keys=False))

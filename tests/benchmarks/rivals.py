@@ -205,7 +205,7 @@ def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 def _with_peak_rates(material: Material) -> torch.optim.Optimizer:
     """cvrunner's optimizer with each group's highest learning rate, which a LambdaLR then scales."""
     for group in material.optimizer.param_groups:
-        group["lr"] = material.schedule.rule_of[group["group"]].learning_rate
+        group["lr"] = group["scale"] * material.schedule.rule_of[group["group"]].learning_rate
     return material.optimizer
 
 

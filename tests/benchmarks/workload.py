@@ -77,6 +77,7 @@ class Workload:
                 "accumulation_steps": self.accumulation_steps,
                 "accumulation": self.accumulation,
                 "epochs": self.epochs,
+                "seeds": [0],
             },
             "conditions": {self.condition: {"model": {"freeze_speech_encoder": self.condition == "frozen"}}},
             "cluster": {"cpus_per_trial": self.threads, "cache_dir": str(self.cache_dir)},

@@ -26,7 +26,7 @@ TINY = """
 base: {base}
 corpus: {{root: {root}, demo: {{utterances: 60}}}}
 model: {{encoder: {encoder}, width: 16, mamba: {{state_size: 4, head_dim: 8, layers: 1}}}}
-train: {{epochs: {epochs}, lr: 1e-3, encoder_lr: 1e-4}}
+train: {{epochs: {epochs}, seeds: [0], lr: 1e-3, encoder_lr: 1e-4}}
 cluster: {{cache_dir: {cache}}}
 """
 

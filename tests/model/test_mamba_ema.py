@@ -195,8 +195,9 @@ def test_a_constant_utterance_has_a_finite_gradient_through_the_deviation() -> N
     assert torch.isfinite(states.grad).all()
 
 
-def test_each_dimension_has_layer_weights_of_its_own() -> None:
-    head = _head()
+@pytest.mark.parametrize("layer_norm", ["each_layer", "mix"])
+def test_each_dimension_has_layer_weights_of_its_own(layer_norm: str) -> None:
+    head = _head(layer_norm=layer_norm)
     states = torch.randn(4, 3, 6)
     with torch.no_grad():
         head.mix.layer_weights[0] = torch.tensor([50.0, 0.0, 0.0])
@@ -204,6 +205,20 @@ def test_each_dimension_has_layer_weights_of_its_own() -> None:
         mixed = head.mix(states)
         torch.testing.assert_close(mixed[:, :6], head.mix.norm(states[:, 0]))
         torch.testing.assert_close(mixed[:, 6:], head.mix.norm(states[:, 2]))
+
+
+@pytest.mark.parametrize(("layer_norm", "dominates"), [("each_layer", False), ("mix", True)])
+def test_a_layer_with_large_values_dominates_the_mix_only_without_a_norm_of_its_own(
+    layer_norm: str, dominates: bool
+) -> None:
+    mix = _head(layer_norm=layer_norm).mix
+    states = torch.randn(4, 3, 6)
+    louder = states.clone()
+    louder[:, 1] *= 1000
+    with torch.no_grad():
+        alone = functional.layer_norm(states[:, 1], (6,))
+        assert torch.allclose(mix(louder)[:, :6], alone, atol=0.02) == dominates
+        assert torch.allclose(mix(louder), mix(states), atol=1e-3) != dominates
 
 
 def test_sigmoid_outputs_stay_between_zero_and_one() -> None:

@@ -104,13 +104,14 @@ def test_its_models_are_rebuilt_and_rate_speech(run: RunDirectory) -> None:
     members = find_members(run, "frozen")
     assert members.missing == ()
     for folder in members.folders:
-        assert folder.read().model.unfreeze_top_layers is None
+        model = folder.read().model
+        assert (model.unfreeze_top_layers, model.layer_norm) == (None, "mix")
     top = run.trial("top", 1, 0).model
     top.weights.touch()
     assert top.read().model.unfreeze_top_layers == 1
-    model = load_model(members.folders[0].path, "cpu")
+    rated = load_model(members.folders[0].path, "cpu")
     samples = np.random.default_rng(0).normal(0, 0.1, 16000)
-    assert set(model.predict(samples)) == {"valence", "arousal"}
+    assert set(rated.predict(samples)) == {"valence", "arousal"}
 
 
 def test_its_models_are_exported(run: RunDirectory, tmp_path: Path) -> None:

@@ -49,6 +49,17 @@ def test_norms_biases_and_layer_weights_do_not_decay() -> None:
             assert (group["weight_decay"] == 0) == one_dimensional, name
 
 
+def test_layer_weights_learn_at_their_own_rate_and_follow_the_schedule_of_the_head() -> None:
+    schedule = Schedule(model(), TRAIN.model_copy(update={"layer_weights_lr": 0.03}))
+    optimizer = schedule.optimizer()
+    layer_weights = schedule.members["head"]["head.mix.layer_weights"]
+    for update in (0, 10, 60):
+        schedule.set_learning_rates(optimizer, update, updates_per_epoch=10)
+        for group in optimizer.param_groups:
+            factor = 30 if any(p is layer_weights for p in group["params"]) else 1
+            assert group["lr"] == pytest.approx(factor * schedule.learning_rate(group["group"], update, 10))
+
+
 @pytest.mark.parametrize("stable", [False, True])
 def test_with_unfreeze_layers_only_the_top_ones_train(stable: bool) -> None:
     schedule = Schedule(model(TOP_LAYER, stable=stable), TRAIN)
