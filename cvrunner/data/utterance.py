@@ -26,8 +26,8 @@ SHORTEST_SAMPLES = 400
 """The receptive field of one WavLM frame."""
 DIMENSIONS = ("valence", "arousal", "dominance")
 PARTS = ("train", "validation", "test")
-Rater = tuple[float, float, float | None]
-"""Valence, arousal and dominance by one rater."""
+Rater = tuple[float | None, float | None, float | None]
+"""Valence, arousal and dominance by one rater; None if not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

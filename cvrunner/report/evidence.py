@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 from cvrunner.config.schema import Config
-from cvrunner.records.results import FloorRecord, Score, TrialResult
+from cvrunner.records.results import FloorRecord, Panel, RaterScore, Score, TrialResult
 from cvrunner.report.report import Report
 from cvrunner.text import DASH, Table, format_score
+from cvrunner.verdict.ceiling import ATTAINABLE, ATTAINABLE_STRETCHED, SECOND_PANEL
 
 QUANTITIES = {
     "ccc_valence": "CCC-V",
@@ -30,6 +31,7 @@ def evidence_tables(report: Report) -> list[Table]:
     """Return all tables of this module that have rows."""
     tables = [
         floor_table(report),
+        attainable_table(report),
         checks_table(report),
         claims_table(report),
         groups_table(report),
@@ -54,6 +56,8 @@ def floor_table(report: Report) -> Table:
     for condition, aggregates in scores.items():
         named[condition] = {d: Score(mean=a.mean, pooled=a.pooled) for d, a in aggregates.items()}
     named |= {f"{condition}, controlled for scenario": of for condition, of in floor.controlled.items()}
+    if floor.controlled_constant:
+        named["a constant, controlled for scenario"] = floor.controlled_constant
     if floor.ceiling:
         named["one human rater"] = floor.ceiling
     unknown = Score(mean=None, pooled=None)
@@ -72,6 +76,50 @@ def floor_table(report: Report) -> Table:
     return Table("Floor and ceiling", columns, rows, _floor_note(floor))
 
 
+def attainable_table(report: Report) -> Table:
+    """Return `raters_table` with each condition's share of what is attainable; no rows without a panel of raters."""
+    if report.run.floor is None or report.run.floor.panel is None:
+        return Table("Raters", [], [])
+    panel, label = report.run.floor.panel, report.label
+    table, best = raters_table(panel, label), panel.scores[ATTAINABLE_STRETCHED]
+    for condition, of in report.summary.scores.items():
+        shares = [_share(of[d].mean, best[d].mean) for d in label]
+        table.rows.append([f"{condition} / perfect model, stretched", *shares])
+    return table
+
+
+def raters_table(panel: Panel, label: Mapping[str, str]) -> Table:
+    """Return what the noise of raters leaves for a model to reach, with intervals. `label`: heading by dimension."""
+    names = {
+        ATTAINABLE: "perfect model",
+        ATTAINABLE_STRETCHED: "perfect model, stretched",
+        SECOND_PANEL: f"second panel of {panel.raters:.1f} raters",
+    }
+    rows = []
+    for kind, name in names.items():
+        cells = [panel.scores[kind][dimension] for dimension in label]
+        rows.append([name, *(format_score(cell.mean) for cell in cells)])
+        if panel.interval_reason is None:
+            rows.append(["  95 % interval over raters", *(_between(cell) for cell in cells)])
+    rows.append(["label noise (standard error)", *(format_score(panel.label_noise.get(d)) for d in label)])
+    notes = [
+        "Mean CCC over folds with the mean rating, from its reliability R (one-way, ICC(1,k)): R for a second panel, "
+        "2R/(1+R) for a perfect model, sqrt(R) if its predictions are stretched to the spread of the labels. Label "
+        "noise is on the rating scale."
+    ]
+    if panel.interval_reason is None:
+        notes.append("Intervals: jackknife over raters, for these utterances.")
+    else:
+        notes.append(f"No intervals: {panel.interval_reason}.")
+    return Table("Raters", ["CCC with the labels", *label.values()], rows, " ".join(notes))
+
+
+def _between(score: RaterScore) -> str:
+    if score.low is None or score.high is None:
+        return DASH
+    return f"{score.low:.3f} to {score.high:.3f}"
+
+
 def _share(score: float | None, human: float | None) -> str:
     """Return a ratio with two decimals; a dash if a human rater does not reach a positive CCC."""
     if score is None or human is None or human <= 0:
@@ -84,11 +132,13 @@ def _floor_note(floor: FloorRecord) -> str:
     if floor.scores:
         notes.append(
             "No audio: predicts the training mean of the utterance's scenario (or of its scenario, gender and side) on "
-            "the same folds; a model that does not beat it has not shown that it uses the audio."
+            "the same folds; stretched: around the mean rating, by a factor fitted for CCC on the training sessions. A "
+            "model that does not beat the stretched one has not shown that it uses the audio."
         )
     if floor.controlled:
         notes.append(
-            "Controlled for scenario: the training mean of the scenario is subtracted from prediction and truth."
+            "Controlled for scenario: prediction and truth of each test set minus their own scenario means. Whatever "
+            "is constant within a scenario scores 0 by this definition."
         )
     if floor.ceiling:
         notes.append(
