@@ -146,7 +146,7 @@ def _cell(key: str, value: object) -> str:
 
 def _check_columns(columns: Iterable[str], name: str, findings: Findings) -> None:
     given = list(columns)
-    rated = {match[1] for column in given if (match := _RATING.fullmatch(column))}
+    rated = {column.rpartition("_")[0] for column in given if _RATING.fullmatch(column)}
     unknown = [column for column in given if column not in REQUIRED + OPTIONAL and not _RATING.fullmatch(column)]
     # The mean of its ratings stands in for a label.
     absent = [column for column in REQUIRED + OPTIONAL if column not in given and column not in rated]

@@ -12,7 +12,7 @@ from cvrunner.data.checks import labels_outside
 from cvrunner.data.folds import Fold, find_leaks, split_digest
 from cvrunner.data.utterance import Corpus
 from cvrunner.records.results import Panel, ccc_label
-from cvrunner.report.evidence import raters_table
+from cvrunner.report.floor import raters_table
 from cvrunner.text import Table, format_score, tables_as_text
 from cvrunner.verdict.ceiling import ATTAINABLE, NO_RATERS, panel_of_raters
 from cvrunner.verdict.floor import NO_SCENARIOS, FloorScore, floor_predictions, no_audio_floor

@@ -12,8 +12,9 @@ import pytest
 
 from cvrunner.errors import ResultsError
 from cvrunner.records.results import CorrectedT, Difference, FloorRecord, Interval, Score, Summary
-from cvrunner.report.evidence import claims_table, floor_table, trials_table
+from cvrunner.report.evidence import claims_table, trials_table
 from cvrunner.report.figures import draw
+from cvrunner.report.floor import floor_table
 from cvrunner.report.html import render_html
 from cvrunner.report.report import read_report
 from cvrunner.report.tables import render_markdown, render_text
