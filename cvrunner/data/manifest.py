@@ -2,7 +2,8 @@
 
 Required columns: path, utterance, speaker, session, dialogue, turn, valence, arousal. Optional: dominance,
 gender (F, M, female, male), scenario, split (train, validation, test). `turn` is any number that sorts the
-turns of a dialogue.
+turns of a dialogue. Single ratings may follow as valence_1, valence_2, ..., and so for the other dimensions: rater 1,
+rater 2. A label that is not given is then the mean of its ratings.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 from cvrunner.data.checks import NAMES, Entry, Findings, Rules, parse_number, same_name, utterances_of
 from cvrunner.data.folds import Scheme
-from cvrunner.data.utterance import DIMENSIONS, PARTS, SHORTEST_SAMPLES, Corpus
+from cvrunner.data.utterance import DIMENSIONS, PARTS, SHORTEST_SAMPLES, Corpus, Rater
 from cvrunner.errors import CorpusError
 
 REQUIRED = ("path", "utterance", "speaker", "session", "dialogue", "turn", "valence", "arousal")
@@ -38,6 +40,7 @@ HINTS = {
     "%": " (write 85, not 85 %, and set corpus.scale, such as [0, 100])",
 }
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_RATING = re.compile(rf"({'|'.join(DIMENSIONS)})_([0-9]+)")
 _GENDERS = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 
@@ -68,7 +71,7 @@ def load_manifest(
     columns = {column: None for row in rows for column in row.cells}
     _check_columns(columns, path.name, findings)
     findings.stop_if_any(str(path))
-    entries = [entry for row in rows if (entry := _entry(path.parent, row, "split" in columns, findings))]
+    entries = [entry for row in rows if (entry := _entry(path.parent, row, "split" in columns, scale, findings))]
     entries = _with_paths_as_on_disk(entries)
     _check_turns(entries, findings)
     _check_split(entries, scheme, findings)
@@ -188,8 +191,10 @@ def _text(column: str, cell: str) -> str:
 
 def _check_columns(columns: Iterable[str], name: str, findings: Findings) -> None:
     given = list(columns)
-    unknown = [column for column in given if column not in REQUIRED + OPTIONAL]
-    absent = [column for column in REQUIRED + OPTIONAL if column not in given]
+    rated = {column.rpartition("_")[0] for column in given if _RATING.fullmatch(column)}
+    unknown = [column for column in given if column not in REQUIRED + OPTIONAL and not _RATING.fullmatch(column)]
+    # The mean of its ratings stands in for a label.
+    absent = [column for column in REQUIRED + OPTIONAL if column not in given and column not in rated]
     for column in unknown:
         if match := difflib.get_close_matches(column, absent, n=1, cutoff=0.7):
             findings.problem(name, f"unknown column {column!r}; did you mean {match[0]!r}?")
@@ -211,7 +216,7 @@ def _check_columns(columns: Iterable[str], name: str, findings: Findings) -> Non
 # --- one row --------------------------------------------------------------------------------------
 
 
-def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entry | None:
+def _entry(folder: Path, row: _Row, has_split: bool, scale: tuple[float, float], findings: Findings) -> Entry | None:
     """Return the entry of a row; if a cell is wrong, None, and add a problem for every wrong cell."""
     cells = row.cells
     wrong = [f"{column} is empty" for column in REQUIRED[:6] if not cells.get(column)]
@@ -221,6 +226,16 @@ def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entr
         wrong.append(f"path {audio!r} leaves the manifest's folder; use a path inside it, or an absolute one")
     turn = _number("turn", cells, wrong)
     labels = {dimension: _number(dimension, cells, wrong) for dimension in DIMENSIONS}
+    raters = _raters(cells, scale, wrong)
+    for k, dimension in enumerate(DIMENSIONS):
+        ratings = [value for rating in raters.values() if (value := rating[k]) is not None]
+        label, mean = labels[dimension], math.fsum(ratings) / max(1, len(ratings))
+        if ratings and label is None:
+            labels[dimension] = mean
+        # Half a unit of the last written digit is rounding; a larger difference may be a weighted mean.
+        elif ratings and label is not None and abs(label - mean) > _half_a_digit(cells[dimension]) + 1e-9:
+            what = f"{dimension} labels that differ from the mean of their ratings by more than rounding, kept as given"
+            findings.count(what, f"{row.where}: {cells.get('utterance')} {label:g}, mean {mean:g}")
     gender = _choice("gender", cells, _GENDERS, "F, M, female or male", wrong)
     part = _choice("split", cells, {name: name for name in PARTS}, ", ".join(PARTS), wrong)
     if has_split and not cells.get("split"):
@@ -244,8 +259,31 @@ def _entry(folder: Path, row: _Row, has_split: bool, findings: Findings) -> Entr
         scenario=cells.get("scenario") or None,
         improvised=None,
         labels=labels,
+        raters=raters,
         part=part,
     )
+
+
+def _raters(cells: dict[str, str], scale: tuple[float, float], wrong: list[str]) -> dict[str, Rater]:
+    """Return the ratings by rater: `E1` for `valence_1`, `arousal_1`, `dominance_1`; only raters who gave any."""
+    low, high = scale
+    ratings: dict[str, dict[str, float]] = {}
+    for column in cells:
+        match = _RATING.fullmatch(column)
+        value = _number(column, cells, wrong) if match else None
+        if match is None or value is None:
+            continue
+        if not low <= value <= high:
+            wrong.append(f"{column} is {value:g}, must be a number within corpus.scale {low:g}..{high:g}")
+        ratings.setdefault(f"E{match[2]}", {})[match[1]] = value
+    valence, arousal, dominance = DIMENSIONS
+    return {rater: (of.get(valence), of.get(arousal), of.get(dominance)) for rater, of in ratings.items()}
+
+
+def _half_a_digit(number: str) -> float:
+    """Return half a unit of the last digit of a decimal number as it is written: .005 for `2.67`."""
+    exponent = Decimal(number).as_tuple().exponent
+    return 0.5 * 10.0**exponent if isinstance(exponent, int) else 0.0
 
 
 def _name_rule(column: str, text: str) -> str | None:

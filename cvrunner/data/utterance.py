@@ -36,8 +36,8 @@ UNKNOWN_FRAMES = 2**62
 """libsndfile's length of a stream that does not state one is above this."""
 DIMENSIONS = ("valence", "arousal", "dominance")
 PARTS = ("train", "validation", "test")
-Rater = tuple[float, float, float | None]
-"""Valence, arousal and dominance by one rater."""
+Rater = tuple[float | None, float | None, float | None]
+"""Valence, arousal and dominance by one rater; None if not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

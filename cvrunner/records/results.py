@@ -242,18 +242,43 @@ class Score(Record):
     """`ccc_pooled`: of all out-of-fold predictions together."""
 
 
+class RaterScore(Score):
+    """A CCC that follows from the agreement of raters."""
+
+    low: float | None = None
+    """Lower end of the 95 % interval of `mean` over raters; None: see `Panel.interval_reason`."""
+    high: float | None = None
+
+
+class Panel(Record):
+    """What the noise of the raters leaves to reach, on the test sets of the folds (verdict/ceiling.py)."""
+
+    raters: float
+    """Ratings per utterance, harmonic mean."""
+    label_noise: dict[str, float | None]
+    """Standard error of a label, the mean of its raters, by dimension; on the rating scale."""
+    scores: dict[str, dict[str, RaterScore]]
+    """`attainable`, `attainable (stretched)` and `second panel`, by dimension or `avg`."""
+    interval_reason: str | None = None
+    """Why there are no intervals, if there are none."""
+
+
 class FloorRecord(Record):
     """Scores of predictions without audio, and of human raters, on the same folds."""
 
     scores: dict[str, dict[str, Score]] = {}
-    """By predictor (`scenario`, `scenario+gender+side`), then dimension or `avg`."""
+    """By predictor (`scenario`, `scenario+gender+side`, each also ` (stretched)`), then dimension or `avg`."""
     reason: str | None = None
     """Why there are no scores, if there are none."""
     controlled: dict[str, dict[str, Score]] = {}
-    """By condition, then dimension or `avg`: CCC after subtracting the scenario's training mean from both sides."""
+    """By condition, then dimension or `avg`: CCC with the scenario means of the test set subtracted from both sides."""
+    controlled_constant: dict[str, Score] = {}
+    """The same for a constant prediction."""
     ceiling: dict[str, Score] = {}
     """One rater compared with the mean of the others, by dimension."""
     ceiling_reason: str | None = None
+    panel: Panel | None = None
+    """None: no utterance has two raters, or the run is of an earlier version."""
 
 
 class TrialState(Record):

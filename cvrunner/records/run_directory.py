@@ -1,7 +1,7 @@
 """The folder of a run: the path of each file, and reading and writing them.
 
 <root>/<run>/
-    config.yaml  split.json  run.json  summary.json  comparison.md  report.html  figures/
+    config.yaml  split.json  floor.csv  run.json  summary.json  comparison.md  report.html  figures/
     <condition>/fold-<k>/seed-<s>/
         journal.jsonl  result.json  predictions.csv  model/  checkpoint/
     linear_probe/fold-<k>/
@@ -88,6 +88,8 @@ class RunDirectory:
         self.name = path.name
         self.config = path / "config.yaml"
         self.split = path / "split.json"
+        self.floor = path / "floor.csv"
+        """Predictions without audio of all test utterances; missing if the corpus names no scenarios."""
         self.run_file = path / "run.json"
         self.summary_file = path / "summary.json"
         self.comparison = path / "comparison.md"

@@ -1,4 +1,4 @@
-"""The tables behind a comparison: floor and ceiling, run checks, claims, subsets, settings, trials, facts."""
+"""The tables behind a comparison: run checks, claims, subsets, settings, trials, facts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 from cvrunner.config.schema import Config
-from cvrunner.records.results import FloorRecord, Score, TrialResult
+from cvrunner.records.results import Score, TrialResult
+from cvrunner.report.floor import attainable_table, floor_table
 from cvrunner.report.report import Report
 from cvrunner.text import DASH, Table, format_score
 
@@ -28,9 +29,10 @@ SHOWN_DIGITS = 12
 
 
 def evidence_tables(report: Report) -> list[Table]:
-    """Return all tables of this module that have rows."""
+    """Return all tables behind a comparison that have rows."""
     tables = [
         floor_table(report),
+        attainable_table(report),
         checks_table(report),
         claims_table(report),
         groups_table(report),
@@ -38,69 +40,6 @@ def evidence_tables(report: Report) -> list[Table]:
         trials_table(report),
     ]
     return [table for table in tables if table.rows]
-
-
-# --- floor and ceiling ------------------------------------------------------------------------------------------------
-
-
-def floor_table(report: Report) -> Table:
-    """Return what is reached without audio and by a human rater, next to the conditions."""
-    label, floor, scores = report.label, report.run.floor, report.summary.scores
-    columns = ["predictor", *label.values(), *(f"{name} pooled" for name in label.values())]
-    if floor is None:
-        return Table("Floor and ceiling", columns, [])
-    named: dict[str, Mapping[str, Score]] = {f"no audio: {name}": of for name, of in floor.scores.items()}
-    if floor.reason:
-        named["no audio"] = {}
-    for condition, aggregates in scores.items():
-        named[condition] = {d: Score(mean=a.mean, pooled=a.pooled) for d, a in aggregates.items()}
-    named |= {f"{condition}, controlled for scenario": of for condition, of in floor.controlled.items()}
-    if floor.ceiling:
-        named["one human rater"] = floor.ceiling
-    unknown = Score(mean=None, pooled=None)
-    rows = []
-    for name, by_dimension in named.items():
-        cells = [by_dimension.get(dimension, unknown) for dimension in label]
-        rows.append([name, *(format_score(s.mean) for s in cells), *(format_score(s.pooled) for s in cells)])
-    if floor.ceiling:
-        # A CCC is easier to judge as a share of what one person reaches on the same utterances.
-        human = [floor.ceiling.get(dimension, unknown) for dimension in label]
-        for condition, aggregates in scores.items():
-            of = [aggregates[dimension] for dimension in label]
-            means = [_share(a.mean, h.mean) for a, h in zip(of, human, strict=True)]
-            pooled = [_share(a.pooled, h.pooled) for a, h in zip(of, human, strict=True)]
-            rows.append([f"{condition} / one human rater", *means, *pooled])
-    return Table("Floor and ceiling", columns, rows, _floor_note(floor))
-
-
-def _share(score: float | None, human: float | None) -> str:
-    """Return a ratio with two decimals; a dash if a human rater does not reach a positive CCC."""
-    if score is None or human is None or human <= 0:
-        return DASH
-    return f"{score / human:.2f}"
-
-
-def _floor_note(floor: FloorRecord) -> str:
-    notes = ["Mean over folds; pooled over all out-of-fold predictions."]
-    if floor.scores:
-        notes.append(
-            "No audio: predicts the training mean of the utterance's scenario (or of its scenario, gender and side) on "
-            "the same folds; a model that does not beat it has not shown that it uses the audio."
-        )
-    if floor.controlled:
-        notes.append(
-            "Controlled for scenario: the training mean of the scenario is subtracted from prediction and truth."
-        )
-    if floor.ceiling:
-        notes.append(
-            "One human rater: each observer compared with the mean of the others. A model is compared with the mean of "
-            "all observers, which is steadier, so this is a reference point and not an upper bound."
-        )
-    if floor.reason:
-        notes.append(f"No floor: {floor.reason}.")
-    if floor.ceiling_reason:
-        notes.append(f"No ceiling: {floor.ceiling_reason}.")
-    return " ".join(notes)
 
 
 # --- run checks -------------------------------------------------------------------------------------------------------

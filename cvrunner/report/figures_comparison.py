@@ -14,6 +14,7 @@ from cvrunner.records.summary import Aggregate, Difference
 from cvrunner.report.panels import INK, Look, legend_below, looks, row_of_panels, whole_numbers
 from cvrunner.report.report import Report
 from cvrunner.text import DASH
+from cvrunner.verdict.ceiling import ATTAINABLE_STRETCHED
 from cvrunner.verdict.predictions import OutOfFold
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _draw_difference(axes: Axes, y: int, difference: Difference, look: Look) -> 
 
 
 def floor_and_ceiling(report: Report, floor: FloorRecord) -> tuple[Figure, str]:
-    """Draw the mean CCC of the conditions next to predictions without audio and a human rater."""
+    """Draw the mean CCC of the conditions next to predictions without audio, one human rater and a perfect model."""
     figure, panels = row_of_panels(len(report.label), height_in=2.6, share_y=True)
     look = looks(report.run.conditions)
     for axes, (dimension, label) in zip(panels, report.label.items(), strict=True):
@@ -135,6 +136,11 @@ def floor_and_ceiling(report: Report, floor: FloorRecord) -> tuple[Figure, str]:
         bars += [(c, _number(of[dimension].mean), look[c].color, 1.0) for c, of in report.summary.scores.items()]
         if floor.ceiling:
             bars.append(("one human rater", _mean(floor.ceiling, dimension), INK, 0.6))
+        if floor.panel:
+            best = floor.panel.scores[ATTAINABLE_STRETCHED][dimension]
+            bars.append(("perfect model,\nstretched", _number(best.mean), INK, 0.6))
+            if best.low is not None and best.high is not None:
+                axes.plot([best.low, best.high], [len(bars) - 1] * 2, color=INK, linewidth=2)
         for y, (_, value, color, alpha) in enumerate(bars):
             axes.barh(y, value, color=color, alpha=alpha)
             shown = f"{value:.4f}" if np.isfinite(value) else DASH
@@ -145,7 +151,10 @@ def floor_and_ceiling(report: Report, floor: FloorRecord) -> tuple[Figure, str]:
         axes.margins(x=0.2)
         axes.grid(axis="y", visible=False)
     panels[0].invert_yaxis()
-    return figure, "Mean CCC on the same folds: without any audio, of each condition, and of a single human rater."
+    return figure, (
+        "Mean CCC on the same folds: without any audio, of each condition, of a single human rater, and of a perfect "
+        "model given the noise of the labels (line: 95 % interval over raters)."
+    )
 
 
 def _mean(scores: Mapping[str, Score], dimension: str) -> float:

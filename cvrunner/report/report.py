@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cvrunner.config.schema import Config
-from cvrunner.data.folds import Fold
 from cvrunner.errors import ResultsError
 from cvrunner.records.results import EpochRecord, RunRecord, TrialResult, ccc_label
 from cvrunner.records.run_directory import RunDirectory, read_events
@@ -47,13 +45,11 @@ class Report:
         return labels(self.run)
 
 
-def read_report(
-    directory: RunDirectory, folds: Sequence[Fold] | None = None, links: dict[str, str] | None = None
-) -> Report:
+def read_report(directory: RunDirectory, links: dict[str, str] | None = None) -> Report:
     """Read a run's folder and compare its conditions; every file is read once.
 
-    With `folds`, the floor of a complete run gets the scenario-controlled scores of its conditions. `links` are shown
-    instead of those in run.json. Raises ResultsError or ConfigError if the folder cannot be read.
+    The floor of a complete run gets the scenario-controlled scores of its conditions. `links` are shown instead of
+    those in run.json. Raises ResultsError or ConfigError if the folder cannot be read.
     """
     run, config = directory.read_run(), directory.read_config()
     results = directory.results(run)
@@ -66,8 +62,8 @@ def read_report(
         if probe.predicted is not None:
             references["linear probe"] = probe.predicted[None]
         summary = compare_conditions(run, results, lined_up, config.verdict, references)
-        if folds is not None and run.floor is not None:
-            run = run.model_copy(update={"floor": with_controlled_scores(run.floor, folds, run, tables)})
+        if run.floor is not None:
+            run = run.model_copy(update={"floor": with_controlled_scores(run.floor, run, tables)})
     # The links of a run that just ended are not in run.json yet.
     if links is not None:
         run = run.model_copy(update={"links": links})

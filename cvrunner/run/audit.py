@@ -11,8 +11,11 @@ from cvrunner.config.schema import Config
 from cvrunner.data.checks import labels_outside
 from cvrunner.data.folds import Fold, find_leaks, split_digest
 from cvrunner.data.utterance import Corpus
+from cvrunner.records.results import Panel, ccc_label
+from cvrunner.report.floor import raters_table
 from cvrunner.text import Table, format_score, tables_as_text
-from cvrunner.verdict.floor import FloorScore, no_audio_floor
+from cvrunner.verdict.ceiling import ATTAINABLE, NO_RATERS, panel_of_raters
+from cvrunner.verdict.floor import NO_SCENARIOS, FloorScore, floor_predictions, no_audio_floor
 
 SHORT_S, LONG_S = 1.0, 15.0
 
@@ -79,10 +82,13 @@ class AuditReport:
     split_digest: str
     leaks: tuple[str, ...]
     floor: Mapping[str, FloorScore]
+    """By predictor without audio; empty if the corpus names no scenarios."""
+    raters: Panel | None
+    """None if no utterance has two raters."""
 
 
 def audit(corpus: Corpus, folds: Sequence[Fold], config: Config) -> AuditReport:
-    """Return sizes, labels, durations, folds, leaks and the no-audio floor. A leak is reported here, not raised."""
+    """Return sizes, labels, durations, folds, leaks, floor and raters. A leak is reported here, not raised."""
     settings = config.corpus
     seconds = np.array([u.duration_s for u in corpus.utterances])
     labels = []
@@ -115,7 +121,8 @@ def audit(corpus: Corpus, folds: Sequence[Fold], config: Config) -> AuditReport:
         ),
         split_digest=split_digest(folds),
         leaks=tuple(find_leaks(folds)),
-        floor=no_audio_floor(folds, settings.dimensions),
+        floor=no_audio_floor(folds, settings.dimensions, floor_predictions(folds, settings.dimensions)),
+        raters=panel_of_raters(folds, settings.dimensions),
     )
 
 
@@ -165,6 +172,10 @@ def render(report: AuditReport, width: int = 120) -> str:
     warnings = ["Warnings: none"]
     if report.warnings:
         warnings = ["Warnings:", *(f"  {line}" for line in report.warnings)]
+    raters = f"Raters: {NO_RATERS}\n"
+    if report.raters is not None:
+        label = {name: ccc_label(name) for name in report.raters.scores[ATTAINABLE]}
+        raters = tables_as_text([raters_table(report.raters, label)], width)
     return "\n".join(
         [
             report.corpus,
@@ -183,16 +194,19 @@ def render(report: AuditReport, width: int = 120) -> str:
             "",
             *leaks,
             "",
-            *(_floor_text(floor, width) for floor in report.floor.values()),
+            _floor_text(report.floor, width),
+            raters,
         ]
     )
 
 
-def _floor_text(floor: FloorScore, width: int) -> str:
-    title = f"No-audio floor by {' + '.join(floor.by)}"
-    if floor.reason:
-        return f"{title}: none, {floor.reason}\n"
-    named = {f"fold {fold}": scores for fold, scores in floor.by_fold.items()}
-    named |= {"mean": floor.mean, "pooled": floor.pooled}
-    rows = [[name, *(format_score(scores[dimension]) for dimension in floor.mean)] for name, scores in named.items()]
-    return tables_as_text([Table(f"{title} (CCC)", ["", *floor.mean], rows)], width)
+def _floor_text(floors: Mapping[str, FloorScore], width: int) -> str:
+    if not floors:
+        return f"No-audio floor: none, {NO_SCENARIOS}\n"
+    tables = []
+    for name, floor in floors.items():
+        named = {f"fold {fold}": scores for fold, scores in floor.by_fold.items()}
+        named |= {"mean": floor.mean, "pooled": floor.pooled}
+        rows = [[name, *(format_score(scores[d]) for d in floor.mean)] for name, scores in named.items()]
+        tables.append(Table(f"No-audio floor by {name} (CCC)", ["", *floor.mean], rows))
+    return tables_as_text(tables, width)

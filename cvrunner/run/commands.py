@@ -119,8 +119,10 @@ def audit(config_path: Path | None, overrides: Sequence[str], console: Console, 
     """Print corpus, labels, folds, leaks and no-audio floor; trains nothing. Exit code 2 if folds leak."""
     experiment = prepare(config_path, overrides, for_training=False)
     found = corpus_audit.audit(experiment.corpus, experiment.folds, experiment.config)
-    # Undefined scores are None, so asdict holds nothing that JSON lacks.
-    text = json.dumps(asdict(found), indent=1) if as_json else corpus_audit.render(found, console.width)
+    text = corpus_audit.render(found, console.width)
+    if as_json:
+        # Undefined scores are None, so asdict holds nothing that JSON lacks but records.
+        text = json.dumps(asdict(found), indent=1, default=lambda record: record.model_dump(mode="json"))
     line_printer(console)(text)
     return LeakError.exit_code if found.leaks else 0
 

@@ -239,8 +239,8 @@ def close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
     if ending is None and directory.report.is_file() and directory.summary_file.is_file():
         return status, Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
     # No links may also mean that MLflow does not answer now; those in run.json stay.
-    report = read_report(directory, run.experiment.folds, run.tracker.links(UI_ADDRESS) or None)
-    store.note(floor=report.run.floor, links=report.run.links)
+    report = read_report(directory, run.tracker.links(UI_ADDRESS) or None)
+    store.note(links=report.run.links)
     write_files(report)
     run.tracker.finish(report, status)
     return status, report.summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -32,7 +32,7 @@ from cvrunner.records.results import (
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
 from cvrunner.run.prepare import Experiment
 from cvrunner.training.trial import Trial
-from cvrunner.verdict.floor import floor_record
+from cvrunner.verdict.floor import floor_csv, floor_predictions, floor_record
 
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
@@ -54,13 +54,15 @@ class RecordStore(Generic[RecordT]):
         if self.fresh:
             shutil.rmtree(self.file.parent, ignore_errors=True)
 
-    def create_folder(self, config: Config, folds: Sequence[Fold]) -> None:
-        """Write config.yaml, split.json and the record. Raises ResultsError."""
+    def create_folder(self, config: Config, folds: Sequence[Fold], files: Mapping[Path, str] | None = None) -> None:
+        """Write config.yaml, split.json, further `files` (path: text) and the record. Raises ResultsError."""
         folder = self.file.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             write_atomically(folder / "split.json", json.dumps(split_table(folds), indent=1) + "\n")
+            for path, text in (files or {}).items():
+                write_atomically(path, text)
             # The record comes last: a folder without it is not taken for a run.
             self._write()
         except OSError as error:
@@ -95,12 +97,14 @@ class RunStore(RecordStore[RunRecord]):
         directory = RunDirectory(path)
         if not fresh:
             return cls(directory, directory.read_run())
+        dimensions = config.corpus.dimensions
+        predictions = floor_predictions(experiment.folds, dimensions)
         record = RunRecord(
             **provenance(directory.name, key, config, experiment.corpus, trials[0], command),
             conditions=list(config.conditions),
             folds=[fold.number for fold in experiment.folds],
             seeds=list(config.train.seeds),
-            floor=floor_record(experiment.folds, config.corpus.dimensions),
+            floor=floor_record(experiment.folds, dimensions, predictions),
             # Sorted for the reader of the file; the trials come in the order in which they are to run.
             trials={
                 t.name: TrialState(key=t.key, condition=t.condition, fold=t.fold.number, seed=t.seed)
@@ -108,7 +112,10 @@ class RunStore(RecordStore[RunRecord]):
             },
         )
         store = cls(directory, record, fresh=True)
-        store.create_folder(config, experiment.folds)
+        files = {}
+        if predictions:
+            files[directory.floor] = floor_csv(experiment.folds, dimensions, predictions)
+        store.create_folder(config, experiment.folds, files)
         return store
 
     def trial_directory(self, trial: Trial) -> TrialDirectory:
@@ -137,7 +144,7 @@ class RunStore(RecordStore[RunRecord]):
         return self._end(all(state.status == "DONE" for state in states.values()), stopped, trials=states)
 
     def note(self, **changes: Any) -> None:
-        """Change further fields of run.json: the floor, the links."""
+        """Change further fields of run.json, such as the links."""
         self._write(**changes)
 
     def attempt(self, trial: Trial, number: int) -> None:

@@ -282,3 +282,59 @@ def test_json_line_numbers_survive_line_separators_in_text(tmp_path: Path) -> No
     lines[1] = "oops"
     write_bytes(tmp_path / "corpus.jsonl", "\n".join(lines).encode())
     assert problems(tmp_path / "corpus.jsonl")[0].startswith("corpus.jsonl line 2: is not a JSON row")
+
+
+# --- single ratings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_single_ratings_become_raters_and_their_mean_a_label_that_is_not_given(tmp_path: Path, name: str) -> None:
+    rows = manifest_rows(tmp_path)
+    for turn, row in enumerate(rows):
+        del row["valence"]
+        row |= {"valence_1": 1 + turn % 2, "valence_2": 4, "valence_10": 2.5, "arousal_2": 3}
+    rows[0] |= {"valence_2": "", "arousal": ""}
+    loaded = load(write_manifest(tmp_path / name, rows))
+    first, second = loaded.utterances[:2]
+    assert first.raters == {"E1": (1, None, None), "E2": (None, 3, None), "E10": (2.5, None, None)}
+    assert (first.valence, first.arousal) == (1.75, 3)
+    assert second.raters == {"E1": (2, None, None), "E2": (4, 3, None), "E10": (2.5, None, None)}
+    assert second.valence == pytest.approx(8.5 / 3)
+
+
+def test_a_label_that_is_not_the_mean_of_its_ratings_is_kept_and_counted_unless_it_is_rounded(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path)
+    for row in rows:
+        row |= {"valence": "2.33", "valence_1": 1, "valence_2": 3, "valence_3": 3}
+    rows[1]["valence"] = "2.32"
+    loaded = load(write_manifest(tmp_path / "a.csv", rows))
+    assert [u.valence for u in loaded.utterances[:2]] == [2.33, 2.32]
+    assert loaded.warnings == (
+        "valence labels that differ from the mean of their ratings by more than rounding, kept as given: 1 "
+        "(first: a.csv line 3: s1t1 2.32, mean 2.33333)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "rule"),
+    [
+        ("x", "valence_2 'x' is not a number"),
+        ("2,5", "valence_2 '2,5' is not a number (write 2.5, not 2,5)"),
+        ("5.5", "valence_2 is 5.5, must be a number within corpus.scale 1..5"),
+        ("nan", "valence_2 is nan, must be a number within corpus.scale 1..5"),
+    ],
+)
+def test_a_wrong_rating_is_a_problem_with_its_row(tmp_path: Path, cell: str, rule: str) -> None:
+    rows = manifest_rows(tmp_path)
+    for row in rows:
+        row |= {"valence_1": 2, "valence_2": 3}
+    rows[2]["valence_2"] = cell
+    assert problems(write_manifest(tmp_path / "a.jsonl", rows)) == [f"a.jsonl line 3: s2t0: {rule}"]
+
+
+def test_without_label_and_ratings_the_label_is_missing(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path)
+    for row in rows:
+        row |= {"valence": "", "valence_1": 2}
+    rows[1]["valence_1"] = ""
+    assert problems(write_manifest(tmp_path / "a.csv", rows)) == ["a.csv line 3: s1t1: valence is missing"]

@@ -63,7 +63,6 @@ def test_the_end_of_a_run_reads_every_prediction_once(tmp_path, folds, monkeypat
     )
     assert conclude(run, Outcome(stopped=False, error=None)) == 0
     assert finished == ["COMPLETE"]
-    assert set(directory.read_run().floor.controlled) == {"frozen", "unfrozen"}
     files = Counter(directory.path.glob("*/*/*/predictions.csv"))
     assert len(files) == 10
     assert parsed == hashed == files
@@ -73,16 +72,18 @@ def test_the_end_of_a_run_reads_every_prediction_once(tmp_path, folds, monkeypat
     conclude(run, None)
     assert printed.file.getvalue() == 2 * first
     assert parsed == hashed == files
+    assert set(read_report(directory).run.floor.controlled) == {"frozen", "unfrozen"}
 
 
 @pytest.mark.usefixtures("blank")
 def test_the_floor_survives_run_json_and_stands_in_the_report(tmp_path, folds):
     directory = make_run(tmp_path, epochs=1)
     directory.write_run(directory.read_run().model_copy(update={"floor": floor_record(folds, DIMENSIONS)}))
-    run = read_report(directory, folds).run
+    run = read_report(directory).run
     floor = run.floor
-    assert set(floor.scores) == {"scenario", "scenario+gender+side"}
+    assert {name.removesuffix(" (stretched)") for name in floor.scores} == {"scenario", "scenario+gender+side"}
     assert set(floor.controlled["frozen"]) == {"valence", "arousal", "avg"}
+    assert {score.mean for score in floor.controlled_constant.values()} == {0}
     directory.write_run(run)
     assert directory.read_run().floor == floor
     write_report(directory)
@@ -125,7 +126,7 @@ def test_without_scenarios_the_reason_stands_in_the_report(tmp_path):
     assert floor.scores == {}
     directory = make_run(tmp_path, epochs=1)
     directory.write_run(directory.read_run().model_copy(update={"floor": floor}))
-    assert read_report(directory, bare).run.floor == floor
+    assert read_report(directory).run.floor == floor
     write_report(directory)
     for file in (directory.report, directory.comparison):
         assert "the corpus names no scenarios" in file.read_text()

@@ -65,7 +65,7 @@ def test_text_shows_every_section() -> None:
     assert "something: 3 (first: here)" in lines
     assert any(line.startswith("Leaks: none") for line in lines)
     assert "No-audio floor by scenario (CCC)" in lines
-    assert "No-audio floor by scenario + gender + side (CCC)" in lines
+    assert "No-audio floor by scenario+gender+side (stretched) (CCC)" in lines
     assert text.endswith("\n")
 
 
@@ -78,7 +78,7 @@ def test_text_lists_leaks() -> None:
 
 def test_text_says_why_there_is_no_floor() -> None:
     text = render(audited(corpus(scenario=None)))
-    assert "No-audio floor by scenario: none, the corpus names no scenarios" in text
+    assert "No-audio floor: none, the corpus names no scenarios" in text
 
 
 def test_text_shows_a_dash_for_an_undefined_score() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,12 @@ from cvrunner.orchestration import ray_executor
 from cvrunner.orchestration.attempt import InlineExecutor
 from cvrunner.orchestration.failures import Failure
 from cvrunner.records.run_directory import RunDirectory
+from cvrunner.report.report import read_report
 from cvrunner.run import commands
 from cvrunner.run.prepare import prepare
 from cvrunner.run.session import open_run
 from cvrunner.verdict.ccc import ccc
+from cvrunner.verdict.floor import read_floor
 from cvrunner.verdict.predictions import out_of_fold, read_probe, read_tables
 from tests.corpora import manifest_rows, write_manifest
 from tests.runs import make_run
@@ -225,3 +228,42 @@ def test_a_report_is_made_without_torch_ray_or_mlflow(tmp_path: Path) -> None:
     )
     assert made.stdout.strip() == "[]"
     assert directory.report.is_file()
+
+
+def test_floor_and_raters_of_a_manifest_are_in_the_run_and_agree_with_its_files(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    rows = manifest_rows(config.parent / "corpus", turns=6)
+    for i, row in enumerate(rows):
+        row |= {"scenario": f"scene {i % 3}", "valence_1": 1 + i % 5, "valence_2": 2 + i % 4, "valence_3": 1 + i % 3}
+        del row["valence"]
+    write_manifest(config.parent / "corpus" / "manifest.csv", rows)
+    assert all_folds(config, "train.epochs=1")[0] == 0
+    directory = run_of(config)
+    report = read_report(directory)
+    floor, table, data = report.run.floor, read_floor(directory), report.out_of_fold
+    assert floor is not None
+    assert table is not None
+    assert data is not None
+    assert table["utterance"].tolist() == data.about["utterance"].tolist()
+    for name, scores in floor.scores.items():
+        for k, dimension in enumerate(("valence", "arousal")):
+            pooled = ccc(table[f"{name}:{dimension}"].to_numpy(), data.truth[:, k])
+            assert scores[dimension].pooled == pytest.approx(pooled)
+    assert floor.panel is not None
+    assert floor.panel.raters == pytest.approx(3)
+    shown = directory.comparison.read_text()
+    for row in ("perfect model, stretched", "second panel of 3.0 raters", "unfrozen / perfect model, stretched"):
+        assert f"| {row} |" in shown
+    assert "| a constant, controlled for scenario |" in shown
+    # The audit shows the same numbers, as text and as JSON, and fits a terminal of 100 columns.
+    console = Console(file=io.StringIO(), width=100)
+    assert commands.audit(config, (), console) == 0
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{floor.panel.scores['attainable']['valence'].mean:.4f}" in text
+    assert max(map(len, text.partition("Split digest")[2].splitlines()[1:])) <= 100
+    console = Console(file=io.StringIO(), width=100)
+    assert commands.audit(config, (), console, as_json=True) == 0
+    found = json.loads(console.file.getvalue())  # type: ignore[attr-defined]
+    assert found["raters"] == floor.panel.model_dump(mode="json")

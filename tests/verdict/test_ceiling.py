@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cvrunner.data.folds import make_folds
-from cvrunner.verdict.ceiling import NO_RATERS, human_ceiling, leave_one_rater_out
+from cvrunner.data.utterance import Corpus
+from cvrunner.verdict.ccc import ccc
+from cvrunner.verdict.ceiling import (
+    ATTAINABLE,
+    ATTAINABLE_STRETCHED,
+    NO_RATERS,
+    SECOND_PANEL,
+    human_ceiling,
+    label_noise,
+    leave_one_rater_out,
+    panel_of_raters,
+    reliability,
+)
 from tests.corpora import corpus, utterance
 
 
@@ -74,3 +88,110 @@ def test_more_noise_in_the_raters_lowers_the_ceiling():
         return human_ceiling(folds, ("valence",)).mean["valence"]
 
     assert 1 > ceiling(0.2) > ceiling(0.8) > 0
+
+
+# --- the panel --------------------------------------------------------------------------------------------------------
+
+SHROUT_FLEISS = np.array(
+    [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], dtype=np.float64
+)
+"""Six targets and four judges: table 2 of Shrout and Fleiss (1979), Psychological Bulletin 86, 420-428."""
+
+
+def test_reliability_is_the_published_icc_1_k() -> None:
+    # Their table 4: ICC(1,1) = .17 and ICC(1,4) = .44, from BMS 11.24 and WMS 6.26.
+    assert reliability(SHROUT_FLEISS) == pytest.approx((11.24 - 6.26) / 11.24, abs=0.001)
+    assert round(reliability(SHROUT_FLEISS), 2) == 0.44
+
+
+def test_reliability_with_unequal_numbers_of_ratings_by_hand() -> None:
+    # Means 2, 4, 5. Within: (1 + 1 + 0 + 0 + 0) / (1 + 2 + 0) = 2/3. Between: 7/3. Mean of 1/n: (1/2 + 1/3 + 1) / 3 =
+    # 11/18. Noise 11/27, true 7/3 - 11/27 = 52/27, so the reliability is 52/63.
+    nan = np.nan
+    ratings = np.array([[1, 3, nan], [4, 4, 4], [nan, 5, nan]])
+    assert reliability(ratings) == pytest.approx(52 / 63)
+    assert label_noise(ratings) == pytest.approx((11 / 27) ** 0.5)
+
+
+def test_raters_who_agree_by_chance_have_no_reliability_and_single_ratings_an_undefined_one() -> None:
+    assert reliability(np.array([[1.0, 5.0], [5.0, 1.0], [3.0, 3.0]])) == 0
+    assert np.isnan(reliability(np.array([[1.0, np.nan], [np.nan, 3.0]])))
+    assert np.isnan(reliability(np.ones((3, 2))))
+
+
+def simulated(raters: int, noise: float, turns: int = 200) -> tuple[Corpus, dict[str, float]]:
+    """Return a corpus rated by noisy raters, and what raters would say on average, by utterance."""
+    random, base, made, truth = np.random.default_rng(0), corpus(3, turns=turns), [], {}
+    for u in base.utterances:
+        truth[u.id] = float(random.normal())
+        given = truth[u.id] + random.normal(0, noise, raters)
+        made.append(
+            replace(
+                u, valence=float(given.mean()), raters={f"E{k}": (float(v), 1.0, None) for k, v in enumerate(given)}
+            )
+        )
+    return replace(base, utterances=tuple(made)), truth
+
+
+def test_a_perfect_model_and_a_second_panel_reach_what_is_attainable() -> None:
+    some, truth = simulated(raters=3, noise=1.0)
+    folds = make_folds(some, "leave_one_session_out")
+    panel = panel_of_raters(folds, ("valence",))
+    perfect, stretched, second = [], [], []
+    random = np.random.default_rng(1)
+    for fold in folds:
+        label, said = (np.array([of(u) for u in fold.test]) for of in (lambda u: u.valence, lambda u: truth[u.id]))
+        perfect.append(ccc(said, label))
+        stretched.append(max(ccc(s * said, label) for s in np.arange(0.5, 2, 0.01)))
+        second.append(ccc(said + random.normal(0, 1.0, (3, len(said))).mean(axis=0), label))
+    # The population's values: R = 1 / (1 + 1/3).
+    for kind, simulation, formula in (
+        (ATTAINABLE, perfect, 6 / 7),
+        (ATTAINABLE_STRETCHED, stretched, 0.75**0.5),
+        (SECOND_PANEL, second, 0.75),
+    ):
+        assert panel.scores[kind]["valence"].mean == pytest.approx(np.mean(simulation), abs=0.02)
+        assert panel.scores[kind]["valence"].mean == pytest.approx(formula, abs=0.02)
+        assert panel.scores[kind]["valence"].low < formula < panel.scores[kind]["valence"].high
+    assert panel.raters == pytest.approx(3)
+    assert panel.label_noise["valence"] == pytest.approx(1 / 3**0.5, abs=0.02)
+
+
+def test_the_interval_covers_the_reliability_of_panels_drawn_from_a_population_of_biased_raters() -> None:
+    folds = make_folds(corpus(3, turns=30), "leave_one_session_out")
+    random, within = np.random.default_rng(0), 0
+    # Truth is 1 and -1 in turn: its variance, divided by n - 1, is 60/59 in a session of 60 utterances.
+    expected = 1 / (1 + (0.5**2 + 0.7**2) / 6 / (60 / 59))
+    for _ in range(60):
+        biases = random.normal(0, 0.5, 6)
+        rated = []
+        for fold in folds:
+            given = [(-1) ** u.turn + biases + random.normal(0, 0.7, 6) for u in fold.test]
+            raters = [{f"E{k}": (float(v), None, None) for k, v in enumerate(of)} for of in given]
+            rated.append(
+                replace(fold, test=tuple(replace(u, raters=r) for u, r in zip(fold.test, raters, strict=True)))
+            )
+        score = panel_of_raters(rated, ("valence",)).scores[SECOND_PANEL]["valence"]
+        within += score.low <= expected <= score.high
+    # 95 % of 60, less three standard deviations.
+    assert 52 <= within <= 60
+
+
+def test_two_raters_give_no_interval() -> None:
+    two = panel_of_raters(make_folds(simulated(2, 0.7, turns=20)[0], "leave_one_session_out"), ("valence",))
+    assert two.interval_reason == "an interval over raters needs 3 raters, not 2"
+    assert two.scores[SECOND_PANEL]["valence"].low is None
+    assert two.scores[SECOND_PANEL]["valence"].mean is not None
+
+
+def test_a_dimension_without_ratings_is_undefined_next_to_one_that_has_them() -> None:
+    panel = panel_of_raters(
+        make_folds(simulated(3, 1.0, turns=8)[0], "leave_one_session_out"), ("valence", "dominance")
+    )
+    assert panel.scores[SECOND_PANEL]["dominance"].mean is None
+    assert panel.scores[SECOND_PANEL]["valence"].mean is not None
+    assert panel.label_noise["dominance"] is None
+
+
+def test_without_two_ratings_of_anything_there_is_no_panel() -> None:
+    assert panel_of_raters(make_folds(corpus(), "leave_one_session_out"), ("valence",)) is None

@@ -15,8 +15,9 @@ from cvrunner.config.sections import VerdictConfig
 from cvrunner.errors import ResultsError
 from cvrunner.records.results import FloorRecord, Score
 from cvrunner.records.summary import CorpusLevel, Difference, Interval, SpeakersLevel, Summary
-from cvrunner.report.evidence import claims_table, floor_table, trials_table
+from cvrunner.report.evidence import claims_table, trials_table
 from cvrunner.report.figures import draw
+from cvrunner.report.floor import floor_table
 from cvrunner.report.html import render_html
 from cvrunner.report.report import read_report
 from cvrunner.report.tables import render_markdown, render_text
