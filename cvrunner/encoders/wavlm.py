@@ -271,4 +271,10 @@ def load_wavlm(files: EncoderFiles, dropout: float | None = None) -> Any:
         raise EncoderError(
             f"model.encoder {files.name}: {len(missing)} weights are missing in its files, first {missing[0]}"
         )
+    for name, tensor in wavlm.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise EncoderError(
+                f"model.encoder {files.name}: {name} has NaN or infinite weights: the files in {files.folder} are "
+                "damaged or stem from a training that diverged; get them again"
+            )
     return wavlm
