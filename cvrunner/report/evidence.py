@@ -233,8 +233,8 @@ def trials_table(report: Report) -> Table:
         ["trial", "status", "attempts", *measured, "error"],
         rows,
         "Encoder weight change: relative to the start; a trial fails if a frozen encoder changes or a trained one does "
-        "not. Collapsed: dimensions whose test predictions hardly vary. Peak memory: of the GPU, or of the process on a "
-        "CPU.",
+        "not. Collapsed: dimensions whose test predictions hardly vary. Peak memory: of the GPU, or of the process "
+        "on a CPU.",
     )
 
 
