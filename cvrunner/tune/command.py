@@ -115,7 +115,9 @@ def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
     chosen = config.tune.folds or tuple(fold.number for fold in experiment.folds)
     for fold in chosen:
         check_fold(fold, len(experiment.folds), "tune.folds", ConfigError)
-    settings, trials, left_out = {}, {}, {}
+    settings: dict[str, dict[str, Any]] = {}
+    trials: dict[str, list[Trial]] = {}
+    left_out: dict[str, list[str]] = {}
     for condition in conditions:
         current = searched_values(config, condition)
         drawn = draw_settings(config.tune, condition, current)

@@ -69,12 +69,7 @@ def _of_condition(trials: Sequence[bool]) -> Convergence:
         reason = f"no finished trial has {FEWEST_EPOCHS} epochs with a validation CCC-Avg"
         return Convergence(converged=None, trials_converged=0, trials=0, reason=reason)
     enough = converged >= ENOUGH * count
-    if converged == count:
-        reason = f"in none of {plural(count, 'trial')} was the validation CCC-Avg still rising at the end"
-    else:
-        reason = (
-            f"in {count - converged} of {plural(count, 'trial')} the validation CCC-Avg was still rising at the end"
-        )
+    reason = f"{count - converged} of {plural(count, 'trial')} ended with a validation CCC-Avg that was still rising"
     return Convergence(converged=enough, trials_converged=converged, trials=count, reason=reason)
 
 

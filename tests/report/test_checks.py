@@ -64,8 +64,8 @@ def test_a_condition_that_was_not_trained_for_long_enough_is_named(tmp_path):
     directory = make_run(tmp_path, epochs=6)
     rows = found(directory)
     # The made-up curves still rise steeply after six epochs.
-    assert rows["did unfrozen train for long enough?"].startswith("NO, more epochs might score higher: in ")
-    assert found(make_run(tmp_path / "long", epochs=40))["did unfrozen train for long enough?"].startswith("yes: in ")
+    assert rows["did unfrozen train for long enough?"].startswith("NO, more epochs might score higher: ")
+    assert found(make_run(tmp_path / "long", epochs=40))["did unfrozen train for long enough?"].startswith("yes: ")
     short = found(make_run(tmp_path / "short", epochs=1))
     assert short["did frozen train for long enough?"].startswith("not known: no finished trial has 3 epochs")
 

@@ -80,7 +80,7 @@ def test_a_condition_has_converged_if_two_thirds_of_its_trials_have() -> None:
     found = judge(frozen=[RISING, RISING, SATURATED], unfrozen=[RISING, SATURATED, SATURATED])
     assert (found["frozen"].converged, found["unfrozen"].converged) == (False, True)
     assert (found["frozen"].trials_converged, found["frozen"].trials) == (1, 3)
-    assert found["unfrozen"].reason == "in 1 of 3 trials the validation CCC-Avg was still rising at the end"
+    assert found["unfrozen"].reason == "1 of 3 trials ended with a validation CCC-Avg that was still rising"
 
 
 def test_trials_that_cannot_be_judged_do_not_count() -> None:
@@ -99,7 +99,7 @@ def test_a_trial_that_has_not_finished_does_not_count() -> None:
 def test_the_clause_names_the_baseline_and_is_silent_about_what_converged() -> None:
     found = judge(frozen=[RISING], unfrozen=[SATURATED], top=[[0.1]])
     assert convergence_clause("frozen", found["frozen"], baseline=True) == (
-        "the baseline frozen had not converged: in 1 of 1 trial the validation CCC-Avg was still rising at the end, "
+        "the baseline frozen had not converged: 1 of 1 trial ended with a validation CCC-Avg that was still rising, "
         "so more epochs might change the difference"
     )
     assert convergence_clause("unfrozen", found["unfrozen"], baseline=False) is None
