@@ -126,6 +126,9 @@ def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
             name: plan_setting(config, condition, values, experiment.corpus, experiment.folds, chosen)
             for name, values in drawn.items()
         }
+        if config.tune.nested:
+            # Now, not after the search: some keys cannot differ between folds.
+            with_setting(config, condition, current, fold=chosen[0])
         left_out[condition] = [key for key in config.tune.search_space if key not in current]
     return Search(experiment, settings, trials, left_out)
 
@@ -167,7 +170,8 @@ def _announcement(search: Search, store: SweepStore, resources: SweepResources) 
         f"folds {folds}, {plural(resources.max_settings, 'setting')} at a time",
     ]
     for condition in record.conditions:
-        lines.append(f"{len(record.settings_of(condition))} of {condition}, {record.epochs[condition]} epochs each")
+        epochs = plural(record.epochs[condition], "epoch")
+        lines.append(f"{len(record.settings_of(condition))} of {condition}, {epochs} each")
         if search.left_out[condition]:
             left_out = ", ".join(search.left_out[condition])
             lines.append(f"not searched, since the encoder of {condition} is frozen: {left_out}")
@@ -176,7 +180,7 @@ def _announcement(search: Search, store: SweepStore, resources: SweepResources) 
             lines.append(f"settings of {condition} are compared after epoch {', '.join(compared)}")
     if record.nested:
         lines.append("nested: each fold gets the setting that is best on its validation session; none is stopped early")
-    if resources.slots < len(record.folds):
+    elif resources.slots < len(record.folds):
         lines.append(
             f"only {resources.slots} of {len(record.folds)} folds train at a time, which delays the comparison of "
             "settings; choose fewer folds with tune.folds"
@@ -267,7 +271,7 @@ def tuned_config(config: Config, record: SweepRecord) -> Config:
 
 def _objective(record: SweepRecord) -> str:
     folds = f"folds {', '.join(map(str, record.folds))}"
-    epochs = " and ".join(dict.fromkeys(f"{count} epochs" for count in record.epochs.values()))
+    epochs = " and ".join(dict.fromkeys(plural(count, "epoch") for count in record.epochs.values()))
     what = f"the mean validation CCC-Avg of {folds}"
     if record.nested:
         what = f"each fold's own validation CCC-Avg, {folds}"

@@ -42,6 +42,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
             "tune.folds: must be null with tune.nested, because every fold needs settings of its own",
         ),
         (
+            "tune={nested: true, search_space: {model.protocol: {choices: [utterance, dialogue]}}}",
+            "conditions.frozen.folds.1.model.protocol: must be the same in all folds of a condition",
+        ),
+        (
             "conditions.frozen.folds.1.train.lr=1e-3",
             "conditions.frozen.folds: settings per fold would override those of the search; remove them",
         ),
