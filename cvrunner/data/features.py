@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from cvrunner.config.schema import digest
 from cvrunner.data.utterance import Utterance
+from cvrunner.errors import EncoderError
 from cvrunner.files import patiently, write_file_atomically
 
 Features = npt.NDArray[np.float16 | np.float32]
@@ -65,7 +66,9 @@ class FeatureStore:
     ) -> None:
         self.folder = cache_dir / recipe.kind / recipe.key
         self.shards = tuple(self._make_shards(utterances))
+        self.kind = recipe.kind
         self._maps: dict[Path, Features] = {}
+        self._checked: set[str] = set()
         # File, first frame and number of frames by digest of the audio.
         self._place: dict[str, tuple[Path, int, int]] = {}
         for shard in self.shards:
@@ -135,15 +138,33 @@ class FeatureStore:
             self._write(shard, features)
 
     def _write(self, shard: Shard, features: Sequence[Features]) -> None:
+        for u, of in zip(shard.utterances, features, strict=True):
+            if not all_finite(of):
+                raise EncoderError(
+                    f"features ({self.kind}) of utterance {u.id} ({u.path}) are not finite, or above the 65504 of "
+                    "float16: check the recording, and whether the encoder's files are damaged"
+                )
         packed = np.concatenate(features)
         # It may be a map of a truncated file.
         self._maps.pop(shard.path, None)
         write_file_atomically(shard.path, lambda file: np.save(file, packed, allow_pickle=False))
 
     def read(self, utterance: Utterance) -> Features:
-        """Return the features `[frames, ...]` of an utterance, a view of the memory map."""
+        """Return the features `[frames, ...]` of an utterance, a view of the memory map.
+
+        Raises EncoderError if they are not finite.
+        """
         path, start, count = self._place[utterance.audio_digest]
-        return self._map(path)[start : start + count]
+        features = self._map(path)[start : start + count]
+        # Once per process: the file never changes.
+        if utterance.audio_digest not in self._checked:
+            if not all_finite(features):
+                raise EncoderError(
+                    f"cached features ({self.kind}) of utterance {utterance.id} are not finite: {path} is damaged, "
+                    "delete it to have it written again"
+                )
+            self._checked.add(utterance.audio_digest)
+        return features
 
     def unmap(self) -> None:
         """Give the memory of all mapped files back; views must not be used any more. Reading maps a file again."""
@@ -153,3 +174,10 @@ class FeatureStore:
         if path not in self._maps:
             self._maps[path] = patiently(np.load)(path, mmap_mode="r", allow_pickle=False)
         return self._maps[path]
+
+
+def all_finite(features: Features) -> bool:
+    """Whether no value is NaN or infinite."""
+    # All bits of the exponent are 1 only then; the sign is the bit above them. Six times faster than `np.isfinite`,
+    # which counts for gigabytes of hidden states.
+    return not features.size or int((features.view(np.uint16) & 0x7FFF).max()) < 0x7C00

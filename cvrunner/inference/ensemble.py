@@ -185,14 +185,18 @@ def load_groups(
     # torch takes seconds to import; arguments and files are checked before.
     from cvrunner.inference.emotion_model import load_models
 
-    # Models with a frozen encoder share one pass through it. A fine-tuned encoder is loaded when its turn comes, so
-    # that one encoder is in memory at a time, and two while one replaces the other.
-    paths = [folder.path for folder in folders]
-    if not adaptation_of(folders[0].read().model).trains_encoder:
+    # Models with a frozen encoder share one pass through it, unless folds have other layers of their own. A fine-tuned
+    # encoder is loaded when its turn comes, so that one encoder is in memory at a time, and two while one replaces the
+    # other.
+    groups: dict[object, list[Path]] = {}
+    for folder in folders:
+        described = folder.read()
+        needs: object = (described.model.layers, described.model.frame_rate_hz, described.precision)
+        if adaptation_of(described.model).trains_encoder:
+            needs = folder.path
+        groups.setdefault(needs, []).append(folder.path)
+    for paths in groups.values():
         yield load_models(paths, device, encoder)
-    else:
-        for path in paths:
-            yield load_models([path], device, encoder)
 
 
 def predict_files(

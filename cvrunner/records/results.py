@@ -62,6 +62,9 @@ class GroupRecord(Record):
     """Mean over the epoch's updates, before clipping."""
     weight_change: float
     """`||w - w0|| / ||w0||` since the start of training."""
+    implied_change: float | None = None
+    """Weight change that the learning rates so far imply: that of AdamW if the gradient were noise without a direction
+    (training/freezing.py). None: not recorded."""
 
 
 class EpochRecord(Record):
@@ -205,13 +208,19 @@ class TrialResult(Result):
     """At the best epoch."""
     test_ccc: Ccc
     collapsed: list[str]
-    """Dimensions whose test predictions are constant."""
+    """Dimensions whose test predictions have a standard deviation below 5 % of that of the labels. Earlier
+    versions listed only those whose test predictions are constant."""
     train_utterances: int
     validation_utterances: int
     test_utterances: int
     parameters: ParameterCount
     weight_change: dict[str, float]
     """By parameter group, at the last epoch."""
+    weight_change_best: dict[str, float] = {}
+    """By parameter group, at the best epoch, whose weights were tested; empty: not recorded."""
+    barely_moved: dict[str, float] = {}
+    """Groups that moved far less than their learning rates imply, by the best epoch or the last one, with the implied
+    change at that epoch."""
     layer_weights: dict[str, list[float]]
     """By dimension, at the best epoch."""
     batch_size: int = 0

@@ -108,6 +108,18 @@ class Difference(Record):
     new_speakers: SpeakersLevel | None = None
 
 
+class Convergence(Record):
+    """Whether the trials of one condition trained for long enough, judged by their validation curves alone."""
+
+    converged: bool | None
+    """None: no trial could be judged."""
+    trials_converged: int
+    trials: int
+    """Finished trials whose curve could be judged."""
+    reason: str
+    """What the curves show, as a clause."""
+
+
 class Reference(Record):
     """A predictor that is no condition, such as the no-audio floor, and each condition's lead over it."""
 

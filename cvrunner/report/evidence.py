@@ -1,12 +1,13 @@
-"""The tables behind a comparison: run checks, claims, subsets, settings, trials, facts."""
+"""The tables behind a comparison: claims, subsets, settings, trials, facts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 
 from cvrunner.config.schema import Config
-from cvrunner.records.results import Score, TrialResult
+from cvrunner.records.results import TrialResult
+from cvrunner.report.checks import checks_table
 from cvrunner.report.floor import attainable_table, floor_table
 from cvrunner.report.report import Report
 from cvrunner.text import DASH, Table, format_score
@@ -18,14 +19,6 @@ QUANTITIES = {
     "memory_gb": "GPU memory, GB",
     "minutes_per_epoch": "minutes per epoch",
 }
-LABELS = {
-    "header": "the rating printed next to each utterance, the mean of the observers",
-    "observers": "the mean of the individual observers' ratings",
-    "all_raters": "the mean of all ratings, including the speakers' ratings of themselves",
-    "manifest": "as listed in the manifest",
-}
-SHOWN_DIGITS = 12
-"""Leading digits of a digest in the run checks; `facts` shows complete digests."""
 
 
 def evidence_tables(report: Report) -> list[Table]:
@@ -37,141 +30,10 @@ def evidence_tables(report: Report) -> list[Table]:
         claims_table(report),
         groups_table(report),
         settings_table(report),
+        origin_table(report),
         trials_table(report),
     ]
     return [table for table in tables if table.rows]
-
-
-# --- run checks -------------------------------------------------------------------------------------------------------
-
-
-def checks_table(report: Report) -> Table:
-    """Return what was checked while the run trained and what the checks found; empty before the first result."""
-    results = list(report.results.values())
-    if not results:
-        return Table("Run checks", [], [])
-    done = {result.condition for result in results}
-    conditions = [condition for condition in report.run.conditions if condition in done]
-    splits = {report.run.split_digest, *(r.split_digest for r in results)}
-    corpora = {report.run.corpus_digest, *(r.corpus_digest for r in results)}
-    variant = report.config.label_variant
-    rows = [[f"did {condition} train the right weights?", _trained(report, condition)] for condition in conditions]
-    rows += [
-        [f"does {condition} beat the floor?", _beats_floor(report, condition)] for condition in report.summary.scores
-    ]
-    rows += [
-        ["collapsed predictions", _collapsed(report)],
-        ["trained long enough?", _long_enough(results)],
-        ["attempts after the first", _retries(report)],
-        ["out of memory", _out_of_memory(report)],
-        ["labels", f"{variant}: {LABELS[variant]}"],
-        ["labels outside the scale", _outside_scale(report)],
-        ["warnings about the corpus", "; ".join(report.run.corpus_warnings) or "none"],
-        [
-            "encoder weights",
-            _same("weights", {f"{r.encoder}, SHA-256 {r.encoder_digest[:SHOWN_DIGITS]}" for r in results}),
-        ],
-        ["split", _same("split", {f"digest {digest[:SHOWN_DIGITS]}" for digest in splits})],
-        ["corpus", _same("corpus", {f"digest {digest[:SHOWN_DIGITS]}" for digest in corpora})],
-    ]
-    return Table(
-        "Run checks",
-        ["check", "result"],
-        rows,
-        "Weight change: ||w - w0|| / ||w0||, checked after every epoch; a trial fails if a frozen group changes or a "
-        "trained group does not. The numbers are not comparable with those of a run that has another split, corpus or "
-        "label variant.",
-    )
-
-
-def _trained(report: Report, condition: str) -> str:
-    results = [r for r in report.results.values() if r.condition == condition]
-    encoder = [r.weight_change["encoder"] for r in results if "encoder" in r.weight_change]
-    head = [r.weight_change["head"] for r in results if "head" in r.weight_change]
-    # A trial that fails this check has no result, so all results have passed it.
-    trials = f"in {len(results)} of {len(results)} trials"
-    if encoder:
-        found = f"encoder weights changed by {_percent(encoder)} by the last epoch {trials}"
-    else:
-        found = f"encoder frozen and unchanged after every epoch {trials}"
-    return f"yes: {found}; head weights changed by {_percent(head)}"
-
-
-def _percent(shares: Iterable[float]) -> str:
-    """Return the range of shares, in percent."""
-    values = sorted(shares)
-    if not values:
-        return "an unrecorded amount"
-    low, high = f"{100 * values[0]:.2g}", f"{100 * values[-1]:.2g}"
-    if low == high:
-        return f"{low} %"
-    return f"{low} to {high} %"
-
-
-def _beats_floor(report: Report, condition: str) -> str:
-    """Compare the mean CCC of each dimension with the best predictor without audio."""
-    floors: list[dict[str, Score]] = []
-    if report.run.floor is not None:
-        floors = list(report.run.floor.scores.values())
-    found = []
-    for dimension, label in report.label.items():
-        score = report.summary.scores[condition][dimension].mean
-        known = [scores[dimension].mean for scores in floors if dimension in scores]
-        best = max((value for value in known if value is not None), default=None)
-        if score is not None and best is not None:
-            answer = "yes" if score > best else "NO"
-            found.append(f"{label} {answer} ({score:.4f}, no audio {best:.4f})")
-    return "; ".join(found) or "there is no floor to compare with"
-
-
-def _collapsed(report: Report) -> str:
-    found = [f"{name}: {', '.join(r.collapsed)}" for name, r in report.results.items() if r.collapsed]
-    if not found:
-        return "none: every trial's test predictions vary"
-    return f"CONSTANT predictions, which score a CCC of 0: {'; '.join(found)}"
-
-
-def _long_enough(results: list[TrialResult]) -> str:
-    last = sum(r.best_epoch == r.epochs_run for r in results)
-    if not last:
-        return "yes: in every trial, the best validation epoch came before the last epoch"
-    return (
-        f"perhaps not: in {last} of {len(results)} trials, the last epoch was the best on validation, so more epochs "
-        "might score higher"
-    )
-
-
-def _retries(report: Report) -> str:
-    found = []
-    for name, state in report.run.trials.items():
-        if state.attempts > 1:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in state.failures.items())
-            found.append(f"{name}: {state.attempts - 1}" + f" ({kinds})" * bool(kinds))
-    return ", ".join(found) or "none"
-
-
-def _out_of_memory(report: Report) -> str:
-    configured = {c: report.config.for_condition(c).train.batch_size for c in report.run.conditions}
-    # Results of earlier versions do not record it and have 0.
-    smaller = {n: r.batch_size for n, r in report.results.items() if 0 < r.batch_size < configured[r.condition]}
-    if not smaller:
-        return "never: every trial kept its batch_size"
-    listed = ", ".join(f"{name}: {size}" for name, size in smaller.items())
-    return f"batch_size was reduced, with the same effective batch size ({listed})"
-
-
-def _outside_scale(report: Report) -> str:
-    low, high = report.config.corpus.scale
-    outside = max(r.labels_outside_scale for r in report.results.values())
-    if not outside:
-        return f"none outside {low:g} to {high:g}"
-    return f"{outside} outside {low:g} to {high:g}; kept as they are"
-
-
-def _same(what: str, found: set[str]) -> str:
-    if len(found) == 1:
-        return f"{found.pop()}, the same in all trials"
-    return f"NOT THE SAME {what} in all trials: {'; '.join(sorted(found))}"
 
 
 # --- claims, subsets, settings, trials --------------------------------------------------------------------------------
@@ -257,13 +119,36 @@ def settings_table(report: Report) -> Table:
     known = [c for c in report.run.conditions if c in report.config.conditions]
     flat = {condition: settings(report.config, condition) for condition in known}
     note = "All other settings are the same for all conditions."
+    if any(report.config.folds_of(condition) for condition in known):
+        note += " Settings per fold: the value without a fold's own, then `fold: value`."
     return Table("Settings that differ", ["key", *flat], differing(flat), note)
 
 
 def settings(config: Config, condition: str) -> dict[str, object]:
-    """Return the settings that a condition's numbers depend on, per key."""
+    """Return the settings that a condition's numbers depend on, per key; values per fold as text."""
     chosen = config.for_condition(condition)
-    return flatten(chosen.numerics) | {"model.encoder": chosen.model.encoder, "model.revision": chosen.model.revision}
+    flat = flatten(chosen.numerics)
+    for fold in config.folds_of(condition):
+        for key, value in flatten(config.for_condition(condition, fold).numerics).items():
+            if value != flatten(chosen.numerics)[key]:
+                flat[key] = f"{flat[key]}, {fold}: {value}"
+    return flat | {"model.encoder": chosen.model.encoder, "model.revision": chosen.model.revision}
+
+
+def origin_table(report: Report) -> Table:
+    """Return who chose the settings of each condition, and with which budget."""
+    origin = report.config.settings_from
+    rows = [
+        [condition, origin.source, str(origin.samples(condition)), "yes" if origin.nested else "no"]
+        for condition in report.run.conditions
+    ]
+    notes = [f"Sweep: {origin.sweep}."] if origin.sweep else []
+    if origin.objective:
+        notes.append(f"Chosen by: {origin.objective}.")
+    if origin.note:
+        notes.append(origin.note)
+    columns = ["condition", "settings chosen by", "settings tried", "per fold"]
+    return Table("Origin of the settings", columns, rows, " ".join(notes) or "No search is recorded.")
 
 
 def differing(flat: Mapping[str, Mapping[str, object]]) -> list[list[str]]:
@@ -299,8 +184,8 @@ def trials_table(report: Report) -> Table:
         ["trial", "status", "attempts", *measured, "error"],
         rows,
         "Encoder weight change: relative to the start; a trial fails if a frozen encoder changes or a trained one does "
-        "not. Collapsed: dimensions with constant test predictions. Peak memory: of the GPU, or of the process on a "
-        "CPU.",
+        "not. Collapsed: dimensions whose test predictions hardly vary. Peak memory: of the GPU, or of the process "
+        "on a CPU.",
     )
 
 

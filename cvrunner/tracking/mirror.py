@@ -182,7 +182,7 @@ class MlflowMirror(Mirror):
         """Return a trial's entry, found by its key or created once."""
         if name not in self._trials:
             state = self.run.trials[name]
-            tags, settings = names.condition_entry(self.run, self.config, state.condition)
+            tags, settings = names.condition_entry(self.run, self.config, state.condition, state.fold)
             tags[names.PARENT] = self._parents[state.condition].id
             found_by = names.run_tags(self.run, "trial", state.key)
             trial = self.store.find_or_create(self.experiment, name, found_by, tags)

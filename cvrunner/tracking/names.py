@@ -137,15 +137,25 @@ def run_tags(run: Provenance, role: str, key: str) -> dict[str, str]:
     return {ROLE: role, RUN: run.run, RUN_KEY: run.key, KEY: key}
 
 
-def condition_entry(run: RunRecord, config: Config, condition: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the tags and the parameters of a condition: its name, its colour in the figures, and its settings.
+def condition_entry(
+    run: RunRecord, config: Config, condition: str, fold: int | None = None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the tags and the parameters of a condition: its name, its colour in the figures, its settings, in a fold
+    if one is given, and who chose them.
 
     The name is no parameter, because the page groups trials by that one.
     """
     tags = {CONDITION: condition, "mlflow.runColor": COLOURS[run.conditions.index(condition) % len(COLOURS)]}
-    settings = config.for_condition(condition).model_dump(mode="json", include={"model", "train"})
+    settings = config.for_condition(condition, fold).model_dump(mode="json", include={"model", "train"})
     # The runs of one condition differ in the seed, which each trial has as a parameter of its own.
     settings["train"].pop("seeds")
+    origin = config.settings_from
+    settings["settings_from"] = {
+        **origin.model_dump(include={"source", "sweep", "objective", "nested"}),
+        "samples": origin.samples(condition),
+    }
+    if fold is None and config.folds_of(condition):
+        settings["folds"] = config.conditions[condition]["folds"]
     # MLflow refuses longer values.
     return tags, {name: str(value)[:500] for name, value in flatten(settings).items()}
 

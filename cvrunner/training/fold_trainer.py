@@ -220,6 +220,7 @@ class FoldTrainer:
                 learning_rate=schedule.learning_rate(group, last, self.learner.updates_per_epoch),
                 gradient_norm=norms[group],
                 weight_change=change[group],
+                implied_change=schedule.implied_change(group, state.updates, self.learner.updates_per_epoch),
             )
             for group in schedule.groups
         }

@@ -33,6 +33,11 @@ NO_DECAY = (
     "*masked_spec_embed",
 )
 
+LEAST_SHARE = 0.01
+"""Share of the implied weight change below which a group has barely moved."""
+LEAST_CHANGE = 1e-6
+"""Relative weight change below which a group has barely moved, however small its learning rate is."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -159,6 +164,17 @@ class Schedule:
                 change[group] = math.sqrt(moved) / self.start_norm[group]
         return change
 
+    def implied_change(self, group: str, updates: int, updates_per_epoch: int) -> float:
+        """Return the relative weight change that the learning rates of the first `updates` imply.
+
+        AdamW scales every parameter's step to about its learning rate. If the gradients were noise without a direction,
+        each of n parameters would walk `sqrt(sum lr_t^2)` at random, and the group `sqrt(n sum lr_t^2) / ||w0||`; any
+        direction in the gradients moves it further.
+        """
+        walked = sum(self.learning_rate(group, update, updates_per_epoch) ** 2 for update in range(updates))
+        count = sum(p.numel() for name, p in self.members[group].items() if name not in self.fixed)
+        return math.sqrt(count * walked) / self.start_norm[group]
+
     def check_weight_change(self, epoch: int, change: dict[str, float], gradient_norms: dict[str, float]) -> None:
         """Raise WeightChangeError if a frozen group moved or a group that trains did not."""
         for group, rule in self.rule_of.items():
@@ -178,6 +194,15 @@ class Schedule:
         groups = {group: sum(p.numel() for p in named.values()) for group, named in self.members.items()}
         trainable = sum(groups[group] for group in self.groups)
         return ParameterCount(total=sum(groups.values()), trainable=trainable, groups=groups)
+
+
+def barely_moved(change: float, implied: float) -> bool:
+    """Whether a group moved far less than its learning rates imply, or not at all to speak of.
+
+    Gradients that are zero, or so small that AdamW's epsilon outweighs them, do that; weight decay alone then moves the
+    weights. A learning rate that is far too small falls below `LEAST_CHANGE`.
+    """
+    return change < max(LEAST_CHANGE, LEAST_SHARE * implied)
 
 
 def _square(tensor: Tensor) -> float:

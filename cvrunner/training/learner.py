@@ -99,10 +99,13 @@ class Learner:
         norms = dict(zip(by_group, values, strict=True))
         total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
         if not np.isfinite(loss) or not np.isfinite(total):
+            # Before the first update the weights are those of the start, whatever the learning rate.
+            advice = "No update has been made yet, so the cause is not a learning rate but the labels or the encoder"
+            if position.updates:
+                advice = "Try a lower train.encoder_lr (5e-6) or a lower train.grad_clip (0.3)"
             raise NonFiniteError(
                 f"epoch {position.epoch}, update {position.step + 1}: loss {loss}, gradient norm {total}; utterances "
-                f"{', '.join(u.id for u in update.utterances[:8])}. Try a lower train.encoder_lr (5e-6) or a lower "
-                "train.grad_clip (0.3)"
+                f"{', '.join(u.id for u in update.utterances[:8])}. {advice}"
             )
         norm = torch.tensor(total).to(self.device, non_blocking=True)
         torch.nn.utils.clip_grads_with_norm_(self.weights.values(), train.grad_clip, norm)

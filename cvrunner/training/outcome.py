@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -18,9 +19,10 @@ from cvrunner.data.utterance import SAMPLE_RATE_HZ
 from cvrunner.encoders.files import stated_licence
 from cvrunner.files import write_atomically, write_folder_atomically
 from cvrunner.records.model_folder import ModelDescription, ModelFolder, model_card
-from cvrunner.records.results import ParameterCount, TrialResult
+from cvrunner.records.results import EpochRecord, ParameterCount, TrialResult
 from cvrunner.records.run_directory import TrialDirectory, append_event, read_events
 from cvrunner.training.checkpoint import LoopState
+from cvrunner.training.freezing import barely_moved
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.ccc import ccc_by_dimension, is_collapsed
 from cvrunner.verdict.predictions import write_predictions
@@ -48,8 +50,10 @@ def write_outcome(
     """
     fold, config = trial.fold, trial.config.corpus
     epochs = {line["epoch"]: line for line in read_events(directory.journal, "epoch")}
-    # Scores and layer weights of the tested epoch; the weight change of the last one, which the guard has checked.
-    best, last = epochs[state.best_epoch], epochs[state.epoch - 1]
+    best, last = (
+        EpochRecord.from_json(json.dumps(epochs[number]), str(directory.journal))
+        for number in (state.best_epoch, state.epoch - 1)
+    )
     trial_id = (trial.condition, fold.number, trial.seed)
     write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
     result = TrialResult(
@@ -59,15 +63,23 @@ def write_outcome(
         seed=trial.seed,
         best_epoch=state.best_epoch,
         epochs_run=state.epoch - 1,
-        validation_ccc=best["validation_ccc"],
+        validation_ccc=best.validation_ccc,
         test_ccc=ccc_by_dimension(predictions, truth),
-        collapsed=[d for d in config.dimensions if is_collapsed(predictions[d])],
+        collapsed=[d for d in config.dimensions if is_collapsed(predictions[d], truth[d])],
         train_utterances=len(fold.train),
         validation_utterances=len(fold.validation),
         test_utterances=len(fold.test),
         parameters=parameters,
-        weight_change={group: values["weight_change"] for group, values in last["groups"].items()},
-        layer_weights=best["layer_weights"],
+        weight_change={name: group.weight_change for name, group in last.groups.items()},
+        weight_change_best={name: group.weight_change for name, group in best.groups.items()},
+        # The tested epoch comes second, so that its value is the one that is kept.
+        barely_moved={
+            name: group.implied_change
+            for record in (last, best)
+            for name, group in record.groups.items()
+            if group.implied_change is not None and barely_moved(group.weight_change, group.implied_change)
+        },
+        layer_weights=best.layer_weights,
         batch_size=state.batch_size,
         labels_outside_scale=sum(labels_outside(fold.utterances, d, config.scale) for d in config.dimensions),
         split_digest=trial.split_digest,

@@ -49,23 +49,25 @@ def searched_values(config: Config, condition: str) -> dict[str, Any]:
     }
 
 
-def draw_settings(tune: TuneConfig, current: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return values by key, by setting: `setting-01` has the current ones, the others are drawn for the same keys.
+def draw_settings(tune: TuneConfig, condition: str, current: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return values by key, by setting: `<condition>-01` has the current ones, the others are drawn for the same keys.
 
     Equal `tune` sections give equal settings, and a larger `num_samples` only adds settings. A small space may have
     fewer settings than requested.
     """
-    # A generator of its own, so that nothing drawn elsewhere moves the settings.
+    # A generator of its own, so that nothing drawn elsewhere moves the settings. Each condition draws all keys, also
+    # those that change nothing in it, so that the keys they share get the same values.
     random = np.random.default_rng(tune.seed)
     drawn: list[dict[str, Any]] = [dict(current)]
     for _ in range(TRIES * tune.num_samples):
         if len(drawn) == tune.num_samples:
             break
-        values = {key: _draw(tune, key, random) for key in current}
+        all_values = {key: _draw(tune, key, random) for key in tune.search_space}
+        values = {key: all_values[key] for key in current}
         if values not in drawn:
             drawn.append(values)
     width = max(2, len(str(tune.num_samples)))
-    return {f"setting-{number:0{width}}": values for number, values in enumerate(drawn, 1)}
+    return {f"{condition}-{number:0{width}}": values for number, values in enumerate(drawn, 1)}
 
 
 def _draw(tune: TuneConfig, key: str, random: np.random.Generator) -> Any:
@@ -81,13 +83,17 @@ def _draw(tune: TuneConfig, key: str, random: np.random.Generator) -> Any:
     return float(f"{value:.4g}")
 
 
-def with_setting(config: Config, condition: str, values: Mapping[str, Any], epochs: int | None = None) -> Config:
-    """Return the configuration with a setting's values in one condition only. Raises ConfigError."""
+def with_setting(
+    config: Config, condition: str, values: Mapping[str, Any], epochs: int | None = None, fold: int | None = None
+) -> Config:
+    """Return the configuration with a setting's values in one condition only, or only in one fold of it. Raises
+    ConfigError."""
     data = config.model_dump(mode="json")
+    place = f"conditions.{condition}" if fold is None else f"conditions.{condition}.folds.{fold}"
     for key, value in values.items():
-        data["conditions"][condition] = merge(data["conditions"][condition], nested(key, value))
+        data = merge(data, nested(f"{place}.{key}", value))
     if epochs is not None:
-        data["conditions"][condition] = merge(data["conditions"][condition], nested("train.epochs", epochs))
+        data = merge(data, nested(f"{place}.train.epochs", epochs))
     return validate(data, f"tune, with {', '.join(f'{key}={value}' for key, value in values.items())}")
 
 
@@ -111,12 +117,18 @@ def plan_setting(
 
 def sweep_key(tune: TuneConfig, trials: Mapping[str, Sequence[Trial]]) -> str:
     """Return a hash of everything that decides a sweep's table: settings, trials, and when a setting is stopped."""
-    rule = [tune.grace_period, tune.reduction_factor]
+    rule = [tune.grace_period, tune.reduction_factor, tune.nested]
     return digest([rule, [[name, [trial.key for trial in some]] for name, some in trials.items()]])[:32]
 
 
 def rungs(tune: TuneConfig, epochs: int) -> list[int]:
-    """Return the epochs after which ASHA compares the settings, without the last epoch."""
+    """Return the epochs after which ASHA compares the settings, without the last epoch; none if folds are nested.
+
+    The mean over the folds, by which ASHA stops a setting, has the test session of each fold in the validation part of
+    another, so a setting of a fold's own must not depend on it.
+    """
+    if tune.nested:
+        return []
     # The same levels as in Ray's ASHAScheduler, which does not publish them.
     grace = min(tune.grace_period, epochs)
     count = int(math.log(epochs / grace) / math.log(tune.reduction_factor) + 1)

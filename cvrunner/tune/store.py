@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from cvrunner.config.schema import Config
 from cvrunner.data.folds import Fold
 from cvrunner.data.utterance import Corpus
@@ -22,6 +24,7 @@ from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.run.store import RecordStore, choose_folder, provenance
 from cvrunner.text import format_score
 from cvrunner.training.trial import Trial
+from cvrunner.verdict.ccc import mean_if_all
 
 SettingStatus = Literal["WAITING", "DONE", "PRUNED", "FAILED"]
 
@@ -47,10 +50,11 @@ class SettingEpoch(Record):
 
 
 class SettingState(Record):
-    """One setting and its progress."""
+    """One setting of one condition and its progress."""
 
+    condition: str
     values: dict[str, Any]
-    """By key; the first setting has the values of the configuration itself."""
+    """By key; the first setting of a condition has the values of the configuration itself."""
     status: SettingStatus = "WAITING"
     """PRUNED: stopped early because others were better; FAILED: a fold cannot be trained with it."""
     epochs: tuple[SettingEpoch, ...] = ()
@@ -63,60 +67,106 @@ class SettingState(Record):
     @property
     def score(self) -> float | None:
         """Score after the last epoch; None also if there is no epoch yet."""
+        return self.score_in(None)
+
+    def score_in(self, fold: int | None) -> float | None:
+        """Return the CCC-Avg of one fold after the last epoch; None as a fold: the mean over the folds."""
         if not self.epochs:
             return None
-        return self.epochs[-1].score
+        last = self.epochs[-1]
+        return last.score if fold is None else last.folds[fold]["avg"]
 
 
 class SweepRecord(Provenance):
     """sweep.json."""
 
     renames = legacy.SWEEP
-    condition: str
+    conditions: list[str]
+    """Those that were searched."""
     folds: list[int]
     seed: int
     """Seed of training."""
-    epochs: int
-    """Number of epochs of a setting that is not stopped early."""
+    epochs: dict[str, int]
+    """By condition: number of epochs of a setting that is not stopped early."""
+    nested: bool = False
+    """Whether each fold has a setting of its own."""
     searched: list[str]
     """Keys."""
     settings: dict[str, SettingState]
 
-    @property
-    def ranked(self) -> list[str]:
-        """Settings that were trained to the end, best first, then those stopped early, then those that failed."""
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_condition(cls, data: Any) -> Any:
+        """Return the record of an earlier version, which searched a single condition, in the form of this one."""
+        if not isinstance(data, dict) or "condition" not in data:
+            return data
+        condition = data["condition"]
+        settings = {name: state | {"condition": condition} for name, state in data["settings"].items()}
+        return data | {"conditions": [condition], "epochs": {condition: data["epochs"]}, "settings": settings}
+
+    def settings_of(self, condition: str) -> dict[str, SettingState]:
+        """Return the settings of one condition; the first is as configured."""
+        return {name: state for name, state in self.settings.items() if state.condition == condition}
+
+    def ranked(self, condition: str, fold: int | None = None) -> list[str]:
+        """Return a condition's settings by their score in one fold, or by the mean over the folds.
+
+        Those that were trained to the end come first, best first, then those stopped early, then those that failed.
+        """
 
         def rank(name: str) -> tuple[int, int, float]:
-            state, score = self.settings[name], comparable(self.settings[name].score)
+            state, score = self.settings[name], comparable(self.settings[name].score_in(fold))
             if state.status == "DONE":
                 # Early stopping may have ended it: it has trained to the end, however few its epochs are.
                 return 0, 0, -score
             return 1 + (state.status == "FAILED"), -len(state.epochs), -score
 
-        return sorted(self.settings, key=rank)
+        return sorted(self.settings_of(condition), key=rank)
 
-    @property
-    def best(self) -> str | None:
+    def best(self, condition: str, fold: int | None = None) -> str | None:
         """Best setting of those that were trained to the end; None if there is none, or none has a score."""
-        done = [name for name in self.ranked if self.settings[name].status == "DONE"]
-        if not done or self.settings[done[0]].score is None:
+        done = [name for name in self.ranked(condition, fold) if self.settings[name].status == "DONE"]
+        if not done or self.settings[done[0]].score_in(fold) is None:
             return None
         return done[0]
+
+    def chosen(self, condition: str) -> dict[int | None, str]:
+        """Return the chosen setting by fold if the search is nested, else one for all folds under None; empty if one is
+        missing."""
+        folds = self.folds if self.nested else [None]
+        found = {fold: self.best(condition, fold) for fold in folds}
+        return {fold: name for fold, name in found.items() if name is not None and None not in found.values()}
+
+    def score(self, condition: str) -> float | None:
+        """Return the mean validation CCC-Avg of a condition with its chosen settings."""
+        chosen = self.chosen(condition)
+        return mean_if_all(self.settings[name].score_in(fold) for fold, name in chosen.items())
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether every condition has its settings."""
+        return all(self.chosen(condition) for condition in self.conditions)
 
     @property
     def sentence(self) -> str:
         """The outcome in one sentence, and what it does not prove."""
         data = ", on synthetic data" if self.synthetic else ""
-        if self.best is None:
+        if not self.is_decided:
             return f"no setting is trained to the end yet{data}"
-        first, count = next(iter(self.settings)), len(self.settings)
-        score, configured = (format_score(self.settings[name].score) for name in (self.best, first))
-        if self.best == first:
-            return f"of {count} settings none is better than the configuration as it is, {score}{data}"
-        return (
-            f"{self.best} is the best of {count}: mean validation CCC-Avg {score}, as configured {configured}{data}; "
-            "it was chosen by this value, which is therefore too optimistic"
-        )
+        found = "; ".join(self._outcome(condition) for condition in self.conditions)
+        return f"{found}{data}; a setting was chosen by this value, which is therefore too optimistic"
+
+    def _outcome(self, condition: str) -> str:
+        chosen, settings = self.chosen(condition), self.settings_of(condition)
+        first, count = next(iter(settings)), len(settings)
+        score, configured = format_score(self.score(condition)), format_score(settings[first].score)
+        if set(chosen.values()) == {first}:
+            return f"{condition}: of {count} settings none is better than the configuration as it is, {score}"
+        best = ", ".join(dict.fromkeys(chosen.values()))
+        which = "is the best"
+        if self.nested:
+            which = "are the best per fold"
+        return f"{condition}: {best} {which} of {count}: mean validation CCC-Avg {score}, as configured {configured}"
 
 
 class SweepDirectory:
@@ -129,7 +179,7 @@ class SweepDirectory:
         self.config = path / "config.yaml"
         self.split = path / "split.json"
         self.tuned = path / f"tuned-{self.name}.yaml"
-        """The configuration with the best setting."""
+        """The configuration with the chosen settings."""
         self.tune = path / "tune"
         """Ray Tune's own files, which every invocation replaces."""
 
@@ -175,12 +225,16 @@ class SweepStore(RecordStore[SweepRecord]):
         first = next(iter(trials.values()))
         record = SweepRecord(
             **provenance(directory.name, key, config, corpus, first[0], command),
-            condition=first[0].condition,
+            conditions=list(dict.fromkeys(some[0].condition for some in trials.values())),
             folds=[trial.fold.number for trial in first],
             seed=first[0].seed,
-            epochs=first[0].config.train.epochs,
-            searched=list(next(iter(settings.values()))),
-            settings={name: SettingState(values=dict(values)) for name, values in settings.items()},
+            epochs={some[0].condition: some[0].config.train.epochs for some in trials.values()},
+            nested=config.tune.nested,
+            searched=[key for key in config.tune.search_space if any(key in values for values in settings.values())],
+            settings={
+                name: SettingState(condition=trials[name][0].condition, values=dict(values))
+                for name, values in settings.items()
+            },
         )
         store = cls(directory, record, fresh=True)
         store.create_folder(config, folds)
@@ -202,7 +256,7 @@ class SweepStore(RecordStore[SweepRecord]):
     def decide(self, setting: str, epoch: SettingEpoch) -> None:
         """Write an epoch and the decision after it."""
         status: SettingStatus = "PRUNED" if epoch.stops else "WAITING"
-        if epoch.epoch >= self.record.epochs:
+        if epoch.epoch >= self.record.epochs[self.record.settings[setting].condition]:
             status = "DONE"
         self._set(setting, epochs=(*self.record.settings[setting].epochs, epoch), status=status)
 
@@ -213,7 +267,7 @@ class SweepStore(RecordStore[SweepRecord]):
     def end(self, stopped: bool) -> RunStatus:
         """Set and return the final status: COMPLETE if every setting has ended, though some may have failed."""
         self._remove_checkpoints()
-        return self._end(not self.pending and self.record.best is not None, stopped)
+        return self._end(not self.pending and self.record.is_decided, stopped)
 
     def _remove_checkpoints(self) -> None:
         """Remove the checkpoints of settings that have ended."""

@@ -228,19 +228,24 @@ class SweepScheduler(FIFOScheduler):
         self.aborted: str | None = None
         """An error that every setting would meet."""
         self.controller: Any = None
-        epochs = store.record.epochs
-        asha: Any = ASHAScheduler(
-            time_attr=EPOCH,
-            metric=SCORE,
-            mode="max",
-            max_t=epochs,
-            grace_period=min(rule.grace_period, epochs),
-            reduction_factor=rule.reduction_factor,
-        )
-        self.asha = asha
+        # One per condition, whose settings compete with each other only.
+        self.asha: dict[str, Any] = {}
+        if not store.record.nested:
+            self.asha = {
+                condition: ASHAScheduler(
+                    time_attr=EPOCH,
+                    metric=SCORE,
+                    mode="max",
+                    max_t=epochs,
+                    grace_period=min(rule.grace_period, epochs),
+                    reduction_factor=rule.reduction_factor,
+                )
+                for condition, epochs in store.record.epochs.items()
+            }
         # ASHA has no state on disk: replaying the stored epochs gives it the scores to compare with.
         for name, state in store.record.settings.items():
-            asha.on_trial_add(None, SimpleNamespace(trial_id=name))
+            if state.condition in self.asha:
+                self.asha[state.condition].on_trial_add(None, SimpleNamespace(trial_id=name))
             for epoch in state.epochs:
                 self._stops(name, epoch)
 
@@ -270,7 +275,8 @@ class SweepScheduler(FIFOScheduler):
         epoch = SettingEpoch.from_json(result[RECORD], name)
         # A restarted setting reports its epochs again; what was decided then still holds.
         if all(decided.epoch != epoch.epoch for decided in self.store.record.settings[name].epochs):
-            stops = self._stops(name, epoch) and epoch.epoch < self.store.record.epochs
+            last = self.store.record.epochs[self.store.record.settings[name].condition]
+            stops = self._stops(name, epoch) and epoch.epoch < last
             self.store.decide(name, epoch.model_copy(update={"stops": stops}))
         if self.store.record.settings[name].ended:
             return str(self.STOP)
@@ -290,7 +296,8 @@ class SweepScheduler(FIFOScheduler):
     def _stops(self, name: str, epoch: SettingEpoch) -> bool:
         """Return whether ASHA stops a setting after an epoch. It compares at few epochs only, and at each once."""
         result = {EPOCH: epoch.epoch, SCORE: comparable(epoch.score)}
-        return bool(self.asha.on_trial_result(None, SimpleNamespace(trial_id=name), result) == self.STOP)
+        asha = self.asha.get(self.store.record.settings[name].condition)
+        return asha is not None and asha.on_trial_result(None, SimpleNamespace(trial_id=name), result) == self.STOP
 
 
 class SweepStopper(tune.Stopper):

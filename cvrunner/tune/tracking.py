@@ -10,7 +10,6 @@ from cvrunner.tune.store import SweepDirectory, SweepRecord, comparable
 
 MARKER = "mean/validation_ccc_avg"
 """The metric that every step of a setting has."""
-BEST = "best/validation_ccc_avg"
 
 
 class SweepMirror(Mirror):
@@ -19,14 +18,16 @@ class SweepMirror(Mirror):
     def __init__(self, uri: str, config: Config, record: SweepRecord, directory: SweepDirectory) -> None:
         super().__init__(uri, config, record)
         self.directory = directory
-        self.condition = {names.CONDITION: record.condition}
         self.children: dict[str, str] = {}
         """Entry by setting."""
         self.closed: set[str] = set()
         found_by = names.run_tags(record, "sweep", record.key)
-        parent = self.store.find_or_create(self.experiment, record.run, found_by, self.condition)
+        searched = {names.CONDITION: ", ".join(record.conditions)}
+        parent = self.store.find_or_create(self.experiment, record.run, found_by, searched)
         self.store.set_status(parent.id, "RUNNING")
-        about = {"folds": record.folds, "seed": record.seed, "epochs": record.epochs, "settings": len(record.settings)}
+        about = {"folds": record.folds, "seed": record.seed, "nested": record.nested}
+        for condition, epochs in record.epochs.items():
+            about |= {f"{condition}.epochs": epochs, f"{condition}.settings": len(record.settings_of(condition))}
         self.store.log_params(parent, {f"sweep.{key}": str(value) for key, value in about.items()})
         self.parent = parent
         self.update(record)
@@ -38,7 +39,7 @@ class SweepMirror(Mirror):
                 continue
             if name not in self.children:
                 found_by = names.run_tags(record, "setting", f"{record.key}/{name}")
-                tags = self.condition | {names.PARENT: self.parent.id}
+                tags = {names.CONDITION: state.condition, names.PARENT: self.parent.id}
                 child = self.store.find_or_create(self.experiment, name, found_by, tags)
                 self.store.set_status(child.id, "RUNNING")
                 self.store.log_params(child, {key: str(value) for key, value in state.values.items()})
@@ -64,13 +65,13 @@ class SweepMirror(Mirror):
         self.update(record)
         parent = self.parent.id
         self.store.set_tags(parent, {"mlflow.note.content": record.sentence, "cvrunner.status": record.status})
-        if record.best is not None:
-            best = record.settings[record.best]
-            score = comparable(best.score)
-            # A repeated command finishes the sweep again.
-            if self.parent.metrics.get(BEST) != score:
-                self.store.log_metrics(parent, {BEST: score}, len(best.epochs))
-            self.store.set_tags(parent, {"cvrunner.best": record.best})
+        for condition in record.conditions:
+            if chosen := record.chosen(condition):
+                best, score = f"best/{condition}/validation_ccc_avg", comparable(record.score(condition))
+                # A repeated command finishes the sweep again.
+                if self.parent.metrics.get(best) != score:
+                    self.store.log_metrics(parent, {best: score}, record.epochs[condition])
+                self.store.set_tags(parent, {f"cvrunner.best.{condition}": ", ".join(dict.fromkeys(chosen.values()))})
         for file in (self.directory.sweep_file, self.directory.config, self.directory.tuned):
             self.store.log_files(parent, file)
         self.store.set_status(parent, names.ENDED[record.status])

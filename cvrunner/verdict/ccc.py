@@ -15,6 +15,9 @@ Ccc = dict[str, float | None]
 """Per dimension and `avg`; None if undefined."""
 COLLAPSED_RANGE = 1e-6
 """Predictions within this range, on a scale of 0..1 or 1..5, are constant except for float32 rounding."""
+COLLAPSED_SHARE = 0.05
+"""Predictions whose standard deviation is below this share of that of the labels have collapsed: even if they followed
+the labels perfectly, their CCC would be below 0.1."""
 
 
 def ccc(prediction: npt.ArrayLike, truth: npt.ArrayLike) -> float:
@@ -49,9 +52,10 @@ def ccc_by_dimension(predicted: Mapping[str, npt.ArrayLike], true: Mapping[str, 
     return scores
 
 
-def is_collapsed(prediction: npt.ArrayLike) -> bool:
-    """Whether predictions are constant, up to rounding in float32: such a model only predicts a mean."""
-    return bool(np.ptp(_sequence(prediction, "prediction")) <= COLLAPSED_RANGE)
+def is_collapsed(prediction: npt.ArrayLike, truth: npt.ArrayLike) -> bool:
+    """Whether predictions hardly vary next to the labels, or not at all: such a model only predicts a mean."""
+    p, t = _sequence(prediction, "prediction"), _sequence(truth, "truth")
+    return bool(np.ptp(p) <= COLLAPSED_RANGE or np.std(p) < COLLAPSED_SHARE * np.std(t))
 
 
 def defined(value: float) -> float | None:

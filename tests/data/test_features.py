@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cvrunner.data.features import Features, FeatureStore, Recipe
+from cvrunner.data.features import Features, FeatureStore, Recipe, all_finite
 from cvrunner.data.utterance import Utterance
+from cvrunner.errors import EncoderError
 from tests.corpora import corpus
 
 RECIPE = Recipe("conv", "weights", normalize=False)
@@ -43,6 +44,43 @@ def test_each_utterance_reads_back_its_own_features(tmp_path: Path) -> None:
     for u in UTTERANCES:
         (expected,) = compute([u])
         assert np.array_equal(one.read(u), expected)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_are_named_before_they_are_written(tmp_path: Path, broken: float) -> None:
+    one = store(tmp_path)
+    bad = one.shards[0].utterances[-1]
+
+    def computed(utterances: Sequence[Utterance]) -> Iterator[Features]:
+        for u, features in zip(utterances, compute(utterances), strict=True):
+            if u is bad:
+                features[-1, -1] = broken
+            yield features
+
+    with pytest.raises(EncoderError, match=rf"features \(conv\) of utterance {bad.id} .* are not finite"):
+        list(one.fill(computed))
+    assert not one.shards[0].path.exists()
+
+
+def test_cached_features_that_are_not_finite_are_named_with_their_file(tmp_path: Path) -> None:
+    fill(store(tmp_path))
+    one = store(tmp_path)
+    first, *_, bad = one.shards[0].utterances
+    packed = np.load(one.shards[0].path)
+    packed[-1, 0] = np.nan
+    np.save(one.shards[0].path, packed)
+    one.read(first)
+    with pytest.raises(EncoderError, match=rf"utterance {bad.id} are not finite: .*{one.shards[0].path.name}.*delete"):
+        one.read(bad)
+
+
+@pytest.mark.parametrize(
+    ("value", "finite"),
+    [(65504, True), (-65504, True), (0, True), (6e-8, True), (np.nan, False), (np.inf, False), (-np.inf, False)],
+)
+def test_finite_is_what_numpy_calls_finite(value: float, finite: bool) -> None:
+    for features in (np.array([[1, value]], np.float16), np.asfortranarray(np.array([[1, value], [2, 3]], np.float16))):
+        assert all_finite(features) == finite == np.isfinite(features).all()
 
 
 def test_present_features_are_not_computed_again_whatever_the_order_or_the_names(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cvrunner.encoders.encoder import Boundary
 from cvrunner.encoders.files import find_encoder
@@ -176,6 +177,14 @@ class TestFiles:
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
         with pytest.raises(EncoderError, match="pickled weights are not loaded"):
             find_encoder(str(folder))
+
+    def test_weights_that_are_not_finite_are_named(self, tmp_path: Path) -> None:
+        folder = save_encoder(tmp_path / "wavlm")
+        weights = load_file(folder / "model.safetensors")
+        weights["encoder.layers.1.attention.q_proj.weight"][0, 0] = torch.inf
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(EncoderError, match=r"encoder\.layers\.1\.attention\.q_proj\.weight has NaN or infinite"):
+            load_backbone(find_encoder(str(folder)))
 
     def test_weights_that_are_not_all_there_are_refused(self, tmp_path: Path) -> None:
         folder = save_encoder(tmp_path / "wavlm")

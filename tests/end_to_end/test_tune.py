@@ -63,19 +63,24 @@ def test_a_sweep_that_was_killed_ends_with_the_table_of_one_that_was_not(tmp_pat
     for name, epochs in before.items():
         assert record.settings[name].epochs[: len(epochs)] == epochs
     assert expected(config, record, tmp_path) == {name: state.epochs for name, state in record.settings.items()}
-    nothing_was_repeated(directory, record, len(before["setting-01"]))
+    nothing_was_repeated(directory, record, len(before["frozen-01"]))
     nothing_of_the_test_parts_is_there(directory)
     in_mlflow(tmp_path / "results" / "mlflow.db")
 
-    best = record.best
-    assert best is not None
-    as_configured = best == "setting-01"
-    assert ("none is better than the configuration" in finished.stdout) is as_configured
-    assert (f"{best} is the best of 2" in finished.stdout) is not as_configured
+    for condition in ("frozen", "unfrozen"):
+        best = record.best(condition)
+        assert best is not None
+        as_configured = best == f"{condition}-01"
+        assert (f"{condition}: of 2 settings none is better" in finished.stdout) is as_configured
+        assert (f"{condition}: {best} is the best of 2" in finished.stdout) is not as_configured
     tuned = load_config(tmp_path / "configs" / directory.tuned.name)
     assert tuned == load_config(directory.tuned)
-    assert tuned.for_condition("unfrozen").train.lr == record.settings[best].values["train.lr"]
-    assert tuned.for_condition("unfrozen").train.epochs == 2  # the configuration's own
+    for condition in ("frozen", "unfrozen"):
+        best = record.best(condition)
+        assert best is not None
+        assert tuned.for_condition(condition).train.lr == record.settings[best].values["train.lr"]
+        assert tuned.for_condition(condition).train.epochs == 2  # the configuration's own
+    assert tuned.settings_from.samples_per_condition == {"frozen": 2, "unfrozen": 2}
 
     again = cvrunner(*arguments, folder=tmp_path)
     assert again.returncode == 0
@@ -95,7 +100,7 @@ def test_a_sweep_that_is_stopped_saves_and_says_so(tmp_path: Path) -> None:
     assert directory is not None
     assert directory.read().status == "STOPPED"
     assert "stopped; the same command continues" in log.read_text()
-    assert list(directory.fold("setting-01", 1).path.glob("checkpoint/0*"))
+    assert list(directory.fold("frozen-01", 1).path.glob("checkpoint/0*"))
     assert not directory.tuned.exists()
 
 
@@ -105,7 +110,7 @@ def expected(config: Path, record: SweepRecord, folder: Path) -> dict[str, tuple
     found = {}
     for name, state in record.settings.items():
         trials = plan_setting(
-            experiment.config, "unfrozen", state.values, experiment.corpus, experiment.folds, record.folds
+            experiment.config, state.condition, state.values, experiment.corpus, experiment.folds, record.folds
         )
         found[name] = tuple(trained_alone(trials, folder / "alone" / name, folder / "another cache"))
     return found
@@ -128,7 +133,7 @@ def trained_alone(trials: list[Trial], folder: Path, cache_dir: Path) -> Iterato
 def nothing_was_repeated(directory: SweepDirectory, record: SweepRecord, reported: int) -> None:
     """Each epoch of the first setting was trained once; only one that was not saved yet may be repeated."""
     for fold in record.folds:
-        lines = list(read_events(directory.fold("setting-01", fold).journal))
+        lines = list(read_events(directory.fold("frozen-01", fold).journal))
         again = [line["resumed_epoch"] for line in lines if line["event"] == "started"][1:]
         assert all(epoch >= reported for epoch in again)
         trained = [line["epoch"] for line in lines if line["event"] == "epoch"]
@@ -143,7 +148,7 @@ def nothing_of_the_test_parts_is_there(directory: SweepDirectory) -> None:
 
 
 def in_mlflow(database: Path) -> None:
-    """A parent and two settings, all finished, every epoch once."""
+    """A parent and two settings per condition, all finished, every epoch once."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         roles = connection.execute(
             "select t.value, r.status, count(*) from runs r join tags t on t.run_uuid = r.run_uuid "
@@ -152,5 +157,5 @@ def in_mlflow(database: Path) -> None:
         steps = connection.execute(
             "select step, count(*) from metrics where key = 'mean/validation_ccc_avg' group by step order by step"
         ).fetchall()
-    assert roles == [("setting", "FINISHED", 2), ("sweep", "FINISHED", 1)]
-    assert steps == [(1, 2), (2, 2), (3, 2)]
+    assert roles == [("setting", "FINISHED", 4), ("sweep", "FINISHED", 1)]
+    assert steps == [(1, 4), (2, 4), (3, 4)]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from cvrunner.config.sections import ModelConfig
 from cvrunner.errors import ResultsError, UsageError
 from cvrunner.files import write_atomically
-from cvrunner.inference.ensemble import best_condition, find_members
+from cvrunner.inference import emotion_model
+from cvrunner.inference.ensemble import best_condition, find_members, load_groups
 from cvrunner.records.run_directory import RunDirectory
 from tests.runs import make_run
 
@@ -56,3 +61,17 @@ def test_a_condition_that_there_is_not_is_refused(tmp_path: Path) -> None:
 def test_a_run_whose_models_were_removed_says_so(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="condition frozen has no trained models"):
         find_members(make_run(tmp_path, folds=2), "frozen")
+
+
+def test_models_share_a_frozen_encoder_if_they_need_the_same_hidden_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def folder(name: str, **model: Any) -> Any:
+        described = SimpleNamespace(model=ModelConfig(**model), precision="auto")
+        return SimpleNamespace(path=Path(name), read=lambda: described)
+
+    monkeypatch.setattr(emotion_model, "load_models", lambda paths, *_: [path.name for path in paths])
+    frozen = [folder("1"), folder("2", layers=(1, 2)), folder("3", width=64)]
+    assert list(load_groups(frozen, torch.device("cpu"))) == [["1", "3"], ["2"]]
+    unfrozen = [folder("1", freeze_speech_encoder=False), folder("2", freeze_speech_encoder=False)]
+    assert list(load_groups(unfrozen, torch.device("cpu"))) == [["1"], ["2"]]

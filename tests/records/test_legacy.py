@@ -126,6 +126,8 @@ def test_a_sweeps_searched_keys_are_renamed() -> None:
     }  # fmt: skip
     record = SweepRecord.from_json(json.dumps(old), "sweep.json")
     assert record.searched == ["train.lr", "train.warmup_ratio"]
+    assert (record.conditions, record.epochs) == (["unfrozen"], {"unfrozen": 2})
+    assert record.settings["setting-01"].condition == "unfrozen"
     assert record.settings["setting-01"].values == {"train.warmup_ratio": 0.1, "model.unfreeze_top_layers": 2}
 
 

@@ -7,11 +7,13 @@ import json
 import pytest
 import yaml
 
+from cvrunner.config.schema import merge, validate
 from cvrunner.records.results import FloorRecord, Score
-from cvrunner.report.evidence import checks_table, claims_table
+from cvrunner.report.checks import checks_table
+from cvrunner.report.evidence import claims_table, origin_table, settings_table
 from cvrunner.report.report import read_report
 from cvrunner.text import DASH
-from tests.runs import make_run
+from tests.runs import make_run, write_config
 
 
 def found(directory):
@@ -44,7 +46,7 @@ def test_a_sound_run_says_so_question_by_question(tmp_path):
 
 def test_what_is_wrong_is_named(tmp_path):
     directory = make_run(tmp_path, missing=["unfrozen/fold-5/seed-0"])
-    change(directory, "frozen/fold-2/seed-0", collapsed=["valence"], labels_outside_scale=7, best_epoch=1)
+    change(directory, "frozen/fold-2/seed-0", collapsed=["valence"], labels_outside_scale=7)
     change(directory, "unfrozen/fold-1/seed-0", encoder_digest="f" * 64, split_digest="6" * 64)
     change(directory, "unfrozen/fold-3/seed-0", batch_size=1)
     rows = found(directory)
@@ -53,13 +55,77 @@ def test_what_is_wrong_is_named(tmp_path):
         == "batch_size was reduced, with the same effective batch size (unfrozen/fold-3/seed-0: 1)"
     )
     assert (
-        rows["collapsed predictions"] == "CONSTANT predictions, which score a CCC of 0: frozen/fold-2/seed-0: valence"
+        rows["collapsed predictions"]
+        == "COLLAPSED, the predictions vary less than 5 % as much as the labels: frozen/fold-2/seed-0: valence"
     )
     assert rows["labels outside the scale"] == "7 outside 1 to 5; kept as they are"
-    assert "in 8 of 9 trials, the last epoch was the best on validation" in rows["trained long enough?"]
     assert rows["attempts after the first"] == "unfrozen/fold-5/seed-0: 1 (worker_died 2)"
     assert rows["encoder weights"].startswith("NOT THE SAME weights")
     assert rows["split"].startswith("NOT THE SAME split")
+
+
+def test_a_condition_that_was_not_trained_for_long_enough_is_named(tmp_path):
+    directory = make_run(tmp_path, epochs=6)
+    rows = found(directory)
+    # The made-up curves still rise steeply after six epochs.
+    assert rows["did unfrozen train for long enough?"].startswith("NO, more epochs might score higher: ")
+    assert found(make_run(tmp_path / "long", epochs=40))["did unfrozen train for long enough?"].startswith("yes: ")
+    short = found(make_run(tmp_path / "short", epochs=1))
+    assert short["did frozen train for long enough?"].startswith("not known: no finished trial has 3 epochs")
+
+
+def test_weights_that_barely_moved_are_named(tmp_path):
+    directory = make_run(tmp_path)
+    change(directory, "unfrozen/fold-3/seed-0", barely_moved={"encoder": 0.012}, weight_change_best={"encoder": 2e-8})
+    rows = found(directory)
+    assert rows["did frozen train the right weights?"].startswith("yes")
+    assert rows["did unfrozen train the right weights?"].startswith(
+        "BARELY: weights moved far less than their learning rate implies "
+        "(unfrozen/fold-3/seed-0: encoder by 2.0e-08, implied 1.2e-02)"
+    )
+
+
+def test_layer_weights_that_stayed_uniform_are_said(tmp_path):
+    directory = make_run(tmp_path, folds=2)
+    uniform = {"valence": [0.202, 0.198, 0.2, 0.2, 0.2], "arousal": [0.1, 0.3, 0.2, 0.2, 0.2]}
+    change(directory, "frozen/fold-1/seed-0", layer_weights=uniform)
+    for fold in (1, 2):
+        change(directory, f"unfrozen/fold-{fold}/seed-0", layer_weights={"valence": [0.5, 0.5], "arousal": [0.5, 0.5]})
+    rows = found(directory)
+    assert rows["did frozen learn layer weights?"].endswith("they stayed uniform in frozen/fold-1/seed-0 valence")
+    assert rows["did unfrozen learn layer weights?"].startswith("NO: they stayed uniform in every trial")
+    for fold in (1, 2):
+        change(directory, f"unfrozen/fold-{fold}/seed-0", layer_weights={"valence": [1.0], "arousal": [1.0]})
+    assert found(directory)["did unfrozen learn layer weights?"] == "one layer, nothing to learn"
+
+
+def with_origin(directory, samples, **conditions):
+    data = directory.read_config().model_dump(mode="json")
+    data["settings_from"] = {"source": "tune", "sweep": "made-up-tune", "samples_per_condition": samples}
+    data["conditions"] = merge(data["conditions"], conditions)
+    write_config(directory, validate(data, "test"))
+
+
+def test_the_origin_of_the_settings_and_an_unequal_budget_are_said(tmp_path):
+    directory = make_run(tmp_path)
+    assert found(directory)["same search for all conditions?"].startswith("no recorded search")
+    with_origin(directory, {"frozen": 12, "unfrozen": 12})
+    assert found(directory)["same search for all conditions?"] == "yes: 12 settings per condition"
+    with_origin(directory, {"unfrozen": 12})
+    assert (
+        found(directory)["same search for all conditions?"]
+        == "NOT THE SAME: settings tried: frozen 0, unfrozen 12; this favours unfrozen over frozen"
+    )
+    table = origin_table(read_report(directory))
+    assert table.rows == [["frozen", "tune", "0", "no"], ["unfrozen", "tune", "12", "no"]]
+    assert table.note == "Sweep: made-up-tune."
+
+
+def test_settings_per_fold_are_shown(tmp_path):
+    directory = make_run(tmp_path)
+    with_origin(directory, {}, unfrozen={"folds": {"2": {"train": {"lr": 0.003}}}})
+    rows = {row[0]: row[1:] for row in settings_table(read_report(directory)).rows}
+    assert rows["train.lr"] == ["0.0001", "5e-05, 2: 0.003"]
 
 
 def test_before_the_first_result_there_is_nothing_to_say(tmp_path):

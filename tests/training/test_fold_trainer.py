@@ -335,6 +335,39 @@ def test_a_loss_that_is_not_a_number_stops_before_the_update(tmp_path: Path, mon
     assert (line["epoch"], line["update"]) == (1, 0)
 
 
+def test_advice_on_learning_rates_comes_only_after_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = learner(pick(tiny_trials(tmp_path), "frozen"), tmp_path)
+    list(one.inputs.fill_cache())
+    one.begin_epoch(1)
+    first, second, *_ = one.updates(1)
+    monkeypatch.setattr(learner_module, "scaled_labels", lambda u, *_: torch.full((len(u), 2), torch.nan))
+    with pytest.raises(NonFiniteError, match="No update has been made yet, so the cause is not a learning rate"):
+        one.update(first, Position(1, 0, 0))
+    with pytest.raises(NonFiniteError, match=r"Try a lower train\.encoder_lr"):
+        one.update(second, Position(1, 1, 1))
+
+
+def test_a_result_has_the_weight_change_of_the_tested_epoch(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path), "unfrozen")
+    result = train(trial, tmp_path)[-1]
+    assert isinstance(result, TrialResult)
+    groups = [line["groups"] for line in read_events(directory(tmp_path, trial).journal, "epoch")]
+    assert result.weight_change_best == {g: v["weight_change"] for g, v in groups[result.best_epoch - 1].items()}
+    assert result.weight_change == {g: v["weight_change"] for g, v in groups[-1].items()}
+    assert result.barely_moved == {}
+    # Real gradients move the weights as far as the rule says, within a factor of a few.
+    for values in groups[-1].values():
+        assert 0.2 < values["weight_change"] / values["implied_change"] < 5
+
+
+def test_a_group_that_barely_moves_is_in_the_result(tmp_path: Path) -> None:
+    trial = pick(tiny_trials(tmp_path, train={"encoder_lr": 1e-9, "weight_decay": 0.0}), "unfrozen")
+    result = train(trial, tmp_path)[-1]
+    assert isinstance(result, TrialResult)
+    assert set(result.barely_moved) == {"encoder"}
+    assert result.weight_change["encoder"] > 0
+
+
 def test_two_processes_do_not_train_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fold_trainer, "LOCK_S", 0.1)
     trial = pick(tiny_trials(tmp_path), "frozen")

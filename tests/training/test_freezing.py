@@ -9,7 +9,7 @@ from cvrunner.config.adaptation import FROZEN, Adaptation, adaptation_of
 from cvrunner.config.sections import MambaConfig, ModelConfig, TrainConfig
 from cvrunner.errors import WeightChangeError
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.training.freezing import NEVER, Schedule, match, rules
+from cvrunner.training.freezing import NEVER, Schedule, barely_moved, match, rules
 from tests.tiny_encoders import FULL, TOP_LAYER, tiny_encoder
 
 TRAIN = TrainConfig(epochs=10, lr=1e-3, encoder_lr=1e-5, warmup_ratio=0.1)
@@ -159,6 +159,30 @@ class TestWeightChange:
         self.moved(whole, prefix, "head.", "encoder.backbone.encoder.")
         with pytest.raises(WeightChangeError, match=r"is frozen in epoch 1, but its weights moved by 0\.0"):
             schedule.check_weight_change(1, schedule.weight_change(), self.NORMS)
+
+
+def test_the_implied_change_is_that_of_adam_on_gradients_without_a_direction() -> None:
+    schedule = Schedule(model(), TrainConfig(epochs=10, lr=1e-3, encoder_lr=1e-5))
+    schedule.begin_epoch(1)
+    optimizer, random = schedule.optimizer(), torch.Generator().manual_seed(0)
+    for update in range(200):
+        for named in schedule.members.values():
+            for parameter in named.values():
+                if parameter.requires_grad:
+                    parameter.grad = torch.randn(parameter.shape, generator=random)
+        schedule.set_learning_rates(optimizer, update, 20)
+        optimizer.step()
+    for group, change in schedule.weight_change().items():
+        if group in schedule.groups:
+            assert change == pytest.approx(schedule.implied_change(group, 200, 20), rel=0.3)
+
+
+def test_a_group_has_barely_moved_below_a_hundredth_of_what_its_learning_rate_implies() -> None:
+    assert barely_moved(9e-5, implied=1e-2)
+    assert not barely_moved(2e-4, implied=1e-2)
+    # A learning rate so small that next to nothing is implied.
+    assert barely_moved(9e-7, implied=1e-6)
+    assert barely_moved(0.0, implied=0.0)
 
 
 def test_never_is_after_every_epoch() -> None:

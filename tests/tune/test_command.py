@@ -33,9 +33,25 @@ pytestmark = pytest.mark.filterwarnings("ignore")
             "tune={conditions: frozen, search_space: {train.encoder_lr: {low: 1e-6, high: 1e-4}}}",
             "tune.search_space: none of its keys changes anything in frozen, whose encoder is frozen",
         ),
+        (
+            "tune.search_space={train.encoder_lr: {low: 1e-6, high: 1e-4}}",
+            "tune.search_space: none of its keys changes anything in frozen, whose encoder is frozen: add train.lr",
+        ),
+        (
+            "tune={nested: true, folds: [1], search_space: {train.lr: {low: 1e-4, high: 1e-3}}}",
+            "tune.folds: must be null with tune.nested, because every fold needs settings of its own",
+        ),
+        (
+            "tune={nested: true, search_space: {model.protocol: {choices: [utterance, dialogue]}}}",
+            "conditions.frozen.folds.1.model.protocol: must be the same in all folds of a condition",
+        ),
+        (
+            "conditions.frozen.folds.1.train.lr=1e-3",
+            "conditions.frozen.folds: settings per fold would override those of the search; remove them",
+        ),
         ("cluster.node_dir=/node", "cluster.node_dir: a sweep keeps its files in results.root"),
         (
-            "tune={epochs: 2, search_space: {train.freeze_epochs: {choices: [2]}}}",
+            "tune={conditions: unfrozen, epochs: 2, search_space: {train.freeze_epochs: {choices: [2]}}}",
             "freeze_epochs 2 must be below epochs 2",
         ),
     ],

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config, validate
 from cvrunner.config.tuning import TuneConfig
 from cvrunner.data.folds import make_folds
 from cvrunner.errors import ClusterError, ConfigError
 from cvrunner.orchestration.resources import capacity_by_node
+from cvrunner.orchestration.trials import plan_trials
 from cvrunner.records.results import EpochRecord
-from cvrunner.tune.command import settings_table, tuned_yaml
+from cvrunner.tune.command import settings_table, tuned_config, tuned_yaml
 from cvrunner.tune.settings import (
     Objective,
     draw_settings,
@@ -36,7 +39,7 @@ def config_of(folder: Path, **tune: Any) -> Config:
 
 
 def draw(config: Config, condition: str = "unfrozen") -> dict[str, dict[str, Any]]:
-    return draw_settings(config.tune, searched_values(config, condition))
+    return draw_settings(config.tune, condition, searched_values(config, condition))
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -63,6 +66,13 @@ def test_the_same_seed_draws_the_same_and_more_samples_begin_with_the_fewer() ->
     )
     assert list(many.items())[:4] == list(few.items())
     assert few != other
+
+
+def test_conditions_get_the_same_values_of_the_keys_that_they_share() -> None:
+    config = validate({"tune": {"num_samples": 9}}, "test")
+    frozen, unfrozen = (list(draw(config, condition).values()) for condition in ("frozen", "unfrozen"))
+    assert len(frozen) == len(unfrozen) == 9
+    assert frozen == [{key: values[key] for key in ("train.lr", "train.grad_clip")} for values in unfrozen]
 
 
 def test_a_small_space_gives_each_of_its_settings_once() -> None:
@@ -106,6 +116,7 @@ def test_a_sweeps_trials_have_no_test_part_and_its_key_holds_what_decides_the_ta
 def test_comparisons_come_at_powers_of_the_factor() -> None:
     assert rungs(TuneConfig(), 50) == [3, 9, 27]
     assert rungs(TuneConfig(grace_period=60), 50) == []
+    assert rungs(TuneConfig(nested=True), 50) == []
 
 
 # --- how a setting is scored --------------------------------------------------------------------------------------
@@ -154,11 +165,20 @@ def test_an_undefined_ccc_makes_the_score_undefined_and_is_never_the_best() -> N
 # --- the record, the scheduler, what is written -----------------------------------------------------------------------
 
 
-def store_of(folder: Path, samples: int = 4, epochs: int = 9) -> SweepStore:
-    config, corpus = config_of(folder, num_samples=samples, epochs=epochs), tiny_corpus(folder)
+def store_of(
+    folder: Path,
+    samples: int = 4,
+    epochs: int = 9,
+    conditions: Sequence[str] = ("unfrozen",),
+    nested: bool = False,
+) -> SweepStore:
+    config, corpus = config_of(folder, num_samples=samples, epochs=epochs, nested=nested), tiny_corpus(folder)
     folds = make_folds(corpus, "leave_one_session_out")
-    settings = draw(config)
-    trials = {n: plan_setting(config, "unfrozen", v, corpus, folds, [1, 2]) for n, v in settings.items()}
+    settings, trials = {}, {}
+    for condition in conditions:
+        drawn = draw(config, condition)
+        settings |= drawn
+        trials |= {n: plan_setting(config, condition, v, corpus, folds, [1, 2]) for n, v in drawn.items()}
     key = sweep_key(config.tune, trials)
     return SweepStore.open(
         folder / "results", "tiny", key, config, corpus, folds, settings, trials, ["cvrunner", "tune"], False
@@ -200,10 +220,32 @@ def test_bad_settings_are_stopped_and_a_restart_obeys_what_was_decided(tmp_path:
     assert again.store.pending == [names[0], names[1], names[3]]
     # With all that is known now the first would not have gone on, but that was decided.
     assert report(again, names[0], 1, 0.5) == "CONTINUE"
-    assert again.asha.debug_string() == scheduler.asha.debug_string()
+    assert again.asha["unfrozen"].debug_string() == scheduler.asha["unfrozen"].debug_string()
     assert report(again, names[3], 9, 0.8) == "STOP"
     assert again.store.record.settings[names[3]].status == "DONE"
-    assert again.store.record.best == names[3]
+    assert again.store.record.best("unfrozen") == names[3]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_settings_compete_within_their_condition_only(tmp_path: Path) -> None:
+    from cvrunner.tune.sweep import SweepScheduler
+
+    store = store_of(tmp_path, conditions=("frozen", "unfrozen"))
+    scheduler = SweepScheduler(store, TuneConfig(grace_period=1, reduction_factor=3.0), threading.Event())
+    frozen, unfrozen = (list(store.record.settings_of(c)) for c in ("frozen", "unfrozen"))
+    assert [report(scheduler, name, 1, 0.9) for name in unfrozen] == ["CONTINUE"] * 4
+    # Far below every unfrozen setting, but as good as the other frozen ones.
+    assert [report(scheduler, name, 1, 0.1) for name in frozen] == ["CONTINUE"] * 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_nested_sweep_stops_no_setting_early(tmp_path: Path) -> None:
+    from cvrunner.tune.sweep import SweepScheduler
+
+    store = store_of(tmp_path, nested=True)
+    scheduler = SweepScheduler(store, TuneConfig(grace_period=1, nested=True), threading.Event())
+    decisions = [report(scheduler, name, 1, 0.1 * k) for k, name in enumerate(reversed(store.record.settings))]
+    assert decisions == ["CONTINUE"] * 4
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -229,10 +271,10 @@ def test_the_table_has_the_settings_trained_to_the_end_first(tmp_path: Path) -> 
         for number, score in enumerate(scores, 1):
             store.decide(name, epoch_of(tmp_path, number, score).model_copy(update={"stops": name == c}))
     assert store.record.sentence.startswith(
-        f"{b} is the best of 4: mean validation CCC-Avg 0.4000, as configured 0.3000"
+        f"unfrozen: {b} is the best of 4: mean validation CCC-Avg 0.4000, as configured 0.3000"
     )
     store.end_setting(d, "made up")
-    table = settings_table(store.record)
+    table = settings_table(store.record, "unfrozen")
     assert [(row[0], row[-2], row[-1]) for row in table.rows] == [
         (b, "0.4000", "done"),
         (a, "0.3000", "done"),
@@ -242,39 +284,99 @@ def test_the_table_has_the_settings_trained_to_the_end_first(tmp_path: Path) -> 
     assert store.end(stopped=False) == "COMPLETE"
 
 
+def decided(store: SweepStore, scores: Mapping[str, tuple[float, float]]) -> SweepStore:
+    """Give settings their CCC-Avg in folds 1 and 2, after all epochs."""
+    for name, of in scores.items():
+        folds = {fold: {"valence": ccc, "arousal": ccc, "avg": ccc} for fold, ccc in enumerate(of, 1)}
+        for number in range(1, store.record.epochs[store.record.settings[name].condition] + 1):
+            store.decide(name, SettingEpoch(epoch=number, folds=folds, score=sum(of) / 2))
+    return store
+
+
+def read_back(folder: Path, text: str) -> tuple[Config, str]:
+    """The configuration in a tuned file, moved to another folder, and its header as one line."""
+    path = folder / "elsewhere" / "tuned.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    return load_config(path), " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
+
+
 def test_the_tuned_configuration_is_complete_and_its_header_is_honest(tmp_path: Path) -> None:
     config, store = config_of(tmp_path, epochs=2), store_of(tmp_path, samples=2, epochs=2)
     first, best = store.record.settings
-    for name, score in {first: 0.2, best: 0.3}.items():
-        for number in (1, 2):
-            store.decide(name, epoch_of(tmp_path, number, score))
-    values = store.record.settings[best].values
-    text = tuned_yaml(config, with_setting(config, "unfrozen", values), store.record)
-    path = tmp_path / "elsewhere" / "tuned.yaml"
-    path.parent.mkdir()
-    path.write_text(text)
-    from cvrunner.config.reading import load_config
-
-    tuned = load_config(path)
-    assert searched_values(tuned, "unfrozen") == values
+    decided(store, {first: (0.2, 0.2), best: (0.3, 0.3)})
+    tuned, header = read_back(tmp_path, tuned_yaml(tuned_config(config, store.record), store.record))
+    assert searched_values(tuned, "unfrozen") == store.record.settings[best].values
     assert tuned.for_condition("frozen").numerics == config.for_condition("frozen").numerics
     assert tuned.train.epochs == 3
-    header = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
+    origin = tuned.settings_from
+    assert (origin.source, origin.sweep, origin.nested) == ("tune", store.record.run, False)
+    assert origin.samples_per_condition == {"unfrozen": 2}
     for text_part in (
-        "2 settings of unfrozen were searched by the mean validation CCC-Avg of folds 1, 2",
-        f"Best: {best} with 0.3000; as configured 0.2000",
-        "Only unfrozen was searched, so a comparison with frozen favours it",
-        "cvrunner tune --config <this file> --set tune.condition=frozen",
+        "Settings were chosen by the mean validation CCC-Avg of folds 1, 2 (seed 0, 2 epochs)",
+        "unfrozen: 2 settings, 0 stopped early, 0 failed.   As configured 0.2000, chosen 0.3000:",
+        "NOT THE SAME BUDGET for all conditions (settings tried: frozen 0, unfrozen 2)",
+        "cvrunner tune --config <this file> --set tune.conditions=frozen",
         "training data of other folds",
-        "search used 2 epochs; the configuration below keeps its own number",
+        "search used another number of epochs than the configuration below",
     ):
         assert text_part in header, text_part
 
 
+def test_all_conditions_are_tuned_with_the_same_budget(tmp_path: Path) -> None:
+    store = store_of(tmp_path, samples=2, epochs=2, conditions=("frozen", "unfrozen"))
+    a, b, c, d = store.record.settings
+    assert not store.record.is_decided
+    decided(store, {a: (0.2, 0.2), b: (0.1, 0.1), c: (0.3, 0.3), d: (0.4, 0.4)})
+    tuned, header = read_back(tmp_path, tuned_yaml(tuned_config(config_of(tmp_path), store.record), store.record))
+    assert searched_values(tuned, "frozen") == store.record.settings[a].values
+    assert searched_values(tuned, "unfrozen") == store.record.settings[d].values
+    assert tuned.settings_from.samples_per_condition == {"frozen": 2, "unfrozen": 2}
+    assert "NOT THE SAME" not in header
+    assert store.record.sentence.startswith(
+        "frozen: of 2 settings none is better than the configuration as it is, 0.2000; unfrozen: unfrozen-02 is the "
+        "best of 2: mean validation CCC-Avg 0.4000, as configured 0.3000"
+    )
+
+
+def test_a_nested_search_gives_each_fold_its_own_best_setting(tmp_path: Path) -> None:
+    store = store_of(tmp_path, samples=3, epochs=1, nested=True)
+    a, b, c = store.record.settings
+    # The best on average is best in no fold.
+    decided(store, {a: (0.6, 0.1), b: (0.5, 0.5), c: (0.1, 0.7)})
+    assert store.record.best("unfrozen") == b
+    assert store.record.chosen("unfrozen") == {1: a, 2: c}
+    assert store.record.score("unfrozen") == pytest.approx(0.65)
+    tuned, header = read_back(tmp_path, tuned_yaml(tuned_config(config_of(tmp_path), store.record), store.record))
+    settings = store.record.settings
+    for fold, name in ((1, a), (2, c)):
+        assert tuned.for_condition("unfrozen", fold).train.lr == settings[name].values["train.lr"]
+    assert tuned.settings_from.nested
+    assert "each fold's own validation CCC-Avg" in tuned.settings_from.objective
+    assert f"fold 1: {a}, " in header
+    assert "No fold's test session had a part in the choice of its settings" in header
+    # The trials of a run get the settings of their own fold.
+    folds = make_folds(tiny_corpus(tmp_path), "leave_one_session_out")
+    planned = {t.fold.number: t for t in plan_trials(tuned, tiny_corpus(tmp_path), folds) if t.condition == "unfrozen"}
+    assert planned[2].config.train.lr == settings[c].values["train.lr"]
+    assert planned[3].config.train.lr == config_of(tmp_path).train.lr
+
+
+def test_a_second_search_keeps_the_origin_of_the_first(tmp_path: Path) -> None:
+    first = decided(store_of(tmp_path, samples=2, epochs=1), {"unfrozen-01": (0.1, 0.1), "unfrozen-02": (0.2, 0.2)})
+    config = tuned_config(config_of(tmp_path), first.record)
+    second = decided(
+        store_of(tmp_path, samples=2, epochs=1, conditions=("frozen",)),
+        {"frozen-01": (0.1, 0.1), "frozen-02": (0.2, 0.2)},
+    )
+    origin = tuned_config(config, second.record).settings_from
+    assert origin.samples_per_condition == {"unfrozen": 2, "frozen": 2}
+    assert origin.sweep == f"{first.record.run}, {second.record.run}"
+
+
 def test_a_state_has_ended_once_it_is_no_longer_waiting() -> None:
-    assert [SettingState(values={}, status=status).ended for status in ("WAITING", "DONE", "PRUNED", "FAILED")] == [
-        False, True, True, True,
-    ]  # fmt: skip
+    states = [SettingState(condition="a", values={}, status=s) for s in ("WAITING", "DONE", "PRUNED", "FAILED")]
+    assert [state.ended for state in states] == [False, True, True, True]
 
 
 def test_folds_do_not_share_a_gpu_of_two_nodes() -> None:

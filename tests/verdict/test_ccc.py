@@ -128,13 +128,22 @@ def test_by_dimension_the_names_must_agree() -> None:
         ccc_by_dimension({}, {})
 
 
-def test_collapse_is_constancy_up_to_float32() -> None:
+def test_constant_predictions_have_collapsed_up_to_rounding_in_float32() -> None:
     mean = np.float32(3.217)
-    assert is_collapsed(np.full(50, mean))
-    assert is_collapsed([mean, np.nextafter(mean, np.float32(4))])
-    assert is_collapsed([1.0])
-    assert not is_collapsed([3.0, 3.0001])
-    assert not is_collapsed(noisy()[0] + 1e6)
+    for truth in (np.linspace(1, 5, 50), np.full(50, 3.0)):
+        assert is_collapsed(np.full(50, mean), truth)
+        assert is_collapsed([mean, np.nextafter(mean, np.float32(4))] * 25, truth)
+    assert is_collapsed([1.0], [2.0])
+
+
+def test_predictions_have_collapsed_below_a_twentieth_of_the_spread_of_the_labels() -> None:
+    truth = noisy()[1]
+    assert is_collapsed(0.049 * truth, truth)
+    assert not is_collapsed(0.051 * truth, truth)
+    assert not is_collapsed(0.051 * truth + 1e6, truth)
+    # What the limit means: even in perfect agreement with the labels, the CCC would be below 0.1.
+    centred = truth - truth.mean()
+    assert ccc(0.05 * centred, centred) == pytest.approx(0.1, abs=0.001)
 
 
 def test_a_mean_needs_all_values() -> None:
