@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from cvrunner.records.results import FloorRecord, Score
-from cvrunner.report.evidence import checks_table
+from cvrunner.report.evidence import checks_table, facts
 from cvrunner.report.report import read_report
 from tests.runs import make_run
 
@@ -81,3 +81,21 @@ def test_a_condition_below_the_floor_is_named(tmp_path):
 
 def test_without_a_floor_nothing_is_claimed(tmp_path):
     assert found(make_run(tmp_path))["does frozen beat the floor?"] == "there is no floor to compare with"
+
+
+def test_warnings_about_the_corpus_are_in_the_run_checks_and_their_absence_too(tmp_path):
+    directory = make_run(tmp_path)
+    assert found(directory)["warnings about the corpus"] == "none"
+    warnings = ["clipped audio: 3 (first: here)", "sessions that are missing: 1 (first: Session2)"]
+    directory.write_run(directory.read_run().model_copy(update={"corpus_warnings": warnings}))
+    assert found(directory)["warnings about the corpus"] == "; ".join(warnings)
+
+
+def test_a_manifest_has_no_label_variant_of_iemocap(tmp_path):
+    directory = make_run(tmp_path)
+    text = directory.config.read_text()
+    directory.config.write_text(text.replace("format: demo", "format: manifest"))
+    assert directory.read_config().corpus.format == "manifest"
+    report = read_report(directory)
+    assert dict(checks_table(report).rows)["labels"] == "manifest: as listed in the manifest"
+    assert dict(facts(report))["label variant"] == "manifest"
