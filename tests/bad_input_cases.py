@@ -39,6 +39,8 @@ from tests.bad_input import (
 from tests.corpora import sparse_wav, write_bytes, write_noise
 
 HEAD = b"path,utterance,speaker,session,dialogue,turn,valence,arousal\n"
+NOISE = np.random.default_rng(8).normal(0, 0.1, 3200)
+OWN_CORPUS = f"corpus: {{format: manifest, root: {TABLE}}}"
 LOOP = "a symbolic link that leads nowhere"
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefg", "bcdefgh", strict=True)
@@ -129,6 +131,24 @@ CONFIG: dict[str, tuple[Build, str]] = {
     "a scheme without its corpus": (
         config("folds: {scheme: manifest_split}"),
         r"folds\.scheme manifest_split needs corpus\.format manifest",
+    ),
+    "a condition with seeds of its own": (
+        config("conditions: {a: {}, b: {train: {seeds: [1]}}}"),
+        r"conditions\.b\.train\.seeds \(config\.yaml\): all conditions have the same seeds",
+    ),
+    "a mistyped condition in an override": (
+        settings("conditions.unfrozn.train.lr=1"),
+        r"conditions\.unfrozn \(override .*\): no such condition, .* did you mean unfrozen\?",
+    ),
+    "two conditions that are the same": (
+        settings("conditions.unfrozen.model.freeze_speech_encoder=true"),
+        r"conditions\.unfrozen \(.*\): has the same settings as conditions\.frozen",
+    ),
+    "a comment in an override": (settings("corpus.root=a #b"), r"override corpus\.root=a #b: what follows ` #` would"),
+    "a number with underscores": (settings("train.epochs=1_0"), r"train\.epochs: .*valid integer, not '1_0'"),
+    "a corpus of one's own without an encoder": (
+        lambda folder: settings()(folder) and config(OWN_CORPUS, "--set", "tracking.enabled=false")(folder),
+        r"model\.encoder: not set, and its default `demo` is a toy that knows synthetic speech alone",
     ),
     "a user who is not there": (
         settings("results.root=~nobody-of-this-name/x"),
@@ -256,6 +276,25 @@ MANIFEST: dict[str, tuple[Build, str]] = {
     "no speaker": (row(speaker=""), r"table\.csv line 4: s2t0: speaker is empty"),
     "a speaker in two sessions": (row(speaker="s1a"), r"line 4: s2t0: speaker s1a is in more than one session"),
     "an unknown split": (every_row(split="dev"), r"line 2: s1t0: split 'dev' must be one of train, validation, test"),
+    "a split that the folds ignore": (
+        every_row(split="train"),
+        r"table\.csv line 2: s1t0: split is 'train', as in 6 rows, but folds\.scheme is not set",
+    ),
+    "a key that stands twice in JSON": (
+        manifest(b'{"path": "a.wav", "Path": "b.wav"}\n', "a.jsonl"),
+        r"a\.jsonl line 1: is not a JSON row: keys 'path' and 'Path' are the same column",
+    ),
+    "NaN for a name": (row(session="nan"), r"table\.csv line 4: s2t0: session is empty"),
+    "a speaker as a number and as a fraction": (
+        rows(lambda good: (good[0].update(speaker="7"), good[1].update(speaker="7.0"))),
+        r"table\.csv line 3: s1t1: speaker '7\.0' looks like '7' at table\.csv line 2",
+    ),
+    "a session with a space that does not break": (
+        rows(lambda good: (good[0].update(session="a b"), good[1].update(session="a\xa0b"))),
+        r"table\.csv line 3: s1t1: session 'a\\xa0b' looks like 'a b' at table\.csv line 2",
+    ),
+    "an underscore in a number": (row(turn="1_10"), r"table\.csv line 4: s2t0: turn '1_10' is not a number \(digits"),
+    "a percent sign": (row(valence="85%"), r"table\.csv line 4: s2t0: valence '85%' is not a number \(write 85"),
     "one utterance": (rows(lambda good: good[:1]), r"table: 1 problem\n  has 1 session \(1\); .*needs three or more"),
     "one session": (rows(lambda good: good[:2]), r"has 1 session \(1\); .*needs three or more"),
     "a session of one utterance": (
@@ -320,6 +359,18 @@ AUDIO: dict[str, tuple[Build, str]] = {
     ),
     "no samples": (audio(lambda path: write_noise(path, 1, 0)), r"s2t0\.wav: holds no audio"),
     "silence": (audio(lambda path: soundfile.write(path, np.zeros(3200), 16_000)), r"s2t0\.wav: is silent"),
+    "a truncated Wave64 file": (
+        audio(lambda path: (soundfile.write(path, NOISE, 16_000, format="W64"), cut(path, -100))),
+        r"s2t0\.wav: is truncated: it has 6300 of 6400 bytes of audio; copy it again",
+    ),
+    "an offset alone": (
+        audio(lambda path: soundfile.write(path, np.full(3200, 0.5), 16_000)),
+        r"table\.csv line 4: s2t0: .*s2t0\.wav: is silent or constant: the deviation from the mean is channel 1 -",
+    ),
+    "channels in antiphase": (
+        audio(lambda path: soundfile.write(path, np.stack([NOISE, -NOISE], axis=1), 16_000), "corpus.resample=true"),
+        r"table\.csv line 4: s2t0: .*s2t0\.wav: has channels in antiphase, which cancel when averaged",
+    ),
     "samples of NaN": (
         audio(lambda path: soundfile.write(path, np.full(3200, np.nan), 16_000, subtype="FLOAT")),
         r"s2t0\.wav: holds NaN or infinite samples",
@@ -346,6 +397,14 @@ IEMOCAP: dict[str, tuple[Build, str]] = {
     "two sessions": (
         tree(lambda _: None, 2),
         r"IEMOCAP: 1 problem\n  has 2 sessions \(Ses01, Ses02\); .*three or more",
+    ),
+    "a session that is missing": (
+        tree(lambda root: shutil.rmtree(root / "Session2"), 5, "IEMOCAP", "corpus.partial=false"),
+        r"IEMOCAP: 1 problem\n  Session2: is missing, with 1811 of the 10,039 published turns",
+    ),
+    "a session in small letters": (
+        tree(lambda root: (root / "Session1").rename(root / "session1"), 5),
+        r"  session1: looks like a session but is not read",
     ),
     "a session without labels": (
         tree(lambda root: shutil.rmtree(root / "Session2" / "dialog")),

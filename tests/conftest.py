@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 
 # Before transformers is imported: no look-ups on a network that may not be there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,9 +32,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    examples = FUZZ_EXAMPLES[config.getoption("suite")]
-    settings.register_profile("fuzz", settings.get_profile("shared"), max_examples=examples, derandomize=True)
+    suite = config.getoption("suite")
+    settings.register_profile(
+        "fuzz", settings.get_profile("shared"), max_examples=FUZZ_EXAMPLES[suite], derandomize=suite == "test"
+    )
+    # The larger suites look for something new each time; hypothesis reads the option when it is configured after this.
+    if config.option.hypothesis_seed is None and suite != "test":
+        config.option.hypothesis_seed = str(random.randrange(2**32))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
+    seed = config.option.hypothesis_seed
+    if exitstatus and seed is not None:
+        terminalreporter.write_line(f"random examples: repeat them with --hypothesis-seed={seed}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

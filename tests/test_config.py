@@ -319,3 +319,95 @@ def test_the_origin_of_settings_changes_no_number() -> None:
     config = validate({"settings_from": origin}, "test")
     assert [config.settings_from.samples(c) for c in ("frozen", "unfrozen", "lora")] == [12, 6, 0]
     assert config.numerics == validate({}, "test").numerics
+
+
+# --- conditions and overrides -----------------------------------------------------------------------------------------
+
+
+def refused(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, text, *overrides)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("section", ["corpus: {root: x}", "folds: {scheme: manifest_split}", "cluster: {}", "tune: {}"])
+def test_a_condition_may_not_change_what_is_compared(tmp_path: Path, section: str) -> None:
+    found = refused(tmp_path, f"conditions: {{a: {{}}, b: {{{section}}}}}")
+    assert f"conditions.b.{section.partition(':')[0]}: a condition may change only model and train" in found
+
+
+def test_a_condition_may_not_have_seeds_of_its_own(tmp_path: Path) -> None:
+    rule = "all conditions have the same seeds, so that they can be paired; set train.seeds"
+    path = tmp_path / "config.yaml"
+    found = refused(tmp_path, "conditions: {a: {}, b: {train: {seeds: [1], lr: 0.1}}}")
+    assert found == f"conditions.b.train.seeds ({path}): {rule}"
+    override = "conditions.unfrozen.train.seeds=[1, 2]"
+    assert refused(tmp_path, "", override) == f"conditions.unfrozen.train.seeds ({path} with {override}): {rule}"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("unfrozn", "did you mean unfrozen?"), ("Frozen", "did you mean frozen?"), ("x", "there are frozen, unfrozen;")],
+)
+def test_an_override_cannot_add_a_condition(tmp_path: Path, name: str, hint: str) -> None:
+    override = f"conditions.{name}.train.lr=0.1"
+    rule = "no such condition, and an override cannot add one"
+    for text in ("", "conditions: {frozen: {}, unfrozen: {model: {freeze_speech_encoder: false}}}"):
+        assert (
+            refused(tmp_path, text, override)
+            == f"conditions.{name} (override {override}): {rule}; {hint} Add it to the file"
+        )
+
+
+def test_an_override_of_a_condition_keeps_the_others_that_the_file_does_not_name(tmp_path: Path) -> None:
+    assert load(tmp_path, "", "conditions.unfrozen.train.lr=0.1").conditions == {
+        "frozen": {"model": {"freeze_speech_encoder": True}},
+        "unfrozen": {"model": {"freeze_speech_encoder": False}, "train": {"lr": 0.1}},
+    }
+
+
+def test_the_section_as_a_whole_replaces_the_conditions(tmp_path: Path) -> None:
+    assert list(load(tmp_path, "", "conditions={a: {}, b: {train: {lr: 0.1}}}").conditions) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("conditions: {a: {}, b: {}}", ()),
+        ("conditions: {a: {train: {lr: 0.1}}, b: {train: {lr: 1e-1}}}", ()),
+        ("conditions: {a: {}, b: {model: {freeze_speech_encoder: true}}}", ()),
+        ("train: {lr: 0.2}\nconditions: {a: {}, b: {train: {lr: 0.2}}}", ()),
+        ("conditions: {a: {}, b: {train: {lr: 0.2}}}", ("train.lr=0.2",)),
+        ("conditions: {a: {}, b: {train: {lr: 0.2}}}", ("conditions.a.train.lr=0.2",)),
+    ],
+)
+def test_two_conditions_with_the_same_settings_are_refused(
+    tmp_path: Path, text: str, overrides: tuple[str, ...]
+) -> None:
+    found = refused(tmp_path, text, *overrides)
+    assert found.startswith("conditions.b (")
+    assert all(override in found for override in overrides)
+    assert found.endswith("has the same settings as conditions.a, so there is nothing to compare; change or remove one")
+
+
+@pytest.mark.parametrize("value", ["/data/a #1", "x # y", " #x", "[1, 2] # three"])
+def test_a_value_that_yaml_would_cut_at_a_comment_is_refused(tmp_path: Path, value: str) -> None:
+    assert "would be dropped as a comment; quote it: corpus.root='\"...\"'" in refused(
+        tmp_path, "", f"corpus.root={value}"
+    )
+
+
+@pytest.mark.parametrize(("value", "root"), [('"/data/a #1"', "/data/a #1"), ("'x # y'", "x # y"), ("a#b", "a#b")])
+def test_a_hash_in_quotes_or_within_a_word_is_kept(tmp_path: Path, value: str, root: str) -> None:
+    assert load(tmp_path, "", f"corpus.root={value}").corpus.root == root
+
+
+@pytest.mark.parametrize("number", ["1_0", "010", "0x10", "0b11", "1:30", "1_0.5"])
+def test_a_number_is_in_plain_decimal_notation(tmp_path: Path, number: str) -> None:
+    assert f"not '{number}'" in refused(tmp_path, f"train: {{epochs: {number}}}")
+    assert f"not '{number}'" in refused(tmp_path, "", f"train.epochs={number}")
+
+
+def test_the_label_variant_of_a_manifest_is_its_own() -> None:
+    assert validate({"corpus": {"labels": "observers"}}, "test").label_variant == "observers"
+    assert validate({"corpus": {"format": "manifest", "labels": "observers"}}, "test").label_variant == "manifest"

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cvrunner.config.reading import load_config
 from cvrunner.config.schema import valid_keys
+from cvrunner.data.checks import NAMES as NAME_COLUMNS
+from cvrunner.data.checks import same_name
 from cvrunner.data.folds import check_labels, find_leaks, make_folds
 from cvrunner.data.iemocap import load_iemocap
 from cvrunner.data.manifest import OPTIONAL, REQUIRED, load_manifest
@@ -123,6 +127,57 @@ def test_any_overrides(overrides: list[str]) -> None:
     load(FINETUNE, *overrides)
 
 
+LR = st.sampled_from(["0.1", "1e-1", "0.2", "1_0", "010", '"0.1"', "0.1 # faster", ""])
+CHANGES = st.tuples(
+    st.sampled_from(["conditions.", "conditions.a.", "conditions.b.", "conditions.B.", "conditions.bb.", ""]),
+    st.sampled_from(
+        ["train.lr", "train.seeds", "model.freeze_speech_encoder", "corpus.root", "cluster", "train", "model"]
+    ),
+    LR | st.sampled_from(["{}", "[1]", "true", "{lr: 0.1}", "{a: {}}"]),
+).map(lambda parts: f"{parts[0]}{parts[1]}={parts[2]}")
+CONDITION = st.fixed_dictionaries(
+    {},
+    optional={
+        "train": st.dictionaries(
+            st.sampled_from(["lr", "seeds", "epochs"]), st.sampled_from([1, 2, [1], 0.1]), max_size=2
+        ),
+        "model": st.dictionaries(
+            st.sampled_from(["freeze_speech_encoder", "width"]), st.booleans() | st.just(64), max_size=1
+        ),
+        "corpus": st.just({}),
+    },
+)
+
+
+@BOUNDED
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "c"]), CONDITION, min_size=1, max_size=3), st.lists(CHANGES, max_size=3)
+)
+@example({"a": {}, "b": {}}, [])
+@example({"a": {}, "b": {"train": {"lr": 0.1}}}, ["conditions.b.train.lr=0.0001"])
+def test_conditions_that_are_accepted_can_be_compared(
+    tmp_path: Path, conditions: dict[str, Any], overrides: list[str]
+) -> None:
+    text = yaml.safe_dump({"base": str(FINETUNE), "conditions": conditions}, sort_keys=False)
+    (tmp_path / "config.yaml").write_text(text)
+    with only(ConfigError):
+        config = load_config(tmp_path / "config.yaml", overrides)
+        assert list(config.conditions) == list(conditions)
+        resolved = [config.for_condition(name) for name in conditions]
+        assert {one.train.seeds for one in resolved} == {config.train.seeds}
+        assert len({one.model_copy(update={"conditions": {}}).model_dump_json() for one in resolved}) == len(resolved)
+
+
+@BOUNDED
+@given(st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=20))
+@example("a #b")
+def test_a_value_of_an_override_arrives_as_it_is_or_is_refused(value: str) -> None:
+    with only(ConfigError):
+        root = load_config(FINETUNE, [f"corpus.root={value}"]).corpus.root
+        # Quotes and space around a value belong to YAML.
+        assert root == value.strip(" ") or value.strip(" ")[:1] in "'\"|>!&"
+
+
 # --- corpora ----------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +192,9 @@ def read(path: Path) -> None:
     """A manifest, and what is made of it."""
     with only(CorpusError):
         corpus = load_manifest(path, SCALE, DIMENSIONS, False)
+        for column in NAME_COLUMNS:
+            names = {getattr(u, "id" if column == "utterance" else column) for u in corpus.utterances} - {None}
+            assert len({same_name(name) for name in names} - {""}) == len(names)
         assert corpus.digest
         assert corpus.describe()
         folds = make_folds(corpus, "leave_one_session_out")
@@ -148,6 +206,9 @@ NAMES = [*REQUIRED, *OPTIONAL]
 CELLS = (
     st.sampled_from(
         ["audio/s1t0.wav", "../x.wav", "/dev/zero", "nan", "-inf", "1e400", "2,5", "", " ", "F", "test", "\0"]
+    )
+    | st.sampled_from(
+        ["1_10", "7", "7.0", "07", "a\u200b", "a", "Zo\u00eb", "Zoe\u0308", "None", "<NA>", "3_5", "85%", "\u0663"]
     )
     | st.text(max_size=12)
     | st.integers().map(str)
@@ -221,19 +282,84 @@ def test_a_label_file_with_anything_in_it(root: Path, start: int, cut: int, cont
         assert load_iemocap(root, "header", SCALE, DIMENSIONS, False).digest
 
 
+# --- audio ------------------------------------------------------------------------------------------------------------
+
+CONTAINERS = [
+    *[("WAV", "PCM_16"), ("WAVEX", "FLOAT"), ("WAV", "GSM610"), ("RF64", "PCM_16"), ("W64", "PCM_24")],
+    *[("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("AIFF", "PCM_16"), ("CAF", "PCM_16"), ("AU", "ULAW")],
+]
+LENGTH = 4000
+
+
+@pytest.fixture(scope="module")
+def recordings() -> dict[tuple[str, str], bytes]:
+    """Noise of 0.25 s in each container."""
+    found = {}
+    for container, subtype in CONTAINERS:
+        file = io.BytesIO()
+        noise = np.random.default_rng(1).normal(0, 0.1, LENGTH)
+        soundfile.write(file, noise, 16_000, format=container, subtype=subtype)
+        found[container, subtype] = file.getvalue()
+    return found
+
+
+def stated_frames(content: bytes) -> float | None:
+    """Length at 16 kHz by the headers, for RIFF, RF64 and Wave64 with a plain encoding; None if not stated or known."""
+    wave64, chunks = content.startswith(b"riff"), {}
+    at = 40 if wave64 else 12
+    while at + 8 <= len(content) and b"data" not in chunks:
+        name = content[at : at + 4]
+        size = int.from_bytes(content[at + 16 : at + 24], "little") - 24 if wave64 else 0
+        size = size or int.from_bytes(content[at + 4 : at + 8], "little")
+        start = at + (24 if wave64 else 8)
+        chunks.setdefault(name, (size, content[start : start + 40]))
+        at = start + size + (-size % 8 if wave64 else size % 2)
+    if not {b"fmt ", b"data"} <= set(chunks):
+        return None
+    form, size = chunks[b"fmt "][1], chunks[b"data"][0]
+    if content.startswith((b"RF64", b"BW64")) and size == 0xFFFFFFFF and b"ds64" in chunks:
+        size = int.from_bytes(chunks[b"ds64"][1][8:16], "little")
+    tag, block, rate_hz = (int.from_bytes(form[i : i + n], "little") for i, n in ((0, 2), (12, 2), (4, 4)))
+    if tag not in (1, 3, 0xFFFE) or not 0 < size <= len(content) or not block or not rate_hz:
+        return None
+    return size // block * 16_000 / rate_hz
+
+
+BYTES = st.sampled_from([0, 1, 2, 0x7F, 0x80, 0xFF]) | st.integers(0, 255)
+PLACES = st.integers(0, 120) | st.integers(0, 9000)
+
+
 @BOUNDED
-@given(st.integers(), st.booleans(), st.booleans())
-def test_audio_with_a_broken_header(
-    good: tuple[Path, list[dict[str, object]]], seed: int, resample: bool, cut: bool
+@given(
+    st.sampled_from(CONTAINERS),
+    st.lists(st.tuples(PLACES, BYTES), max_size=4),
+    st.none() | st.tuples(PLACES, st.integers(0, 50), st.binary(max_size=20)),
+    st.booleans(),
+)
+@example(("WAV", "PCM_16"), [(at, 0xFF) for at in (40, 41, 42, 43)], None, True)
+@example(("W64", "PCM_24"), [], (9000, 0, b"list"), True)
+def test_audio_with_any_bytes_has_the_length_that_it_states_or_is_refused(
+    recordings: dict[tuple[str, str], bytes],
+    tmp_path: Path,
+    kind: tuple[str, str],
+    changes: list[tuple[int, int]],
+    splice: tuple[int, int, bytes] | None,
+    resample: bool,
 ) -> None:
-    draw = random.Random(seed)
-    content = bytearray((good[0] / "audio" / "s1t0.wav").read_bytes())
-    for _ in range(draw.randint(1, 4)):
-        content[draw.randrange(44)] = draw.randrange(256)
-    path = good[0] / "broken.wav"
-    path.write_bytes(content[: draw.randrange(len(content))] if cut else content)
+    content = bytearray(recordings[kind])
+    for place, value in changes:
+        content[place % len(content)] = value
+    if splice:
+        place = splice[0] % (len(content) + 1)
+        content[place : place + splice[1]] = splice[2]
+    (tmp_path / "x").write_bytes(content)
     with only(AudioError):
-        read_audio(path, resample)
+        found = len(read_audio(tmp_path / "x", resample))
+        stated = stated_frames(bytes(content))
+        if kind[0] == "OGG" or (kind[0] == "FLAC" and content == recordings[kind]):
+            stated = LENGTH
+        # Resampling rounds.
+        assert stated is None or abs(found - stated) <= 1
 
 
 # --- encoders ---------------------------------------------------------------------------------------------------------

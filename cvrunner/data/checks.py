@@ -110,8 +110,8 @@ def utterances_of(entries: Sequence[Entry], rules: Rules, findings: Findings) ->
     if rules.one_session_each:
         _check_one_session(entries, "speaker", findings)
         _check_one_session(entries, "dialogue", findings)
-    for what in (*NAMES, "path"):
-        _check_spellings(entries, what, findings)
+    for what in NAMES:
+        check_spellings(entries, what, findings)
     for entry in entries:
         _check_labels(entry, rules, findings)
     _check_coverage(entries, rules, findings)
@@ -182,7 +182,7 @@ def _check_one_session(entries: Sequence[Entry], what: Literal["speaker", "dialo
             )
 
 
-def _check_spellings(entries: Sequence[Entry], what: str, findings: Findings) -> None:
+def check_spellings(entries: Sequence[Entry], what: str, findings: Findings) -> None:
     """Add a problem per pair of names that look the same, a warning if only case or leading zeros differ."""
     first: dict[str, tuple[str, Entry]] = {}
     loosely: dict[str, tuple[str, Entry]] = {}

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
-from cvrunner.data.checks import NAMES, Entry, Findings, Rules, parse_number, same_name, utterances_of
+from cvrunner.data.checks import NAMES, Entry, Findings, Rules, check_spellings, parse_number, same_name, utterances_of
 from cvrunner.data.folds import Scheme
 from cvrunner.data.utterance import DIMENSIONS, PARTS, SHORTEST_SAMPLES, Corpus, Rater
 from cvrunner.errors import CorpusError
@@ -72,6 +72,8 @@ def load_manifest(
     _check_columns(columns, path.name, findings)
     findings.stop_if_any(str(path))
     entries = [entry for row in rows if (entry := _entry(path.parent, row, "split" in columns, scale, findings))]
+    # Before they are found on the disk, where two spellings may be one file.
+    check_spellings(entries, "path", findings)
     entries = _with_paths_as_on_disk(entries)
     _check_turns(entries, findings)
     _check_split(entries, scheme, findings)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from cvrunner.data.iemocap import load_iemocap, side
+from cvrunner.data.iemocap import PUBLISHED_TURNS, load_iemocap, published_dialogues, side
 from cvrunner.data.utterance import Corpus, Utterance, audio_digest, read_audio
 from cvrunner.errors import CorpusError
 from tests.corpora import (
@@ -315,3 +315,87 @@ def test_label_files_without_any_turn_are_refused(tmp_path: Path) -> None:
     root = tmp_path
     write_bytes(label_file(root, "Ses01F_impro01"), b"% nothing\n")
     assert problems(root) == ["no utterances"]
+
+
+# --- compared with the published corpus -------------------------------------------------------------------------------
+
+
+def compared(root: Path, partial: bool = False) -> Corpus:
+    return load_iemocap(root, "header", SCALE, DIMENSIONS, False, partial)
+
+
+def whole(root: Path) -> Path:
+    """Write a tree with every published dialogue, of one turn each."""
+    seed = 0
+    for session in range(1, 6):
+        for dialogue in published_dialogues(session):
+            seed += 1
+            write_bytes(label_file(root, dialogue), label_text(dialogue, TURNS[:1]).encode())
+            write_noise(wav_file(root, f"{dialogue}_F000"), seed, 0.05)
+    return root
+
+
+def test_there_are_151_published_dialogues_and_10039_turns() -> None:
+    assert [len(published_dialogues(session)) for session in range(1, 6)] == [28, 30, 32, 30, 31]
+    assert len({name for session in range(1, 6) for name in published_dialogues(session)}) == 151
+    assert sum(PUBLISHED_TURNS.values()) == 10_039
+
+
+@pytest.mark.parametrize("gone", [1, 3, 5])
+def test_a_missing_session_is_refused_unless_the_corpus_is_partial(tmp_path: Path, gone: int) -> None:
+    root = write_iemocap(tmp_path, 5)
+    shutil.rmtree(root / f"Session{gone}")
+    with pytest.raises(CorpusError) as caught:
+        compared(root)
+    (found,) = caught.value.problems
+    assert found.startswith(f"Session{gone}: is missing, with {PUBLISHED_TURNS[f'Session{gone}']} of the 10,039")
+    assert f"sessions that are missing: 1 (first: Session{gone})" in compared(root, partial=True).warnings
+
+
+@pytest.mark.parametrize("name", ["session2", "SESSION2", "Session 2", "Session_2", "Ses02"])
+def test_a_session_under_another_name_is_refused(tmp_path: Path, name: str) -> None:
+    root = write_iemocap(tmp_path, 5)
+    (root / "Session2").rename(root / name)
+    with pytest.raises(CorpusError) as caught:
+        compared(root, partial=True)
+    assert caught.value.problems == [
+        f"{name}: looks like a session but is not read; sessions must be named Session1 ... Session5"
+    ]
+
+
+def test_missing_dialogues_label_files_and_turns_are_named(tmp_path: Path) -> None:
+    root = whole(tmp_path)
+    turns = "sessions with another number of turns than published: 5 (first: Session1 28 of 1819)"
+    assert compared(root).warnings == (turns,)
+    place = "Session3/dialog/EmoEvaluation/Ses03M_impro05b.txt"
+    (root / place).unlink()
+    missing = f"dialogues of the published corpus that are missing: 1 (first: {place})"
+    wav = "wav files without a label line, ignored: 1 (first: Session3/sentences/wav/Ses03M_impro05b/"
+    assert set(compared(root).warnings) == {f"{wav}Ses03M_impro05b_F000.wav)", turns, missing}
+    shutil.rmtree(root / "Session3" / "sentences" / "wav" / "Ses03M_impro05b")
+    assert set(compared(root).warnings) == {turns, missing}
+
+
+def test_a_synthetic_tree_may_have_any_size(tmp_path: Path) -> None:
+    root = write_iemocap(tmp_path)
+    write_bytes(root / "SYNTHETIC.json", b"{}")
+    assert compared(root).warnings == ()
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\u00a0 "])
+def test_lines_may_begin_with_spaces(tmp_path: Path, space: str) -> None:
+    plain = by_id(load(with_dialogue(tmp_path / "a", "F_impro01", RATED)))
+    root = with_dialogue(tmp_path / "b", "F_impro01", RATED)
+    for session in (1, 2, 3):
+        path = label_file(root, f"Ses{session:02}F_impro01")
+        path.write_text("\n".join(space + line for line in path.read_text().split("\n")))
+    found = by_id(load(root))
+    assert {name: (u.raters, u.valence) for name, u in found.items()} == {
+        name: (u.raters, u.valence) for name, u in plain.items()
+    }
+
+
+@pytest.mark.parametrize("number", ["3_5", "2_.5", "\u0663", "0x2"])
+def test_numbers_of_labels_are_in_plain_decimal_notation(tmp_path: Path, number: str) -> None:
+    found = problems(with_dialogue(tmp_path, "F_impro01", Turn("F000", 1.0, f"{number}, 2.0, 3.0")))
+    assert "a turn must look like" in found[0]

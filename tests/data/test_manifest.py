@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
+import soundfile
 
 from cvrunner.data.manifest import load_manifest
 from cvrunner.data.utterance import Corpus
@@ -338,3 +343,179 @@ def test_without_label_and_ratings_the_label_is_missing(tmp_path: Path) -> None:
         row |= {"valence": "", "valence_1": 2}
     rows[1]["valence_1"] = ""
     assert problems(write_manifest(tmp_path / "a.csv", rows)) == ["a.csv line 3: s1t1: valence is missing"]
+
+
+# --- names, numbers, splits and twins ---------------------------------------------------------------------------------
+
+
+def in_column(folder: Path, column: str, one: object, other: object, suffix: str = "csv") -> Path:
+    """Return a manifest whose first two rows have these values in a column."""
+    rows = manifest_rows(folder)
+    rows[0][column], rows[1][column] = one, other
+    return write_manifest(folder / f"corpus.{suffix}", rows)
+
+
+ALIKE = [
+    ("7", "7.0"),
+    ("7.", "7.00"),
+    ("Zo\u00eb", "Zoe\u0308"),
+    ("Anna", "An\u200bna"),
+    ("Anna", "Anna\u2060"),
+    ("Anna", "\ufeffAnna"),
+    ("Anna B", "Anna\u00a0B"),
+    ("Anna B", "Anna\u2009B"),
+    ("Anna B", "Anna  B"),
+    ("Anna-B", "Anna\u2011B"),
+    ("Anna-B", "Anna\u2013B"),
+    ("A1", "\uff211"),
+    ("Anna", "A\u00adnna"),
+]
+
+
+@pytest.mark.parametrize("column", ["speaker", "session", "dialogue", "scenario", "utterance"])
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_two_spellings_of_one_name_are_refused_with_both_rows(
+    tmp_path: Path, column: str, one: str, other: str
+) -> None:
+    found = problems(in_column(tmp_path, column, one, other))
+    rule = f"{column} {other!a} looks like {one!a} at corpus.csv line 2; write one name in one way"
+    assert any(line.startswith("corpus.csv line 3: ") and line.endswith(rule) for line in found), found
+
+
+@pytest.mark.parametrize(("one", "other"), [("anna", "Anna"), ("7", "07"), ("s1-x", "S01-X"), ("7.0", "007")])
+def test_names_that_differ_in_case_or_leading_zeros_are_a_counted_warning(tmp_path: Path, one: str, other: str) -> None:
+    (found,) = load(in_column(tmp_path, "speaker", one, other)).warnings
+    kind = "speaker names that differ only in case or leading zeros, taken for different ones"
+    assert found == f"{kind}: 1 (first: {other} at corpus.csv line 3 and {one} at corpus.csv line 2)"
+
+
+@pytest.mark.parametrize("name", ["Zoë", "声", "a_b", "10", "1.5", "Ses01F_impro01", "हिन्दी"])
+def test_one_spelling_throughout_is_fine(tmp_path: Path, name: str) -> None:
+    loaded = load(in_column(tmp_path, "speaker", name, name))
+    assert (loaded.utterances[0].speaker, loaded.warnings) == (name, ())
+
+
+NO_NAMES = ["nan", "NaN", "None", "<NA>", "NaT", "null", "N/A", "#N/A", "\u200b", "\u00a0", "\u3164"]
+
+
+@pytest.mark.parametrize("text", NO_NAMES)
+@pytest.mark.parametrize("column", ["path", "utterance", "speaker", "session", "dialogue"])
+def test_what_stands_for_nothing_is_no_name(tmp_path: Path, column: str, text: str) -> None:
+    (found,) = problems(in_column(tmp_path, column, text, manifest_rows(tmp_path)[1][column]))
+    assert found.endswith(f"{column} is empty")
+
+
+@pytest.mark.parametrize("text", NO_NAMES)
+def test_an_optional_name_may_stand_for_nothing(tmp_path: Path, text: str) -> None:
+    assert load(in_column(tmp_path, "scenario", text, "garden")).utterances[0].scenario is None
+
+
+@pytest.mark.parametrize("column", ["path", "utterance", "speaker", "session", "dialogue", "turn", "valence"])
+@pytest.mark.parametrize("value", [float("nan"), None])
+def test_nan_and_null_in_json_are_empty(tmp_path: Path, column: str, value: object) -> None:
+    (found,) = problems(in_column(tmp_path, column, value, manifest_rows(tmp_path)[1][column], "jsonl"))
+    assert found.endswith((f"{column} is empty", f"{column} is missing"))
+
+
+@pytest.mark.parametrize(
+    ("pair", "rule"),
+    [
+        ('"valence": 1, "valence": 2', "key 'valence' stands twice"),
+        ('"speaker": "a", "speaker": "a"', "key 'speaker' stands twice"),
+        ('"Valence": 1, "valence": 2', "keys 'Valence' and 'valence' are the same column"),
+        ('" turn": 1, "turn": 2', "keys ' turn' and 'turn' are the same column"),
+    ],
+)
+def test_a_json_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path, pair: str, rule: str) -> None:
+    text = json_lines(manifest_rows(tmp_path)) + f"{{{pair}}}\n"
+    write_bytes(tmp_path / "corpus.jsonl", text.encode())
+    assert problems(tmp_path / "corpus.jsonl") == [f"corpus.jsonl line 7: is not a JSON row: {rule}"]
+
+
+@pytest.mark.parametrize("column", ["turn", "valence", "arousal", "dominance"])
+@pytest.mark.parametrize(
+    "text",
+    ["1_10", "3_5", "2_.5", "2,5", "85%", "85 %", "\u0663", "\uff13", "0x3", "1e_1", "3 5", "\u22123", "3\u20442"],
+)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_numbers_are_in_plain_decimal_notation(tmp_path: Path, column: str, text: str, suffix: str) -> None:
+    shown = f'"{text}"' if suffix == "csv" else text
+    found = problems(in_column(tmp_path, column, shown, 2, suffix))
+    assert any(f"{column} {text!r} is not a number" in problem for problem in found), found
+
+
+@pytest.mark.parametrize("text", ["3", "3.", "+3", ".3e1", "30e-1", "3.0E+0", "03"])
+def test_every_plain_notation_of_a_number_is_read(tmp_path: Path, text: str) -> None:
+    assert load(in_column(tmp_path, "valence", text, 2)).utterances[0].valence == 3
+
+
+@pytest.mark.parametrize("scale", [(0.0, 100.0), (0.0, 20.0), (-10.0, 10.0)])
+def test_labels_within_a_small_part_of_the_scale_are_a_counted_warning(
+    tmp_path: Path, scale: tuple[float, float]
+) -> None:
+    path = write_manifest(tmp_path / "corpus.csv", manifest_rows(tmp_path))
+    kind = f"labels that cover a small part of corpus.scale {scale[0]:g}..{scale[1]:g} (is it right?)"
+    assert load_manifest(path, scale, DIMENSIONS, False).warnings == (
+        f"valence {kind}: 6 (first: all within 1.5..2.5)",
+        f"arousal {kind}: 6 (first: all within 2.5..3.5)",
+    )
+
+
+def split_rows(folder: Path) -> Path:
+    parts = ("train", "train", "validation", "validation", "test", "test")
+    rows = [row | {"split": part} for row, part in zip(manifest_rows(folder), parts, strict=True)]
+    return write_manifest(folder / "corpus.csv", rows)
+
+
+def test_a_split_that_nobody_asked_to_ignore_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError) as caught:
+        load_manifest(split_rows(tmp_path), SCALE, DIMENSIONS, False, None)
+    (found,) = caught.value.problems
+    assert found.startswith("corpus.csv line 2: s1t0: split is 'train', as in 6 rows, but folds.scheme is not set")
+
+
+def test_a_split_that_is_ignored_on_purpose_is_a_warning_and_one_that_is_used_is_none(tmp_path: Path) -> None:
+    path = split_rows(tmp_path)
+    assert load_manifest(path, SCALE, DIMENSIONS, False, "leave_one_session_out").warnings == (
+        "rows with a split that folds.scheme leave_one_session_out ignores: 6 (first: corpus.csv line 2: s1t0)",
+    )
+    assert load_manifest(path, SCALE, DIMENSIONS, False, "manifest_split").warnings == ()
+
+
+@pytest.mark.parametrize(("valence", "kind"), [(1.5, "equal"), (4, "different")])
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_same_recording_in_two_rows_is_a_warning_with_both(
+    tmp_path: Path, valence: float, kind: str, copied: bool
+) -> None:
+    rows = manifest_rows(tmp_path)
+    rows[1] |= {"path": rows[0]["path"], "valence": valence, "arousal": rows[0]["arousal"]}
+    if copied:
+        rows[1]["path"] = "audio/copy.wav"
+        write_bytes(tmp_path / "audio" / "copy.wav", (tmp_path / "audio" / "s1t0.wav").read_bytes())
+    assert load(write_manifest(tmp_path / "corpus.csv", rows)).warnings == (
+        f"recordings in several rows, with {kind} labels: 1 "
+        "(first: corpus.csv line 2: s1t0 and corpus.csv line 3: s1t1)",
+    )
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_file_names_are_compared_after_composition(tmp_path: Path, form: Literal["NFC", "NFD"]) -> None:
+    other: Literal["NFC", "NFD"] = "NFD" if form == "NFC" else "NFC"
+    rows = manifest_rows(tmp_path)
+    (tmp_path / "audio" / "s1t0.wav").rename(tmp_path / "audio" / unicodedata.normalize(other, "Zoë.wav"))
+    (tmp_path / "audio").rename(tmp_path / unicodedata.normalize(other, "äudio"))
+    for row in rows:
+        row["path"] = unicodedata.normalize(form, str(row["path"]).replace("audio", "äudio").replace("s1t0", "Zoë"))
+    path = write_manifest(tmp_path / "corpus.csv", rows)
+    assert len(load(path).utterances) == 6
+    rows[1]["path"] = unicodedata.normalize(other, str(rows[0]["path"]))
+    assert "looks like" in problems(write_manifest(tmp_path / "corpus.csv", rows))[0]
+
+
+def test_warnings_about_audio_name_the_row_and_are_counted(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path)
+    for name, level in (("s1t0", 1e-4), ("s2t1", 2e-4)):
+        noise = np.random.default_rng(1).normal(0, level, 3200)
+        soundfile.write(tmp_path / "audio" / f"{name}.wav", noise, 16_000, subtype="FLOAT")
+    (found,) = load(write_manifest(tmp_path / "corpus.csv", rows)).warnings
+    assert re.fullmatch(r"audio below -60 dBFS: 2 \(first: corpus\.csv line 2: s1t0, channel 1 -\d\d\.\d dBFS\)", found)

@@ -136,7 +136,9 @@ def test_the_recipe_for_msp_podcast_gives_a_corpus_without_leaks(
     (recipe,) = (block for block in blocks(text, "python") if "labels_consensus" in block)
     (settings,) = (block for block in blocks(text, "yaml") if "MSP-Podcast" in block)
     exec(recipe, {})
-    (tmp_path / "msp.yaml").write_text(settings.replace("/data/MSP-Podcast/", ""))
+    (tmp_path / "msp.yaml").write_text(
+        settings.replace("/data/MSP-Podcast/", "").replace("configs/", f"{ROOT}/configs/")
+    )
     config = load_config(tmp_path / "msp.yaml")
     corpus = load_corpus(config.corpus, tmp_path / config.corpus.root)
     (fold,) = folds = make_folds(corpus, config.folds.scheme)

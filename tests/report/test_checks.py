@@ -168,3 +168,21 @@ def test_a_claim_about_cost_is_tested_on_a_gpu_by_any_name_and_never_on_a_cpu(tm
     assert [row[4:] for row in rows] == [["8.3886", "met"], ["0.1667", "met"]]
     change(directory, trials[-1], device="cpu")
     assert [row[4:] for row in claims_table(read_report(directory)).rows] == [[DASH, "not testable here"]] * 2
+
+
+def test_warnings_about_the_corpus_are_in_the_run_checks_and_their_absence_too(tmp_path):
+    directory = make_run(tmp_path)
+    assert found(directory)["warnings about the corpus"] == "none"
+    warnings = ["clipped audio: 3 (first: here)", "sessions that are missing: 1 (first: Session2)"]
+    directory.write_run(directory.read_run().model_copy(update={"corpus_warnings": warnings}))
+    assert found(directory)["warnings about the corpus"] == "; ".join(warnings)
+
+
+def test_a_manifest_has_no_label_variant_of_iemocap(tmp_path):
+    directory = make_run(tmp_path)
+    text = directory.config.read_text()
+    directory.config.write_text(text.replace("format: demo", "format: manifest"))
+    assert directory.read_config().corpus.format == "manifest"
+    report = read_report(directory)
+    assert dict(checks_table(report).rows)["labels"] == "manifest: as listed in the manifest"
+    assert dict(facts(report))["label variant"] == "manifest"

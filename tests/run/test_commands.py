@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from cvrunner.config.reading import load_config
@@ -267,3 +268,45 @@ def test_floor_and_raters_of_a_manifest_are_in_the_run_and_agree_with_its_files(
     assert commands.audit(config, (), console, as_json=True) == 0
     found = json.loads(console.file.getvalue())  # type: ignore[attr-defined]
     assert found["raters"] == floor.panel.model_dump(mode="json")
+
+
+def test_another_order_of_conditions_keeps_the_baseline_and_says_so(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    assert "the baseline is" not in all_folds(config)[1]
+    text = config.read_text()
+    assert "conditions" not in text
+    conditions = load_config(config).conditions
+    turned = {name: conditions[name] for name in reversed(conditions)}
+    config.write_text(text + yaml.safe_dump({"conditions": turned}, sort_keys=False))
+    code, printed = all_folds(config)
+    assert code == 0
+    assert "the baseline is frozen, as when this run began; the configuration now names unfrozen first" in printed
+    assert "nothing to train" in printed
+    assert json.loads(run_of(config).summary_file.read_text())["baseline"] == "frozen"
+
+
+def test_warnings_about_the_corpus_are_printed_recorded_and_audited(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    rows = manifest_rows(tmp_path / "own", turns=6)
+    for row in rows:
+        row["arousal"] = row["valence"]
+    (tmp_path / "own" / "audio" / "s1t1.wav").write_bytes((tmp_path / "own" / "audio" / "s1t0.wav").read_bytes())
+    table = write_manifest(tmp_path / "own" / "table.csv", rows)
+    settings = ["corpus.format=manifest", f"corpus.root={table}", "model.encoder=demo"]
+    expected = [
+        "recordings in several rows, with different labels: 1 "
+        "(first: table.csv line 2: s1t0 and table.csv line 3: s1t1)",
+        "conditions with the encoder demo, which knows synthetic speech alone: 2 (frozen, unfrozen)",
+    ]
+    code, printed = all_folds(config, *settings)
+    assert code == 0
+    assert [line.removeprefix("warning: ") for line in printed.splitlines() if line.startswith("warning")] == expected
+    assert run_of(config).read_run().corpus_warnings == expected
+    assert expected[0] in run_of(config).comparison.read_text()
+    console = Console(file=io.StringIO(), width=200)
+    assert commands.audit(config, settings, console) == 0
+    assert all(line in console.file.getvalue() for line in expected)  # type: ignore[attr-defined]
