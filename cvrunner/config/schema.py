@@ -112,7 +112,8 @@ class Config(Section):
         # A trial's key has digests of the corpus and the encoder, and the seed; their names and places do not count.
         for key in ("root", "format", "demo"):
             data["corpus"].pop(key)
-        data["model"].pop("encoder"), data["model"].pop("revision")
+        for key in ("encoder", "revision", "allow_tuned_encoder"):
+            data["model"].pop(key)
         data["train"].pop("seeds")
         # On a CPU the number of threads decides the order of floating-point additions.
         data["threads"] = self.cluster.cpus_per_trial

@@ -36,6 +36,8 @@ class Recipe:
     """`conv`: output of the frozen front-end; `hidden`: hidden states of a frozen encoder."""
     encoder_digest: str
     normalize: bool
+    window: str = "unpadded"
+    """`unpadded`: the front-end runs on the utterance alone; `30s`: on a padded window."""
     layers: tuple[int, ...] = ()
     frame_rate_hz: float = 50.0
     precision: str = "float32"

@@ -23,7 +23,7 @@ SAMPLE_RATE_HZ = 16_000
 LONGEST_S = 600.0
 """Maximum duration. The longest turn of IEMOCAP has 34 s, and the memory of attention grows with its square."""
 SHORTEST_SAMPLES = 400
-"""The receptive field of one WavLM frame."""
+"""The receptive field of one frame of all published encoders of these families."""
 DIMENSIONS = ("valence", "arousal", "dominance")
 PARTS = ("train", "validation", "test")
 Rater = tuple[float, float, float | None]
@@ -147,12 +147,17 @@ def mono_16khz(samples: npt.NDArray[np.float32], rate_hz: int) -> npt.NDArray[np
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def check_length(samples: npt.NDArray[np.float32]) -> None:
-    """Raise AudioError if `[T]` at 16 kHz is too short for a model."""
-    if len(samples) < SHORTEST_SAMPLES:
+def check_length(
+    samples: npt.NDArray[np.float32], shortest: int = SHORTEST_SAMPLES, longest: int | None = None
+) -> None:
+    """Raise AudioError if `[T]` at 16 kHz has less or more samples than an encoder can take."""
+    if len(samples) < shortest:
         raise AudioError(
-            f"has {len(samples)} samples at 16 kHz, must have {SHORTEST_SAMPLES} or more (one WavLM frame)"
+            f"has {len(samples)} samples at 16 kHz, must have {shortest} or more (one frame of the encoder)"
         )
+    if longest is not None and len(samples) > longest:
+        seconds, limit = len(samples) / SAMPLE_RATE_HZ, longest / SAMPLE_RATE_HZ
+        raise AudioError(f"is {seconds:.1f} s long, must be at most {limit:g} s for this encoder: split it")
 
 
 def audio_digest(samples: npt.NDArray[np.float32]) -> str:

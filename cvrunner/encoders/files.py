@@ -145,6 +145,11 @@ def encoder_settings(name: str, revision: str | None) -> EncoderSettings:
     return _read_settings(_local(name) or _from_hub(name, revision, ("*.json",)), name)[1]
 
 
+def is_local(name: str) -> bool:
+    """Return whether an encoder comes with cvrunner or is in a folder, not on the hub. Raises EncoderError."""
+    return _local(name) is not None
+
+
 def stated_licence(files: EncoderFiles) -> str | None:
     """Return the licence in the front matter of the encoder's README.md, if there is one."""
     # The hub's client takes 0.3 s to import, and only a finished trial asks for a licence.

@@ -23,7 +23,7 @@ def plan_trials(config: Config, corpus: Corpus, folds: Sequence[Fold]) -> list[T
     trials = []
     for condition in config.conditions:
         resolved = config.for_condition(condition)
-        encoder = find_encoder(resolved.model.encoder, resolved.model.revision)
+        encoder = find_encoder(resolved.model.encoder, resolved.model.revision, resolved.model.allow_tuned_encoder)
         trials += [
             Trial(condition, fold, seed, resolved, encoder, split, digest_of_corpus)
             for seed in resolved.train.seeds

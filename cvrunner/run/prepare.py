@@ -13,9 +13,9 @@ from cvrunner.config.schema import Config
 from cvrunner.config.sections import ModelConfig
 from cvrunner.data.corpus import load_corpus
 from cvrunner.data.folds import Fold, check_labels, check_leaks, make_folds
-from cvrunner.data.utterance import Corpus
-from cvrunner.encoders.files import check_encoder, encoder_settings
-from cvrunner.errors import ConfigError, CvrunnerError, ResultsError, UsageError
+from cvrunner.data.utterance import SAMPLE_RATE_HZ, Corpus
+from cvrunner.encoders.files import check_encoder, encoder_settings, is_local
+from cvrunner.errors import ConfigError, CorpusError, CvrunnerError, ResultsError, UsageError
 from cvrunner.records.run_directory import RunDirectory
 
 
@@ -50,17 +50,47 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
             resolved = config.for_condition(condition)
             model, layers = resolved.model, resolved.model.layers
             check_encoder(
-                model.encoder, model.revision, () if layers == "all" else layers, resolved.adaptation.masks_input
+                model.encoder,
+                model.revision,
+                () if layers == "all" else layers,
+                resolved.adaptation.masks_input,
+                model.allow_tuned_encoder,
             )
+            if (
+                model.whisper_window != "unpadded"
+                and not encoder_settings(model.encoder, model.revision).longest_samples
+            ):
+                raise ConfigError(
+                    f"model.whisper_window {model.whisper_window}: the encoder {model.encoder} is no Whisper and always "
+                    "runs on the utterance alone; remove the key"
+                )
             if model.unfreeze_top_layers is not None:
                 check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
     corpus = load_corpus(config.corpus, paths.corpus_root(config.corpus.root))
+    check_durations(config, corpus, for_training)
     folds = make_folds(corpus, config.folds.scheme)
     if for_training:
         # `audit` must not stop at a leak: it lists all of them.
         check_leaks(folds)
     check_labels(corpus, folds, config.corpus.dimensions)
     return Experiment(name, config, corpus, folds, results_root, cache_dir)
+
+
+def check_durations(config: Config, corpus: Corpus, for_training: bool) -> None:
+    """Raise CorpusError listing the utterances that are too long for the encoder of a condition."""
+    problems = []
+    models = [config.for_condition(condition).model for condition in config.conditions]
+    for name, revision in dict.fromkeys((model.encoder, model.revision) for model in models):
+        # `audit` works without a network.
+        if not for_training and not is_local(name):
+            continue
+        longest = encoder_settings(name, revision).longest_samples
+        if longest is not None:
+            limit = f"must be at most {longest / SAMPLE_RATE_HZ:g} s for the encoder {name}: split it"
+            too_long = (u for u in corpus.utterances if u.samples > longest)
+            problems += [f"{u.id}: {u.path}: is {u.duration_s:.1f} s long, {limit}" for u in too_long]
+    if problems:
+        raise CorpusError(paths.corpus_root(config.corpus.root).name, problems)
 
 
 def check_depth(model: ModelConfig, requested: Sequence[int], key: str) -> None:
