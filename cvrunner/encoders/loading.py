@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from logging import CRITICAL
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ def build_encoder(
         preprocessing = json.loads((files.folder / "preprocessor_config.json").read_bytes())
         family = PaddedWhisperEncoder if config.whisper_window == "30s" else WhisperEncoder
         # Dither adds random noise, so that features would differ from one run to the next.
-        return family(backbone, WhisperFeatureExtractor.from_dict(preprocessing | {"dither": 0.0}), **settings)
+        extractor = WhisperFeatureExtractor(**preprocessing | {"dither": 0.0})  # type: ignore[no-untyped-call]
+        return family(backbone, extractor, **settings)
     return WaveformEncoder(backbone, **settings)
 
 
@@ -73,7 +75,7 @@ def load_backbone(files: EncoderFiles, dropout: float | None = None) -> Any:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # transformers prints tables about weights that do not fit; the errors below say it in one sentence.
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         loaded: Any = MODELS[files.settings.model_type].from_pretrained(
             files.folder,

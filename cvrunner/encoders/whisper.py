@@ -40,7 +40,8 @@ class WhisperEncoder(SpeechEncoder):
         return norm
 
     def frames(self, samples: int) -> int:
-        return -(-(samples // self.extractor.hop_length) // 2)
+        mel_frames = samples // int(self.extractor.hop_length)
+        return -(-mel_frames // 2)
 
     def front_end(self, waveform: Tensor) -> Tensor:
         return self.convolve(waveform, padding="do_not_pad")
@@ -49,7 +50,7 @@ class WhisperEncoder(SpeechEncoder):
         """Map a waveform `[T]`, padded as transformers' feature extractor does it, to features `[F, C]`."""
         samples, rate_hz = waveform.float().cpu().numpy(), self.extractor.sampling_rate
         mel = self.extractor(samples, sampling_rate=rate_hz, return_tensors="pt", **padding)
-        features = mel["input_features"].to(waveform)
+        features: Tensor = mel["input_features"].to(waveform)
         for conv in (self.backbone.conv1, self.backbone.conv2):
             features = functional.gelu(conv(features))
         return features[0].T
@@ -107,6 +108,6 @@ class PaddedWhisperEncoder(WhisperEncoder):
 
 def _real_frames(states: dict[int, Tensor], real: Tensor, lengths: Tensor) -> tuple[dict[int, Tensor], Packing]:
     """Return the states of the frames for which `real` `[S]` is 1, and their layout."""
-    counts = [int(part.sum()) for part in real.split(lengths.tolist())]
+    counts = [int(part.sum()) for part in torch.split(real, lengths.tolist())]
     places = real.nonzero()[:, 0]
     return {number: state[places] for number, state in states.items()}, Packing(counts, real.device)

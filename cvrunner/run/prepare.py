@@ -56,13 +56,11 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
                 resolved.adaptation.masks_input,
                 model.allow_tuned_encoder,
             )
-            if (
-                model.whisper_window != "unpadded"
-                and not encoder_settings(model.encoder, model.revision).longest_samples
-            ):
+            kind = encoder_settings(model.encoder, model.revision).model_type
+            if model.whisper_window != "unpadded" and kind != "whisper":
                 raise ConfigError(
-                    f"model.whisper_window {model.whisper_window}: the encoder {model.encoder} is no Whisper and always "
-                    "runs on the utterance alone; remove the key"
+                    f"model.whisper_window {model.whisper_window}: the encoder {model.encoder} is a {kind}, which "
+                    "always runs on the utterance alone; remove the key"
                 )
             if model.unfreeze_top_layers is not None:
                 check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
