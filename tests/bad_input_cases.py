@@ -476,10 +476,33 @@ ENCODER: dict[str, tuple[Build, str]] = {
     ),
     "a wav2vec2": (
         encoder_json(model_type="wav2vec2"),
-        r"is a 'wav2vec2', must be a wavlm \(model_type in config\.json\)",
+        r"weights have encoder\.layers\.0\.attention\.rel_attn_embed\.weight, so model\.safetensors is not of",
     ),
-    "a HuBERT": (encoder_json(model_type="hubert"), r"model\.encoder \./wavlm: is a 'hubert', must be a wavlm"),
-    "no kind at all": (encoder_json(model_type=None), r"is a model of unknown type, must be a wavlm"),
+    "a SEW": (
+        encoder_json(model_type="sew"),
+        r"is a 'sew', must be one of WavLM, wav2vec 2\.0 .*, HuBERT, data2vec-audio, Whisper's encoder \(model_type in",
+    ),
+    "a model with adapters": (
+        encoder_json(add_adapter=True),
+        r"model\.encoder \./wavlm: has adapters \(add_adapter in config\.json\), which cvrunner does not run",
+    ),
+    "another frame rate": (
+        encoder_json(conv_stride=[5, 2, 2, 2, 2, 2, 1]),
+        r"has 100 frames per second \(the product of conv_stride in config\.json is 160\), must have 50 \(320\)",
+    ),
+    "convolutions in words": (
+        encoder_json(conv_kernel="ten"),
+        r"conv_kernel, conv_stride, conv_dim in config\.json must",
+    ),
+    "fewer layers than weights": (
+        encoder_json(num_hidden_layers=1),
+        r"weights that would not be used, first encoder\.layers\.1\..*; model\.safetensors is not of the model",
+    ),
+    "a window that only Whisper has": (
+        encoder(lambda _: None, "wavlm", "model.whisper_window=30s"),
+        r"model\.whisper_window 30s: the encoder \./wavlm is a wavlm, which always runs on the utterance alone",
+    ),
+    "no kind at all": (encoder_json(model_type=None), r"is a model of unknown type, must be one of WavLM"),
     "a classifier": (encoder_json(architectures=["WavLMForSequenceClassification"]), r"is a classifier, already tuned"),
     "layers in words": (
         encoder_json(num_hidden_layers="two"),
@@ -491,13 +514,17 @@ ENCODER: dict[str, tuple[Build, str]] = {
     ),
     "made from one tuned on emotion": (
         encoder_json(_name_or_path="audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"),
-        r"\./wavlm: config\.json says that it is audeering/.*, which matches audeering/\*: .*heard the test speakers",
+        r"\./wavlm: config\.json says that it is audeering/.*, which matches \*emotion\*: .*heard the test speakers",
     ),
     "a folder named for the corpus": (
         encoder(lambda _: None, "wavlm-IEMOCAP"),
         r"matches \*iemocap\*: .*heard the test",
     ),
-    "a hub name tuned on emotion": (settings("model.encoder=superb/wavlm-base-plus-er"), r"matches superb/\*-er: "),
+    "a hub name tuned on emotion": (settings("model.encoder=superb/wavlm-base-plus-er"), r"matches \*superb\*-er: "),
+    "a folder with the word ser": (
+        encoder(lambda _: None, "wavlm-ser_large"),
+        r"matches the word ser: .*heard the test",
+    ),
     "no weights": (
         encoder(lambda folder: (folder / "model.safetensors").unlink()),
         r"no model\.safetensors in .*/wavlm",

@@ -169,7 +169,8 @@ class Config(Section):
         # A trial's key has digests of the corpus and the encoder, and the seed; their names and places do not count.
         for key in ("root", "format", "demo", "partial"):
             data["corpus"].pop(key)
-        data["model"].pop("encoder"), data["model"].pop("revision")
+        for key in ("encoder", "revision", "allow_tuned_encoder"):
+            data["model"].pop(key)
         # Nor does how the device was requested: the key has the one that the trial gets.
         data["train"].pop("seeds"), data["train"].pop("device")
         # On a CPU the number of threads decides the order of floating-point additions.

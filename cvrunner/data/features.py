@@ -39,6 +39,8 @@ class Recipe:
     the layers that train; `statistics`: mean and standard deviation of all its hidden states over an utterance."""
     encoder_digest: str
     normalize: bool
+    window: str = "unpadded"
+    """`unpadded`: the front-end runs on the utterance alone; `30s`: on a padded window."""
     layers: tuple[int, ...] = ()
     frame_rate_hz: float = 50.0
     precision: str = "float32"

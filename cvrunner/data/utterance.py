@@ -31,7 +31,7 @@ SAMPLE_RATE_HZ = 16_000
 LONGEST_S = 600.0
 """Maximum duration. The longest turn of IEMOCAP has 34 s, and the memory of attention grows with its square."""
 SHORTEST_SAMPLES = 400
-"""The receptive field of one WavLM frame."""
+"""The receptive field of one frame of all published encoders of these families."""
 UNKNOWN_FRAMES = 2**62
 """libsndfile's length of a stream that does not state one is above this."""
 DIMENSIONS = ("valence", "arousal", "dominance")
@@ -173,10 +173,15 @@ def _converted(samples: Floats, rate_hz: int, subtype: str) -> tuple[Floats, lis
     return np.ascontiguousarray(mono, dtype=np.float32), notes
 
 
-def check_length(samples: Floats, shortest: int = SHORTEST_SAMPLES) -> None:
-    """Raise AudioError if `[T]` at 16 kHz is shorter than `shortest` samples, the encoder's receptive field."""
+def check_length(samples: Floats, shortest: int = SHORTEST_SAMPLES, longest: int | None = None) -> None:
+    """Raise AudioError if `[T]` at 16 kHz has less or more samples than an encoder can take."""
     if len(samples) < shortest:
-        raise AudioError(f"has {len(samples)} samples at 16 kHz, must have {shortest} or more (one encoder frame)")
+        raise AudioError(
+            f"has {len(samples)} samples at 16 kHz, must have {shortest} or more (one frame of the encoder)"
+        )
+    if longest is not None and len(samples) > longest:
+        seconds, limit = len(samples) / SAMPLE_RATE_HZ, longest / SAMPLE_RATE_HZ
+        raise AudioError(f"is {seconds:.1f} s long, must be at most {limit:g} s for this encoder: split it")
 
 
 def audio_digest(samples: Floats) -> str:

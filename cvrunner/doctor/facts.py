@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -19,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
@@ -211,18 +210,17 @@ def find_encoder_facts(model: ModelConfig) -> Encoder:
         where = _cached(model) if _is_hub_name(name) else name
         if where is None:
             return Encoder(name, None, True)
-        folder = find_encoder(where).folder
+        files = find_encoder(where, allow_tuned=model.allow_tuned_encoder)
     except EncoderError as error:
         return Encoder(name, str(error), False)
-    shape: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     return Encoder(
         name,
         None,
         False,
-        weights_bytes=sum(path.stat().st_size for path in folder.glob("model*.safetensors")),
-        width=int(shape.get("hidden_size", 0)),
-        hidden_states=int(shape.get("num_hidden_layers", 0)) + 1,
-        conv_channels=int((shape.get("conv_dim") or [0])[-1]),
+        weights_bytes=sum(path.stat().st_size for path in files.folder.glob("model*.safetensors")),
+        width=files.settings.width,
+        hidden_states=files.settings.depth + 1,
+        conv_channels=files.settings.front_end_width,
     )
 
 

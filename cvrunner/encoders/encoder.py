@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -42,13 +42,15 @@ class SpeechEncoder(nn.Module, abc.ABC):
     """A pretrained encoder that is adapted as requested; its front-end is always frozen.
 
     `backbone`: transformers' model. `layers`: hidden states to return; 0 is the input of the first transformer layer.
-    `normalize`: scale waveforms to mean 0 and variance 1.
+    `normalize`: scale waveforms to mean 0 and variance 1. `limits`: samples of the shortest and the longest utterance.
     """
 
     FRONT_END: ClassVar[tuple[str, ...]]
     """Names of the backbone's modules before the cached features. They never train."""
     LAYERS: ClassVar[str]
     """Name of the backbone's list of transformer layers."""
+    WINDOW: ClassVar[str] = "unpadded"
+    """What the front-end runs on: part of the address of cached features."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class SpeechEncoder(nn.Module, abc.ABC):
         frame_rate_hz: float = 12.5,
         adaptation: Adaptation = FROZEN,
         normalize: bool = False,
+        limits: tuple[int, int | None] = (1, None),
         gradient_checkpointing: bool = False,
         precision: torch.dtype = torch.float32,
     ) -> None:
@@ -69,6 +72,7 @@ class SpeechEncoder(nn.Module, abc.ABC):
         self.adaptation = adaptation
         self.width = int(backbone.config.hidden_size)
         self.normalize = normalize
+        self.shortest_samples, self.longest_samples = limits
         self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
         self.below = 0 if adaptation.top_layers is None else self.depth - adaptation.top_layers
@@ -194,9 +198,7 @@ class SpeechEncoder(nn.Module, abc.ABC):
         and lengths `[B]`.
         """
         states, packing = self.states(conv, lengths, max(self.layers))
-        return packing.averaged([states[number] for number in self.layers], self.group), (
-            lengths + self.group - 1
-        ) // self.group
+        return self._averaged(states, self.layers, packing)
 
     def states(self, conv: Tensor, lengths: Tensor, top: int | None = None) -> tuple[dict[int, Tensor], Packing]:
         """Map features `[S, C]` and lengths `[B]` to the hidden states `[S, D]` by layer, up to layer `top` (None:
@@ -208,23 +210,32 @@ class SpeechEncoder(nn.Module, abc.ABC):
 
     def from_boundary(self, boundary: Boundary, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map the states at the boundary to the same hidden states and lengths as `forward`."""
-        packing = Packing(lengths.tolist(), boundary.hidden.device)
-        with self._computing(boundary.hidden.device):
-            states = self._above(self.below, boundary.hidden, packing, max(self.layers))
+        states, packing = self.states_from_boundary(boundary.hidden, lengths)
         above = [number for number in self.layers if number > self.below]
-        averaged = packing.averaged([states[number] for number in above], self.group)
+        averaged, lengths = self._averaged(states, above, packing)
         if boundary.mixed is not None:
             averaged = torch.cat([boundary.mixed, averaged], dim=1)
             order = [*(number for number in self.layers if number <= self.below), *above]
             if order != list(self.layers):
                 averaged = averaged[:, [order.index(number) for number in self.layers]]
-        return averaged, (lengths + self.group - 1) // self.group
+        return averaged, lengths
+
+    def states_from_boundary(self, hidden: Tensor, lengths: Tensor) -> tuple[dict[int, Tensor], Packing]:
+        """Map the states at the boundary `[S, D]` and lengths `[B]` to what `states` returns, for the layers above."""
+        packing = Packing(lengths.tolist(), hidden.device)
+        with self._computing(hidden.device):
+            return self._above(self.below, hidden, packing, max(self.layers)), packing
 
     @torch.no_grad()
     def to_boundary(self, conv: Tensor, lengths: Tensor) -> Tensor:
         """Map features `[S, C]` and lengths `[B]` to the input `[S, D]` of the lowest layer that trains."""
         states, _ = self.states(conv, lengths, self.below)
         return states[self.below]
+
+    def _averaged(self, states: dict[int, Tensor], layers: Sequence[int], packing: Packing) -> tuple[Tensor, Tensor]:
+        """Return `[S', L, D]` and the lengths `[B]` at the model's frame rate."""
+        lengths = torch.tensor([-(-frames // self.group) for frames in packing.lengths])
+        return packing.averaged([states[number] for number in layers], self.group), lengths
 
     @contextlib.contextmanager
     def _computing(self, device: torch.device) -> Iterator[None]:

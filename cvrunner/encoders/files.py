@@ -42,6 +42,11 @@ FAMILIES = {
 """Name by `model_type` in config.json."""
 WEIGHT_PREFIXES = ("wavlm.", "wav2vec2.", "hubert.", "data2vec_audio.", "model.")
 """What transformers puts before the names of an encoder's weights in a checkpoint that has a head, too."""
+ONLY_IN = {
+    "wavlm": "encoder.layers.0.attention.rel_attn_embed.weight",
+    "data2vec-audio": "encoder.pos_conv_embed.layers.0.conv.weight",
+}
+"""Weight that only one family has."""
 TUNED_ON_EMOTION = ("*emotion*", "*iemocap*", "*msp-podcast*", "*msp_podcast*", "*superb*-er", "*3loi*", "*audeering*")
 """Names of encoders that were tuned on emotion data. So is one with `ser` as a whole word."""
 
@@ -327,7 +332,8 @@ def _check_weights(weights: Sequence[Path], settings: EncoderSettings, name: str
     """
     shapes = {_plain_name(key): shape for path in weights for key, shape in _shapes(path, name).items()}
     expected = [settings.width] * 2
-    attention = "self_attn" if settings.model_type == "whisper" else "attention"
+    kind = settings.model_type
+    attention = "self_attn" if kind == "whisper" else "attention"
     other = f"{weights[0].name} is not of the model that config.json describes"
     for layer in range(settings.depth):
         key = f"encoder.layers.{layer}.{attention}.q_proj.weight"
@@ -336,6 +342,10 @@ def _check_weights(weights: Sequence[Path], settings: EncoderSettings, name: str
             raise EncoderError(f"model.encoder {name}: weights are missing in its files, first {key}; {other}")
         if shape != expected:
             raise EncoderError(f"model.encoder {name}: {key} has shape {shape}, must be {expected}; {other}")
+    for family, key in ONLY_IN.items():
+        if (key in shapes) != (family == kind):
+            has = "have" if key in shapes else "lack"
+            raise EncoderError(f"model.encoder {name}: its weights {has} {key}, so {other}")
     if (key := f"encoder.layers.{settings.depth}.{attention}.q_proj.weight") in shapes:
         raise EncoderError(f"model.encoder {name}: its files have weights that would not be used, first {key}; {other}")
 

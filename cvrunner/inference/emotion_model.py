@@ -65,7 +65,7 @@ class EmotionModel:
             if samples.ndim != 2:
                 samples = samples.reshape(-1, 1)
             mono = mono_16khz(samples, sample_rate_hz)
-            check_length(mono)
+            check_length(mono, self.network.encoder.shortest_samples, self.network.encoder.longest_samples)
             turns.append(self.encode(self.features(mono)))
         values = self.rate(turns)
         return [dict(zip(self.dimensions, row, strict=True)) for row in values.tolist()]
@@ -117,7 +117,8 @@ def _encoder(description: ModelDescription, device: torch.device, elsewhere: str
         # A folder has no revisions; the digest below tells whether it is the right one.
         name, revision = elsewhere, None
     try:
-        files = find_encoder(name, revision)
+        # Training asked whether it was tuned for emotion; now its digest decides.
+        files = find_encoder(name, revision, allow_tuned=True)
     except EncoderError as error:
         raise EncoderError(f"{error}; if it was moved, give its path as `encoder`") from None
     if files.digest != description.encoder_digest:

@@ -216,8 +216,12 @@ def predict_files(
     values: list[Floats] = []
     dimensions: tuple[str, ...] = ()
     for group in groups:
+        encoder = group[0].network.encoder
+        if encoder.longest_samples is not None and window_s * SAMPLE_RATE_HZ > encoder.longest_samples:
+            longest_s = encoder.longest_samples / SAMPLE_RATE_HZ
+            raise UsageError(f"window_s {window_s:g}: the encoder hears at most {longest_s:g} s at once")
         vectors: list[list[torch.Tensor]] = [[] for _ in group]
-        for path, waveform in _audio(paths, problems, on_file):
+        for path, waveform in _audio(paths, encoder.shortest_samples, problems, on_file):
             spans[path] = windows(len(waveform), window_s, hop_s)
             for start, end in spans[path]:
                 features = group[0].features(waveform[start:end])
@@ -240,7 +244,7 @@ def predict_files(
 
 
 def _audio(
-    paths: Iterable[Path], problems: dict[Path, str], on_file: Callable[[], object]
+    paths: Iterable[Path], shortest: int, problems: dict[Path, str], on_file: Callable[[], object]
 ) -> Iterator[tuple[Path, npt.NDArray[np.float32]]]:
     """Yield the files that can be read, one in memory at a time; add the reason for each other one to `problems`."""
     for path in paths:
@@ -249,7 +253,7 @@ def _audio(
             continue
         try:
             waveform = read_audio(path, resample=True, longest_s=LONGEST_FILE_S)
-            check_length(waveform)
+            check_length(waveform, shortest)
         except AudioError as error:
             problems[path] = str(error)
             continue

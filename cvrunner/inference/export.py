@@ -29,10 +29,11 @@ def export_model(
     Raises EncoderError if the encoder is missing or is not the one that they were trained on.
     """
     run, description = directory.read_run(), members[0].read()
+    # Training asked whether it was tuned for emotion; now its digest decides.
     if encoder:
-        files = find_encoder(encoder, None)
+        files = find_encoder(encoder, None, allow_tuned=True)
     else:
-        files = find_encoder(description.model.encoder, description.encoder_revision)
+        files = find_encoder(description.model.encoder, description.encoder_revision, allow_tuned=True)
     if files.digest != description.encoder_digest:
         raise EncoderError(f"model.encoder {files.name}: not the files that the models were trained on (`encoder`)")
     about = {"run": run.run, "condition": condition, "synthetic": str(run.synthetic).lower()}

@@ -25,7 +25,7 @@ def plan_trials(config: Config, corpus: Corpus, folds: Sequence[Fold]) -> list[T
     trials = []
     for condition in config.conditions:
         common = config.for_condition(condition)
-        encoder = find_encoder(common.model.encoder, common.model.revision)
+        encoder = find_encoder(common.model.encoder, common.model.revision, common.model.allow_tuned_encoder)
         device = device_type(common.train.device, os.environ)
         own = {fold: config.for_condition(condition, fold) for fold in config.folds_of(condition)}
         trials += [

@@ -231,6 +231,8 @@ class TrialResult(Result):
     corpus_digest: str
     encoder: str
     encoder_digest: str
+    encoder_tuned: str | None = None
+    """Why the encoder was probably tuned on emotion data, which `model.allow_tuned_encoder` accepted."""
     device: str
     precision: str
     peak_memory_mib: float

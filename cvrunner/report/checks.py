@@ -55,6 +55,9 @@ def checks_table(report: Report) -> Table:
         ["split", _same("split", {f"digest {digest[:SHOWN_DIGITS]}" for digest in splits})],
         ["corpus", _same("corpus", {f"digest {digest[:SHOWN_DIGITS]}" for digest in corpora})],
     ]
+    if tuned := sorted({f"{r.encoder} {r.encoder_tuned}" for r in results if r.encoder_tuned}):
+        rule = "allowed by model.allow_tuned_encoder; if it has heard the test speakers, every fold is invalid"
+        rows.append(["encoder tuned on emotion", f"probably: {'; '.join(tuned)}; {rule}"])
     return Table(
         "Run checks",
         ["check", "result"],

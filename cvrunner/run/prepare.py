@@ -14,9 +14,9 @@ from cvrunner.config.schema import Config
 from cvrunner.config.sections import ModelConfig
 from cvrunner.data.corpus import has_synthetic_speech, load_corpus
 from cvrunner.data.folds import Fold, check_labels, check_leaks, make_folds
-from cvrunner.data.utterance import SHORTEST_SAMPLES, Corpus
+from cvrunner.data.utterance import SAMPLE_RATE_HZ, SHORTEST_SAMPLES, Corpus
 from cvrunner.encoders.files import check_encoder, encoder_settings, is_local
-from cvrunner.errors import ConfigError, CvrunnerError, EncoderError, ResultsError, UsageError
+from cvrunner.errors import ConfigError, CorpusError, CvrunnerError, EncoderError, ResultsError, UsageError
 from cvrunner.records.run_directory import RunDirectory
 
 
@@ -57,14 +57,25 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
             if for_training and "encoder" not in {*config.model.model_fields_set, *overrides.get("model", {})}:
                 raise ConfigError(
                     "model.encoder: not set, and its default `demo` is a toy that knows synthetic speech alone; set it "
-                    "to microsoft/wavlm-large, begin the configuration with `base: configs/finetune.yaml`, or set it to demo"
+                    "to microsoft/wavlm-large, begin the configuration with `base: configs/finetune.yaml`, or set it to "
+                    "demo"
                 )
         of_folds = [config.for_condition(condition, fold) for fold in config.folds_of(condition)]
         for resolved in (common, *of_folds) if for_training else ():
             model, layers = resolved.model, resolved.model.layers
             check_encoder(
-                model.encoder, model.revision, () if layers == "all" else layers, resolved.adaptation.masks_input
+                model.encoder,
+                model.revision,
+                () if layers == "all" else layers,
+                resolved.adaptation.masks_input,
+                model.allow_tuned_encoder,
             )
+            kind = encoder_settings(model.encoder, model.revision).model_type
+            if model.whisper_window != "unpadded" and kind != "whisper":
+                raise ConfigError(
+                    f"model.whisper_window {model.whisper_window}: the encoder {model.encoder} is a {kind}, which "
+                    "always runs on the utterance alone; remove the key"
+                )
             if model.unfreeze_top_layers is not None:
                 check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
         # `audit` works without a network and without an encoder.
@@ -77,6 +88,7 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
         text = "conditions with the encoder demo, which knows synthetic speech alone"
         warning = f"{text}: {len(demo_encoder)} ({', '.join(demo_encoder)})"
         corpus = replace(corpus, warnings=(*corpus.warnings, warning))
+    check_durations(config, corpus, for_training)
     folds = make_folds(corpus, config.folds.scheme)
     for condition in config.conditions:
         for fold in config.folds_of(condition):
@@ -86,6 +98,23 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
         check_leaks(folds)
     check_labels(corpus, folds, config.corpus.dimensions)
     return Experiment(name, config, corpus, folds, results_root, cache_dir)
+
+
+def check_durations(config: Config, corpus: Corpus, for_training: bool) -> None:
+    """Raise CorpusError listing the utterances that are too long for the encoder of a condition."""
+    problems = []
+    models = [config.for_condition(condition).model for condition in config.conditions]
+    for name, revision in dict.fromkeys((model.encoder, model.revision) for model in models):
+        # `audit` works without a network.
+        if not for_training and not is_local(name):
+            continue
+        longest = encoder_settings(name, revision).longest_samples
+        if longest is not None:
+            limit = f"must be at most {longest / SAMPLE_RATE_HZ:g} s for the encoder {name}: split it"
+            too_long = (u for u in corpus.utterances if u.samples > longest)
+            problems += [f"{u.id}: {u.path}: is {u.duration_s:.1f} s long, {limit}" for u in too_long]
+    if problems:
+        raise CorpusError(paths.corpus_root(config.corpus.root).name, problems)
 
 
 def check_depth(model: ModelConfig, requested: Sequence[int], key: str) -> None:

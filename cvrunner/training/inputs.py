@@ -65,7 +65,7 @@ class Inputs:
         self.encoder = encoder
         self.device = device
         self.resample = resample
-        recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.normalize)
+        recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.normalize, window=encoder.WINDOW)
         # Hidden states in bfloat16 differ from those in float32, so the precision is part of their recipe.
         precision = str(encoder.precision).removeprefix("torch.")
         rate_hz = ENCODER_FRAME_RATE_HZ / encoder.group

@@ -86,6 +86,7 @@ def write_outcome(
         corpus_digest=trial.corpus_digest,
         encoder=trial.encoder.name,
         encoder_digest=trial.encoder.digest,
+        encoder_tuned=trial.encoder.tuned,
         device=device,
         precision=precision,
         peak_memory_mib=peak_memory_mib,

@@ -107,7 +107,7 @@ def plan_setting(
 ) -> list[Trial]:
     """Return a trial per chosen fold, with the first seed."""
     resolved = with_setting(config, condition, values, config.tune.epochs).for_condition(condition)
-    encoder = find_encoder(resolved.model.encoder, resolved.model.revision)
+    encoder = find_encoder(resolved.model.encoder, resolved.model.revision, resolved.model.allow_tuned_encoder)
     # Without its test part a fold cannot be scored on it, not even by mistake.
     parts = [replace(fold, test=()) for fold in folds if fold.number in chosen]
     seed, split = resolved.train.seeds[0], split_digest(folds)

@@ -10,7 +10,7 @@ import yaml
 from cvrunner.config.schema import merge, validate
 from cvrunner.records.results import FloorRecord, Score
 from cvrunner.report.checks import checks_table
-from cvrunner.report.evidence import claims_table, origin_table, settings_table
+from cvrunner.report.evidence import claims_table, facts, origin_table, settings_table
 from cvrunner.report.report import read_report
 from cvrunner.text import DASH
 from tests.runs import make_run, write_config

@@ -291,17 +291,16 @@ def test_what_lies_below_the_boundary_comes_from_the_cache_and_is_shared_with_th
 
 
 def test_masking_is_refused_for_an_encoder_without_a_mask_embedding(tmp_path: Path) -> None:
-    trials = tiny_trials(tmp_path, model={"spec_augment": True})
-    folder = trials[0].encoder.folder
+    folder = tiny_trials(tmp_path)[0].encoder.folder
     settings = json.loads((folder / "config.json").read_text()) | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
     (folder / "config.json").write_text(json.dumps(settings))
     rule = r"model\.spec_augment true: mask_time_prob in config\.json of the encoder .* is 0\.0, must be above 0"
     with pytest.raises(EncoderError, match=rule):
-        learner(pick(trials, "unfrozen"), tmp_path)
+        learner(pick(tiny_trials(tmp_path, model={"spec_augment": True}), "unfrozen"), tmp_path)
     with pytest.raises(EncoderError, match=rule):
         check_encoder(str(folder), None, (), masks_input=True)
     check_encoder(str(folder), None, ())
-    learner(pick(trials, "frozen"), tmp_path)
+    learner(pick(tiny_trials(tmp_path, model={"spec_augment": True}), "frozen"), tmp_path)
 
 
 def test_the_guard_stops_an_unfrozen_trial_whose_encoder_gets_no_gradient(
