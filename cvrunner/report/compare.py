@@ -177,12 +177,25 @@ def _names(first: RunDirectory, second: RunDirectory) -> tuple[str, str]:
 
 def _pair(baseline: Side, other: Side) -> PairedConditions:
     _check_same_test(baseline, other)
+    _check_same_precision(baseline, other)
     one, two = baseline.data.predicted[baseline.condition], other.data.predicted[other.condition]
     results = [*baseline.results.values(), *other.results.values()]
     differences = paired_differences(baseline.scores, other.scores, pair(baseline.data, one, two), results)
     return PairedConditions(
         baseline=baseline.name, other=other.name, differences=differences, decision=decide(differences["avg"])
     )
+
+
+def _check_same_precision(one: Side, other: Side) -> None:
+    """Raise ResultsError if the same `train.precision` became another one on another device: the difference would be
+    one of machines. Conditions that request different precisions are meant to be compared."""
+    requested = {side.settings["train.precision"] for side in (one, other)}
+    found = {f"{r.precision} on {r.device}": r.precision for side in (one, other) for r in side.results.values()}
+    if len(requested) == 1 and len(set(found.values())) > 1:
+        raise ResultsError(
+            f"{one.name} and {other.name}: train.precision {requested.pop()} became {' and '.join(sorted(found))}; set "
+            "it to one that all devices have, or give --unpaired"
+        )
 
 
 def _check_same_test(one: Side, other: Side) -> None:

@@ -130,6 +130,7 @@ def checks_table(report: Report) -> Table:
             "encoder weights",
             _same("weights", {f"{r.encoder}, SHA-256 {r.encoder_digest[:SHOWN_DIGITS]}" for r in results}),
         ],
+        ["precision", _precision(report)],
         ["split", _same("split", {f"digest {digest[:SHOWN_DIGITS]}" for digest in splits})],
         ["corpus", _same("corpus", {f"digest {digest[:SHOWN_DIGITS]}" for digest in corpora})],
     ]
@@ -225,6 +226,17 @@ def _outside_scale(report: Report) -> str:
     if not outside:
         return f"none outside {low:g} to {high:g}"
     return f"{outside} outside {low:g} to {high:g}; kept as they are"
+
+
+def _precision(report: Report) -> str:
+    found: dict[str, set[str]] = {}
+    for result in report.results.values():
+        requested = report.config.for_condition(result.condition).train.precision
+        found.setdefault(requested, set()).add(result.precision)
+    mixed = [f"{requested} became {' and '.join(sorted(of))}" for requested, of in found.items() if len(of) > 1]
+    if mixed:
+        return f"NOT THE SAME on all devices: {'; '.join(mixed)}"
+    return f"{', '.join(sorted(set().union(*found.values())))}, as requested on every device"
 
 
 def _same(what: str, found: set[str]) -> str:

@@ -51,9 +51,9 @@ def test_features_are_made_once_a_node_by_all_who_work_there_and_shared_by_condi
     assert on_one.total_s == on_one.features_s + on_one.schedule.makespan_s
 
 
-def test_disk_counts_two_checkpoints_and_two_best_weights_of_what_runs_at_a_time(tmp_path: Path) -> None:
+def test_disk_counts_three_checkpoints_and_best_weights_of_what_runs_at_a_time(tmp_path: Path) -> None:
     found, _, _ = made(tmp_path, Resources("two", nodes=1, gpus=2, slots=2))
-    assert found.disk.checkpoints == 2 * 2 * (3_000_000 + 1_000_000)
+    assert found.disk.checkpoints == 2 * 3 * (3_000_000 + 1_000_000)
     assert found.disk.weights == 6 * 1_000_000
 
 
