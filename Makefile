@@ -3,6 +3,7 @@
 # make docs   the documentation, in site/         make test     the tests, 10 minutes at most
 # make test-ci  what CI adds to `make test`: a kill, a lost node, submitted jobs, more fuzzing
 # make test-all  everything, by hand before a release; it continues where it ended. PARTS="kills walk": these parts alone
+# make gpu-check  every CUDA path on one NVIDIA GPU, 10 minutes; DEVICE=cpu ARGS=--tiny rehearses it on a CPU
 # make verify CONFIG=configs/finetune.yaml ARGS="--set corpus.root=/data/IEMOCAP": one fold, against the target
 # make job CONFIG=configs/finetune.yaml ARGS="--set corpus.root=/data/IEMOCAP": the main job on a Ray cluster
 PYTHON ?= python3.11
@@ -10,9 +11,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RESULTS ?= results
 PORT ?= 5000
+DEVICE ?= cuda:0
 CONFIG ?= configs/demo.yaml
 
-.PHONY: install demo ui job verify test test-ci test-all check docs bench encoder clean
+.PHONY: install demo ui job verify test test-ci test-all gpu-check check docs bench encoder clean
 
 install: $(VENV)/.demo
 
@@ -37,6 +39,9 @@ test-ci: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m tests.release $(PARTS)
+
+gpu-check: $(VENV)/.dev
+	$(BIN)/python tests/gpu/gpu_check.py --device $(DEVICE) $(ARGS)
 
 check: $(VENV)/.dev docs
 	$(BIN)/ruff check .

@@ -79,16 +79,34 @@ def check_machine(facts: Facts) -> Iterator[Finding]:
 
 
 def check_gpus(facts: Facts) -> Finding:
-    """Compare the driver's GPUs with torch's build and with Ray's count."""
-    gpus, cluster = facts.hardware.gpus, facts.cluster
-    subject = "GPUs"
+    """Compare the driver's GPUs with CUDA_VISIBLE_DEVICES, torch's build and Ray's count."""
+    gpus, cluster, driver, hidden = (
+        facts.hardware.gpus,
+        facts.cluster,
+        facts.hardware.driver,
+        facts.hardware.hidden_gpus,
+    )
+    subject, torch = "GPUs", facts.packages.installed.get("torch")
+    if not gpus and hidden:
+        what = f"CUDA_VISIBLE_DEVICES hides {'the only one' if hidden == 1 else f'all {hidden}'}: trials run on CPU"
+        return warning(subject, what, "unset CUDA_VISIBLE_DEVICES, or --set train.device=cpu if that is meant")
     if not gpus:
         return ok(subject, "no NVIDIA driver or no GPU; trials run on CPU")
     names = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
     if facts.packages.torch_cuda is None:
-        what = f"{names}, but torch {facts.packages.installed.get('torch')} is a CPU build: trials would not use them"
+        what = f"{names}, but torch {torch} is a CPU build: trials that need a GPU fail"
         do = "pip install --force-reinstall torch --index-url URL, with the URL for this driver from pytorch.org"
         return problem(subject, what, do)
+    # Within one major version of CUDA, an older driver is enough.
+    if driver is not None and int(driver.cuda.partition(".")[0]) < int(facts.packages.torch_cuda.partition(".")[0]):
+        what = (
+            f"{names}, but driver {driver.version} supports CUDA {driver.cuda} at most, and torch {torch} is built for "
+            f"CUDA {facts.packages.torch_cuda}: torch sees no GPU, and trials fail"
+        )
+        return problem(subject, what, "update the driver, or install a torch for this driver: URL from pytorch.org")
+    if hidden:
+        what = f"{names}; CUDA_VISIBLE_DEVICES hides {hidden} more"
+        return warning(subject, what, "unset CUDA_VISIBLE_DEVICES to use all")
     # A cluster of several nodes has GPUs that this machine's driver does not know.
     if cluster is not None and cluster.error is None and cluster.nodes == 1 and cluster.gpus != len(gpus):
         what = f"{names}, but Ray counts {cluster.gpus:g}"
@@ -141,12 +159,16 @@ def check_memory(facts: Facts) -> Finding:
     # Ray spreads the trials over its nodes; this machine gets its share, rounded up.
     if facts.cluster is not None and facts.cluster.nodes > 1:
         count = -(-count // facts.cluster.nodes)
-    each = TRIAL_BYTES
-    if not hardware.gpus or facts.packages.torch_cuda is None:
-        # On a CPU, the encoder's weights, gradients and moments are in main memory too.
-        each += (2 + MOMENTS) * facts.encoder.weights_bytes
+    # Main memory holds the weights that training started from, and passes on the largest file of a checkpoint.
+    copies = 1 + MOMENTS
+    if not hardware.gpus or facts.packages.torch_cuda is None or facts.config.train.device == "cpu":
+        # On a CPU, weights, gradients and moments are there themselves.
+        copies = 1 + 2 + MOMENTS
+    each = TRIAL_BYTES + copies * facts.encoder.weights_bytes
     available, need = hardware.available_bytes, count * each
     what = f"{format_bytes(available)} available, about {format_bytes(need)} needed for {count} at a time"
+    if hardware.limits:
+        what += f"; this container has {' and '.join(hardware.limits)}"
     if need > available:
         return warning(subject, what, f"--set cluster.max_concurrent={max(1, count * available // need)}")
     return ok(subject, what)
@@ -257,7 +279,8 @@ def checkpoint_space(facts: Facts) -> int:
     if not any(config.for_condition(condition).adaptation.trains_encoder for condition in config.conditions):
         return 0
     running = max(1, trials_at_a_time(facts))
-    return most_checkpoint_bytes([((1 + MOMENTS) * weights, weights)] * running, running)
+    averages = any(config.for_condition(condition).train.ema_decay for condition in config.conditions)
+    return most_checkpoint_bytes([((1 + MOMENTS + averages) * weights, weights)] * running, running)
 
 
 def feature_space(facts: Facts) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,16 +110,16 @@ class Packing:
         """Average `group` neighbouring frames of each utterance: L times `[S, D]` to `[sum of N, L, D]`, in float32 or
         better, with N = ceil(F / group). The last mean of an utterance is over its remaining frames.
         """
-        steps = torch.tensor([-(-n // group) for n in self.lengths])
+        steps = [-(-n // group) for n in self.lengths]
         # Each utterance is padded to whole means with zeros, which change no sum. `index_add` would need no padding,
         # but on a GPU it adds in an order that differs between runs.
-        firsts = (steps.cumsum(0) - steps) * group
-        places = torch.cat([torch.arange(n) + first for n, first in zip(self.lengths, firsts.tolist(), strict=True)])
-        counts = torch.bincount(places // group)[:, None, None]
-        places, counts = (x.to(self.device, non_blocking=True) for x in (places, counts))
+        first = itertools.accumulate(steps, initial=0)
+        frames = np.concatenate([np.arange(n) + i * group for n, i in zip(self.lengths, first, strict=False)])
+        counts = np.bincount(frames // group)[:, None, None]
+        divisor, places = (torch.from_numpy(x).to(self.device, non_blocking=True) for x in (counts, frames))
         precise = torch.promote_types(states[0].dtype, torch.float32)
         sums = []
         for x in states:
-            padded = x.new_zeros(int(steps.sum()) * group, x.shape[1], dtype=precise)
+            padded = x.new_zeros(sum(steps) * group, x.shape[1], dtype=precise)
             sums.append(padded.index_copy_(0, places, x.to(precise)).view(-1, group, x.shape[1]).sum(1))
-        return torch.stack(sums, dim=1) / counts
+        return torch.stack(sums, dim=1) / divisor

@@ -167,6 +167,8 @@ class Summary(Record):
     """By name: `no-audio floor`, `linear probe`."""
     groups: dict[str, dict[str, Ccc]] = {}
     """By condition, then part of the test data (`gender F`, `speaker 01M`, `scripted`): pooled, mean over seeds."""
+    convergence: dict[str, Convergence] = {}
+    """By condition, from the validation curves."""
     subsets: dict[str, dict[str, SubsetDifference]] = {}
     """By condition other than the baseline, then part of the test data."""
     verdict: str

@@ -37,7 +37,8 @@ def checks_table(report: Report) -> Table:
         for name, of in report.summary.references.items()
         for condition in report.summary.scores
     ]
-    found = convergence(report.epochs, report.run)
+    # While trials are missing, the summary has no convergence yet.
+    found = report.summary.convergence or convergence(report.epochs, report.run)
     rows += [[f"did {condition} train for long enough?", _long_enough(found[condition])] for condition in conditions]
     rows += [[f"did {condition} learn layer weights?", _uniform_layers(report, condition)] for condition in conditions]
     rows += [
@@ -52,6 +53,7 @@ def checks_table(report: Report) -> Table:
             "encoder weights",
             _same("weights", {f"{r.encoder}, SHA-256 {r.encoder_digest[:SHOWN_DIGITS]}" for r in results}),
         ],
+        ["precision", _precision(report)],
         ["split", _same("split", {f"digest {digest[:SHOWN_DIGITS]}" for digest in splits})],
         ["corpus", _same("corpus", {f"digest {digest[:SHOWN_DIGITS]}" for digest in corpora})],
     ]
@@ -184,6 +186,17 @@ def _out_of_memory(report: Report) -> str:
         return "never: every trial kept its batch_size"
     listed = ", ".join(f"{name}: {size}" for name, size in smaller.items())
     return f"batch_size was reduced, with the same effective batch size ({listed})"
+
+
+def _precision(report: Report) -> str:
+    found: dict[str, set[str]] = {}
+    for result in report.results.values():
+        requested = report.config.for_condition(result.condition).train.precision
+        found.setdefault(requested, set()).add(result.precision)
+    mixed = [f"{requested} became {' and '.join(sorted(of))}" for requested, of in found.items() if len(of) > 1]
+    if mixed:
+        return f"NOT THE SAME on all devices: {'; '.join(mixed)}"
+    return f"{', '.join(sorted(set().union(*found.values())))}, as requested on every device"
 
 
 def _outside_scale(report: Report) -> str:

@@ -202,6 +202,7 @@ def _pair(
 ) -> tuple[Design, PairedConditions]:
     """Compare two sides at both levels, over their common seeds."""
     _check_same_test(baseline, other)
+    _check_same_precision(baseline, other)
     predicted = {
         baseline.name: baseline.data.predicted[baseline.condition],
         other.name: other.data.predicted[other.condition],
@@ -216,6 +217,18 @@ def _pair(
     of = differences[other.name]
     decision = decide(of[verdict.primary], verdict.margin)
     return design, PairedConditions(baseline=baseline.name, other=other.name, differences=of, decision=decision)
+
+
+def _check_same_precision(one: Side, other: Side) -> None:
+    """Raise ResultsError if the same `train.precision` became another one on another device: the difference would be
+    one of machines. Conditions that request different precisions are meant to be compared."""
+    requested = {side.settings["train.precision"] for side in (one, other)}
+    found = {f"{r.precision} on {r.device}": r.precision for side in (one, other) for r in side.results.values()}
+    if len(requested) == 1 and len(set(found.values())) > 1:
+        raise ResultsError(
+            f"{one.name} and {other.name}: train.precision {requested.pop()} became {' and '.join(sorted(found))}; set "
+            "it to one that all devices have, or give --unpaired"
+        )
 
 
 def _check_same_test(one: Side, other: Side) -> None:

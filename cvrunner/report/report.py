@@ -12,7 +12,8 @@ from cvrunner.records.results import EpochRecord, RunRecord, TrialResult, ccc_la
 from cvrunner.records.run_directory import RunDirectory, read_events
 from cvrunner.records.summary import Summary
 from cvrunner.verdict.comparison import compare_conditions, missing_trials, unfinished
-from cvrunner.verdict.floor import with_controlled_scores
+from cvrunner.verdict.convergence import convergence
+from cvrunner.verdict.floor import floor_references, with_controlled_scores
 from cvrunner.verdict.predictions import OutOfFold, ProbeScores, one_table, out_of_fold, read_probe, read_tables
 
 if TYPE_CHECKING:
@@ -54,14 +55,17 @@ def read_report(directory: RunDirectory, links: dict[str, str] | None = None) ->
     run, config = directory.read_run(), directory.read_config()
     results = directory.results(run)
     tables = read_tables(directory, results)
+    epochs = {name: read_epochs(directory, t.condition, t.fold, t.seed) for name, t in run.trials.items()}
     if missing := missing_trials(run, results):
         lined_up, probe, summary = None, None, unfinished(run, missing)
     else:
         lined_up = out_of_fold(directory, run, results, tables)
-        probe, references = read_probe(directory, run, lined_up), {}
+        probe, references = read_probe(directory, run, lined_up), floor_references(directory, run, lined_up)
         if probe.predicted is not None:
             references["linear probe"] = probe.predicted[None]
-        summary = compare_conditions(run, results, lined_up, config.verdict, references)
+        summary = compare_conditions(
+            run, results, lined_up, config.verdict, references, convergence=convergence(epochs, run)
+        )
         if run.floor is not None:
             run = run.model_copy(update={"floor": with_controlled_scores(run.floor, run, tables)})
     # The links of a run that just ended are not in run.json yet.
@@ -72,7 +76,7 @@ def read_report(directory: RunDirectory, links: dict[str, str] | None = None) ->
         run=run,
         config=config,
         results=results,
-        epochs={name: read_epochs(directory, t.condition, t.fold, t.seed) for name, t in run.trials.items()},
+        epochs=epochs,
         out_of_fold=lined_up,
         probe=probe,
         predictions_table=one_table(list(tables.values())),

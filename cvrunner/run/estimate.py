@@ -40,9 +40,9 @@ def most_checkpoint_bytes(trials: Iterable[tuple[int, int]], slots: int) -> int:
     """Return the most that checkpoints take at a time, with `slots` trials running.
 
     `trials`: size of a checkpoint and of the trained weights of each trial. For each generation it keeps the checkpoint
-    and the weights of its best epoch.
+    and the weights of its best epoch, and the oldest is deleted only after the next is complete.
     """
-    sizes = (GENERATIONS * (checkpoint + trained) for checkpoint, trained in trials)
+    sizes = ((GENERATIONS + 1) * (checkpoint + trained) for checkpoint, trained in trials)
     return sum(sorted(sizes, reverse=True)[:slots])
 
 

@@ -77,20 +77,25 @@ def exact_backward(model: Encodes, batches: Sequence[MicroBatch], labels: Tensor
     """
     *earlier, last = batches
     states, leaves = [], []
-    for batch in earlier:
-        states.append(_random_state())
-        with torch.no_grad():
-            leaves.append(model.encode(batch.features, batch.lengths))
-    leaves = [z.requires_grad_() for z in leaves]
-    z = torch.cat([*leaves, model.encode(last.features, last.lengths)])
-    # `z` is in the order of the micro-batches; labels and turns are in the order of the effective batch.
-    order = torch.cat([batch.positions for batch in batches]).argsort()
-    loss = ccc_loss(model.predict(z[order], turns), labels)
-    loss.backward()  # type: ignore[no-untyped-call]
-    after = _random_state()
-    for batch, state, leaf in zip(earlier, states, leaves, strict=True):
-        _set_random_state(state)
-        model.encode(batch.features, batch.lengths).backward(leaf.grad)  # type: ignore[no-untyped-call]
+    # By itself this context casts nothing. It keeps what autocast casts within it: otherwise every weight would be cast
+    # again for every micro-batch.
+    with torch.autocast(labels.device.type, enabled=False):
+        for batch in earlier:
+            states.append(_random_state())
+            with torch.no_grad():
+                leaves.append(model.encode(batch.features, batch.lengths))
+        # Casts made without gradient would cut the weights off from the encodings that follow.
+        torch.clear_autocast_cache()
+        leaves = [z.requires_grad_() for z in leaves]
+        z = torch.cat([*leaves, model.encode(last.features, last.lengths)])
+        # `z` is in the order of the micro-batches; labels and turns are in the order of the effective batch.
+        order = torch.cat([batch.positions for batch in batches]).argsort()
+        loss = ccc_loss(model.predict(z[order], turns), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        after = _random_state()
+        for batch, state, leaf in zip(earlier, states, leaves, strict=True):
+            _set_random_state(state)
+            model.encode(batch.features, batch.lengths).backward(leaf.grad)  # type: ignore[no-untyped-call]
     # Draws after this update do not depend on how many micro-batches were encoded twice.
     _set_random_state(after)
     return loss.detach()

@@ -15,6 +15,7 @@ from cvrunner.records.results import Ccc, RunRecord, Score, TrialResult
 from cvrunner.records.run_directory import trial_name
 from cvrunner.records.summary import (
     Aggregate,
+    Convergence,
     CorpusLevel,
     Difference,
     Interval,
@@ -81,10 +82,12 @@ def compare_conditions(
     data: OutOfFold,
     settings: VerdictConfig,
     references: Mapping[str, Floats] | None = None,
+    convergence: Mapping[str, Convergence] | None = None,
 ) -> Summary:
     """Return aggregates, paired differences at two levels, and the verdict of a complete run.
 
     `references`: predictions `[1, N, K]` of the predictors that are no condition, by name, in the rows of `data`.
+    `convergence`: by condition, as far as the journals show it.
     """
     references = references or {}
     scores = {condition: condition_scores(run, results, data, condition) for condition in run.conditions}
@@ -118,6 +121,7 @@ def compare_conditions(
             for condition in run.conditions
         },
         subsets={other: _subset_differences(run, data, design, settings.primary, other) for other in others},
+        convergence=dict(convergence or {}),
         verdict="",
     )
     return summary.model_copy(update={"verdict": sentence(run, summary)})

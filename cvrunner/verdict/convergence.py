@@ -74,11 +74,6 @@ def _of_condition(trials: Sequence[bool]) -> Convergence:
     return Convergence(converged=enough, trials_converged=converged, trials=count, reason=reason)
 
 
-def convergence_clause(condition: str, found: Convergence, baseline: bool) -> str | None:
-    """Return what a verdict must say about a condition that did not converge, without a full stop; None if it did."""
-    if found.converged:
-        return None
-    who = f"the baseline {condition}" if baseline else condition
-    if found.converged is None:
-        return f"whether {who} had converged is not known: {found.reason}"
-    return f"{who} had not converged: {found.reason}, so more epochs might change the difference"
+def convergence_clause(baseline: str, found: Convergence) -> str:
+    """Return what a verdict must say about a baseline that did not converge, without a full stop."""
+    return f"the baseline {baseline} had not converged: {found.reason}, so more epochs might change the difference"

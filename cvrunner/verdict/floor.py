@@ -26,6 +26,7 @@ from cvrunner.records.results import FloorRecord, RunRecord, Score
 from cvrunner.records.run_directory import RunDirectory, trial_name
 from cvrunner.verdict.ccc import Ccc, ccc, ccc_by_dimension, defined, mean_if_all
 from cvrunner.verdict.ceiling import CeilingScore, human_ceiling, panel_of_raters
+from cvrunner.verdict.predictions import OutOfFold
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,6 +229,26 @@ def read_floor(directory: RunDirectory) -> pd.DataFrame | None:
     except (OSError, ValueError, KeyError) as error:
         raise ResultsError(f"{directory.floor}: cannot be read as a table of predictions: {error}") from None
     return typed
+
+
+def floor_references(directory: RunDirectory, run: RunRecord, data: OutOfFold) -> dict[str, Floats]:
+    """Return the stretched predictors of floor.csv as `[1, N, K]` in the rows of `data`, by name; empty without one.
+
+    Models are held against the stretched ones: they are trained for CCC, and so must be what they have to beat.
+    """
+    table = read_floor(directory)
+    if table is None:
+        return {}
+    rows = table.set_index(["fold", "utterance"]).reindex(
+        list(zip(data.about["fold"], data.about["utterance"], strict=True))
+    )
+    names = [f"{'+'.join(by)}{STRETCHED}" for by in FLOORS]
+    found = {
+        f"no audio: {'+'.join(by)}": rows[[f"{name}:{d}" for d in run.dimensions]].to_numpy(dtype=np.float64)
+        for by, name in zip(FLOORS, names, strict=True)
+    }
+    # Files of another run, or altered ones, are no reference.
+    return {name: values[None] for name, values in found.items() if np.isfinite(values).all()}
 
 
 # --- controlled for the scenario --------------------------------------------------------------------------------------

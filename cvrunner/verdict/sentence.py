@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cvrunner.records.results import RunRecord, ccc_label
 from cvrunner.records.summary import Decision, Difference, Interval, Summary
 from cvrunner.text import plural
+from cvrunner.verdict.convergence import convergence_clause
 
 
 def decide(difference: Difference, margin: float) -> Decision:
@@ -52,6 +53,10 @@ def sentence(run: RunRecord, summary: Summary) -> str:
         clause(name, baseline, summary.primary, by_outcome[summary.primary], summary.decisions[name], summary.margin)
         for name, by_outcome in summary.differences.items()
     ]
+    baseline_trained = summary.convergence.get(baseline)
+    # A baseline that was still improving makes any other condition look good.
+    if baseline_trained is not None and baseline_trained.converged is False:
+        clauses.append(convergence_clause(baseline, baseline_trained))
     return capitalised(f"{'; '.join(clauses)}; {of}.")
 
 

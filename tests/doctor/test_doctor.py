@@ -29,7 +29,7 @@ from cvrunner.doctor.facts import (
     find_store,
 )
 from cvrunner.orchestration import machine, ray_cluster
-from cvrunner.orchestration.machine import Cluster, Hardware, Listener, Token
+from cvrunner.orchestration.machine import Cluster, Driver, Hardware, Listener, Token
 from tests.end_to_end.programs import REPOSITORY, command, cvrunner
 from tests.tiny_encoders import save_encoder
 
@@ -167,6 +167,21 @@ DAMAGED: list[tuple[Facts, str, str, str, str]] = [
         "--dashboard-port 8266",
     ),
     (change("packages", torch_cuda=None), "GPUs", "problem", "is a CPU build", "pip install --force-reinstall torch"),
+    (
+        change("hardware", driver=Driver("550.54.15", "12.4")),
+        "GPUs",
+        "problem",
+        "driver 550.54.15 supports CUDA 12.4 at most, and torch 2.13.0+cu130 is built for CUDA 13.0",
+        "update the driver",
+    ),
+    (
+        change("hardware", gpus=(), hidden_gpus=2),
+        "GPUs",
+        "warning",
+        "CUDA_VISIBLE_DEVICES hides all 2: trials run on CPU",
+        "unset CUDA_VISIBLE_DEVICES",
+    ),
+    (change("hardware", hidden_gpus=6), "GPUs", "warning", "2 x RTX 4090; CUDA_VISIBLE_DEVICES hides 6", "to use all"),
     (change("cluster", gpus=8.0), "GPUs", "warning", "Ray counts 8", "--num-gpus 2"),
     (change("cluster", gpus=0.0), "GPUs", "warning", "Ray counts 0", "--num-gpus 2"),
     (change("cluster", gpus=0.0), "Trials at a time", "problem", "the cluster has 0 GPU", "gpus_per_trial=0.5"),
@@ -181,7 +196,7 @@ DAMAGED: list[tuple[Facts, str, str, str, str]] = [
         change("hardware", available_bytes=GIB + GIB // 2),
         "Memory",
         "warning",
-        "1.6 GB available, about 2.1 GB needed for 2",
+        "1.6 GB available, about 9.7 GB needed for 2",
         "cluster.max_concurrent=1",
     ),
     (change("encoder", error="model.encoder x: no such folder"), "Encoder", "problem", "no such", "model.encoder="),
@@ -201,7 +216,7 @@ DAMAGED: list[tuple[Facts, str, str, str, str]] = [
         "temporary",
         "--set results.root=/",
     ),
-    (change(stores=NO_ROOM[:1]), "Disk", "problem", "537 MB free, up to 21 GB", "--set results.root=/"),
+    (change(stores=NO_ROOM[:1]), "Disk", "problem", "537 MB free, up to 31 GB", "--set results.root=/"),
     (change(stores=(replace(STORES[1], free_bytes=9 * GIB),)), "Disk", "warning", "9.7 GB free", "cache_dir=/"),
     (settings(tracking={"uri": "sqlite:///mlflow.db"}), "MLflow store", "problem", "is relative", "sqlite:////"),
     (settings(tracking={"uri": "mlruns"}), "MLflow store", "problem", "no longer writes to folders", "sqlite:////"),
@@ -244,6 +259,12 @@ SOUND_TOO: list[tuple[Facts, str, str]] = [
         "Trials at a time",
         "4 of 10: each takes 1 GPU and 1 CPU, this machine (GPUs logical) has 4 GPU and 4 CPU",
     ),
+    (change("hardware", driver=Driver("580.65.06", "13.2")), "GPUs", "2 x RTX 4090; torch built for CUDA 13.0"),
+    (
+        change("hardware", limits=("4 of 64 cores", "32.0 of 512.0 GB of memory")),
+        "Memory",
+        "this container has 4 of 64 cores and 32.0 of 512.0 GB of memory",
+    ),
     (change("hardware", gpus=()), "GPUs", "no NVIDIA driver or no GPU; trials run on CPU"),
     (settings(cluster={"gpus_per_trial": 0.3333333333}), "Trials at a time", "6 of 10"),
     (settings(cluster={"gpus_per_trial": 0.5, "max_concurrent": 3}), "Trials at a time", "3 of 10"),
@@ -267,8 +288,10 @@ def test_what_differs_but_is_sound_is_left_alone(facts: Facts, subject: str, wha
 
 
 def test_checkpoints_and_features_are_counted_from_the_encoder_and_the_configuration() -> None:
-    # Two trials at a time, two generations of weights, best epoch's weights and two moments each.
-    assert checks.checkpoint_space(SOUND) == 2 * 2 * 4 * LARGE.weights_bytes
+    # Two trials at a time, three generations while the third is written, each of weights, best epoch's weights and two
+    # moments, and averages if there are any.
+    assert checks.checkpoint_space(SOUND) == 2 * 3 * 4 * LARGE.weights_bytes
+    assert checks.checkpoint_space(settings(train={"ema_decay": 0.99})) == 2 * 3 * 5 * LARGE.weights_bytes
     assert checks.checkpoint_space(settings(conditions={"frozen": {}})) == 0
     conv, hidden = 512 * 50, 25 * 1024 * 12.5
     assert checks.feature_space(SOUND) == 12 * 3600 * (conv + hidden) * 2
@@ -277,10 +300,10 @@ def test_checkpoints_and_features_are_counted_from_the_encoder_and_the_configura
 
 
 def test_stores_on_one_disk_share_its_space() -> None:
-    together = tuple(replace(store, disk=7, free_bytes=22 * GIB) for store in STORES)
+    together = tuple(replace(store, disk=7, free_bytes=32 * GIB) for store in STORES)
     finding = of(change(stores=together), "Disk")
     assert finding.level == "warning"
-    assert finding.what.startswith("results.root, cluster.cache_dir: 24 GB free")
+    assert finding.what.startswith("results.root, cluster.cache_dir: 34 GB free")
 
 
 def test_the_report_has_a_line_a_finding_and_what_to_type_below() -> None:

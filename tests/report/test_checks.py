@@ -41,6 +41,7 @@ def test_a_sound_run_says_so_question_by_question(tmp_path):
     assert rows["labels"].startswith("header: the rating printed next to")
     assert rows["labels outside the scale"] == "none outside 1 to 5"
     assert rows["encoder weights"] == "made-up-wavlm, SHA-256 eeeeeeeeeeee, the same in all trials"
+    assert rows["precision"] == "float32, as requested on every device"
     assert rows["split"] == "digest 555555555555, the same in all trials"
 
 
@@ -48,7 +49,7 @@ def test_what_is_wrong_is_named(tmp_path):
     directory = make_run(tmp_path, missing=["unfrozen/fold-5/seed-0"])
     change(directory, "frozen/fold-2/seed-0", collapsed=["valence"], labels_outside_scale=7)
     change(directory, "unfrozen/fold-1/seed-0", encoder_digest="f" * 64, split_digest="6" * 64)
-    change(directory, "unfrozen/fold-3/seed-0", batch_size=1)
+    change(directory, "unfrozen/fold-3/seed-0", batch_size=1, precision="bfloat16")
     rows = found(directory)
     assert (
         rows["out of memory"]
@@ -61,6 +62,7 @@ def test_what_is_wrong_is_named(tmp_path):
     assert rows["labels outside the scale"] == "7 outside 1 to 5; kept as they are"
     assert rows["attempts after the first"] == "unfrozen/fold-5/seed-0: 1 (worker_died 2)"
     assert rows["encoder weights"].startswith("NOT THE SAME weights")
+    assert rows["precision"] == "NOT THE SAME on all devices: auto became bfloat16 and float32"
     assert rows["split"].startswith("NOT THE SAME split")
 
 

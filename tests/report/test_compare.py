@@ -171,3 +171,16 @@ def test_the_interval_of_identical_predictions_is_a_point(runs):
     level = found.pairs[0].differences["avg"].on_corpus
     assert np.allclose([level.interval.low, level.interval.high, level.standard_error], 0)
     assert level.p == 1.0
+
+
+def test_a_precision_that_became_another_one_on_another_device_is_not_compared(tmp_path):
+    one, two = make_run(tmp_path, "one"), make_run(tmp_path, "two")
+    file = two.path / "frozen" / "fold-1" / "seed-0" / "result.json"
+    changes = {"precision": "bfloat16", "device": "NVIDIA GeForce RTX 4090"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ResultsError, match=r"train\.precision auto became bfloat16 on NVIDIA .* and float32 on cpu"):
+        compare_runs(one, two)
+    assert not compare_runs(one, two, unpaired=True).paired
+    # Requested, the difference is the subject of the comparison.
+    two.config.write_text(two.config.read_text().replace("precision: auto", "precision: bfloat16"))
+    assert compare_runs(one, two).paired

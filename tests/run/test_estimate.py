@@ -67,9 +67,9 @@ def test_linear_probes_come_after_the_trials_and_without_a_frozen_condition_they
     assert found.runs[0].linear_probes_s == pytest.approx(2 * 3.0 + 0.01 * len(utterances) / 2)
 
 
-def test_disk_counts_two_checkpoints_and_two_best_weights_of_what_runs_at_a_time(tmp_path: Path) -> None:
+def test_disk_counts_three_checkpoints_and_best_weights_of_what_runs_at_a_time(tmp_path: Path) -> None:
     found, _, _ = made(tmp_path, Resources("two", nodes=1, gpus=2, slots=2))
-    assert found.disk.checkpoints == 2 * 2 * (3_000_000 + 1_000_000)
+    assert found.disk.checkpoints == 2 * 3 * (3_000_000 + 1_000_000)
     assert found.disk.weights == 6 * 1_000_000
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvrunner.config.sections import MambaConfig, ModelConfig
 from cvrunner.encoders.waveform import WaveformEncoder
@@ -158,3 +160,36 @@ def test_averaged_accumulation_is_another_gradient() -> None:
     for name in expected:
         torch.testing.assert_close(averaged[name], expected[name])
     assert not torch.allclose(exact["below.0.weight"], expected["below.0.weight"], rtol=0.05)
+
+
+class CastsOf(TorchDispatchMode):
+    """Counts the casts of a weight, found by its shape, to bfloat16."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.shape = weight.shape
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and out.shape == self.shape and out.dtype == torch.bfloat16:
+            self.count += 1
+        return out
+
+
+def test_a_weight_is_cast_once_without_and_once_with_gradient_whatever_the_cut() -> None:
+    encoder = tiny_encoder(adaptation=FULL, precision=torch.bfloat16)
+    model = MambaEMAModel(encoder, ModelConfig(width=16, mamba=MambaConfig(state_size=4, head_dim=8)), 2).train()
+    features = [torch.randn(n, 8) for n in (9, 12, 15, 20, 31, 8, 22, 17)]
+    weight = encoder.wavlm.encoder.layers[0].feed_forward.intermediate_dense.weight
+    layers = len(encoder.wavlm.encoder.layers)
+    found = {}
+    for size in (8, 2):
+        torch.manual_seed(0)
+        with CastsOf(weight) as casts:
+            exact_backward(model, cut(features, size, ORDER), torch.rand(8, 2), [1] * 8)
+        found[size] = casts.count
+        assert {name for name, g in gradients(model).items() if g.abs().sum() > 0} >= {
+            f"encoder.wavlm.encoder.layers.{layer}.feed_forward.intermediate_dense.weight" for layer in range(layers)
+        }
+    assert found == {8: layers, 2: 2 * layers}

@@ -96,13 +96,8 @@ def test_a_trial_that_has_not_finished_does_not_count() -> None:
     assert convergence({"frozen/fold-1/seed-0": epochs}, run)["frozen"].converged is None
 
 
-def test_the_clause_names_the_baseline_and_is_silent_about_what_converged() -> None:
-    found = judge(frozen=[RISING], unfrozen=[SATURATED], top=[[0.1]])
-    assert convergence_clause("frozen", found["frozen"], baseline=True) == (
+def test_the_clause_names_the_baseline_and_what_its_curves_show() -> None:
+    assert convergence_clause("frozen", judge(frozen=[RISING])["frozen"]) == (
         "the baseline frozen had not converged: 1 of 1 trial ended with a validation CCC-Avg that was still rising, "
         "so more epochs might change the difference"
     )
-    assert convergence_clause("unfrozen", found["unfrozen"], baseline=False) is None
-    unknown = convergence_clause("top", found["top"], baseline=False)
-    assert unknown is not None
-    assert unknown.startswith("whether top had converged is not known: no finished trial has 3 epochs")

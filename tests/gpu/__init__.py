@@ -1,0 +1,1 @@
+"""Acceptance on a real GPU: `make gpu-check`."""
