@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from cvrunner.records.results import Convergence, EpochRecord, RunRecord, TrialState
+from cvrunner.records.results import EpochRecord, RunRecord, TrialState
+from cvrunner.records.summary import Convergence
 from cvrunner.verdict.convergence import convergence, convergence_clause, has_converged
 
 RISING = [0.05 * epoch for epoch in range(1, 9)]
