@@ -174,8 +174,11 @@ class Learner:
         scaled = self.model.predict(z[positions.argsort()], list(update.turns))
         rated = ratings(scaled, self.trial.config.corpus.scale)
         if not np.isfinite(rated).all():
-            count = int((~np.isfinite(rated)).any(1).sum())
-            raise NonFiniteError(f"{count} of {len(rated)} predictions are not finite")
+            broken = np.flatnonzero(~np.isfinite(rated).all(1))
+            first = update.utterances[broken[0]].id
+            raise NonFiniteError(
+                f"{len(broken)} of {len(rated)} predictions are not finite, first for utterance {first}"
+            )
         # An evaluation update has its own order, which needs less memory; the caller's order is restored here.
         row = {u.id: i for i, u in enumerate(update.utterances)}
         values = rated[[row[u.id] for u in utterances]]
