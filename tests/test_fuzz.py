@@ -370,7 +370,10 @@ def wavlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("encoders") / "wavlm")
 
 
-JSON_KEYS = ["model_type", "architectures", "_name_or_path", "num_hidden_layers", "hidden_size", "sampling_rate"]
+JSON_KEYS = [
+    "model_type", "architectures", "_name_or_path", "num_hidden_layers", "hidden_size", "sampling_rate", "conv_kernel",
+    "conv_stride", "conv_dim", "add_adapter", "mask_time_prob", "do_normalize",
+]  # fmt: skip
 
 
 @BOUNDED
@@ -381,6 +384,8 @@ JSON_KEYS = ["model_type", "architectures", "_name_or_path", "num_hidden_layers"
 )
 @example("config.json", {"num_hidden_layers": 10**12}, b"")
 @example("config.json", {"architectures": 7}, b"")
+@example("config.json", {"model_type": "whisper", "num_mel_bins": [1]}, b"")
+@example("config.json", {"model_type": ["wavlm"], "conv_stride": []}, b"")
 @example("config.json", {}, b"{" * 5000)
 def test_an_encoder_with_anything_in_its_json(wavlm: Path, file: str, values: dict[str, Any], more: bytes) -> None:
     before = (wavlm / file).read_bytes()

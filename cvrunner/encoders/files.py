@@ -236,7 +236,7 @@ def _read_settings(folder: Path, name: str) -> tuple[dict[str, Any], EncoderSett
     """Return `config.json` and what it and `preprocessor_config.json` say. Raises EncoderError."""
     config, preprocessing = (_json(folder / file, name) for file in ("config.json", "preprocessor_config.json"))
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         what = "model of unknown type" if kind is None else repr(kind)
         raise EncoderError(
             f"model.encoder {name}: is a {what}, must be one of {', '.join(FAMILIES.values())} "
@@ -270,7 +270,8 @@ def _read_settings(folder: Path, name: str) -> tuple[dict[str, Any], EncoderSett
                 "checkpoint that it was adapted from"
             )
     layers = [config.get(key, default) for key, default in CONVOLUTIONS.items()]
-    if not all(isinstance(one, list) and len(one) == len(layers[0]) and all(map(_is_size, one)) for one in layers):
+    counts = {len(one) if isinstance(one, list) and all(map(_is_size, one)) else 0 for one in layers}
+    if len(counts) > 1 or not 0 < counts.pop() < 100:
         rule = "must be lists of whole numbers above 0, of the same length"
         raise EncoderError(f"model.encoder {name}: {', '.join(CONVOLUTIONS)} in config.json {rule}")
     kernels, strides, widths = layers

@@ -124,7 +124,7 @@ def model_card(
         f"---\n{_front_matter(description, scores, corpus_format)}\n---\n",
         f"# {description.condition}/{description.name}\n",
         f"{', '.join(description.dimensions).capitalize()} of speech, on a scale of {description.scale[0]:g} to "
-        f"{description.scale[1]:g}: {adaptation.label} WavLM with a Mamba head.",
+        f"{description.scale[1]:g}: {adaptation.label} speech encoder with a Mamba head.",
         *([SYNTHETIC] if description.synthetic else []),
         "\n| CCC | validation | test |\n|---|---|---|",
         *[f"| {name} | {format_score(validation)} | {format_score(test)} |" for name, validation, test in scores],

@@ -106,6 +106,7 @@ def test_a_truncated_shard_is_made_again(tmp_path: Path, damage: Callable[[bytes
     [
         {"encoder_digest": "x"},
         {"normalize": True},
+        {"window": "30s"},
         {"layers": (1,)},
         {"frame_rate_hz": 25.0},
         {"precision": "bfloat16"},
