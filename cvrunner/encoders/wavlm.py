@@ -217,7 +217,7 @@ class SpeechEncoder(nn.Module):
                 for start in torch.randint(frames - span + 1, (count,)).tolist():
                     masked[first + start : first + start + span] = True
             first += frames
-        masked = masked.to(hidden.device)
+        masked = masked.to(hidden.device, non_blocking=True)
         return torch.where(masked[:, None], self.wavlm.masked_spec_embed.to(hidden.dtype), hidden)
 
 
