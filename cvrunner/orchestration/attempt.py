@@ -53,12 +53,14 @@ def training_device(trial: Trial) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda:0")
         driver, shown = find_driver(), ", ".join(gpus) or "no GPU"
-        found = "there is no NVIDIA driver"
+        found, build = "there is no NVIDIA driver", "a CPU build"
+        if torch.version.cuda:
+            build = f"built for CUDA {torch.version.cuda}"
         if driver is not None:
             found = f"the driver, {driver.version} for CUDA up to {driver.cuda}, shows {shown}"
         raise DeviceError(
-            f"{trial.name} is for a GPU, but torch {torch.__version__}, built for CUDA {torch.version.cuda}, can use "
-            f"none; {found}. `cvrunner doctor` compares them; --set train.device=cpu trains on the CPU"
+            f"{trial.name} is for a GPU, but torch {torch.__version__}, {build}, can use none; {found}. `cvrunner "
+            "doctor` compares them; --set train.device=cpu trains on the CPU"
         )
     if gpus and trial.config.train.device == "auto":
         raise DeviceError(
@@ -121,9 +123,15 @@ class InlineExecutor:
         self.stopping = False
 
     def start(self, trial: Trial, directory: TrialDirectory) -> None:
-        device = self.device or training_device(trial)
-        context = TrialContext(directory, self.cache_dir, device, lambda: self.stopping, self.chaos)
-        self.current = trial, attempt(trial, context)
+        self.current = trial, self._attempt(trial, directory)
+
+    def _attempt(self, trial: Trial, directory: TrialDirectory) -> Iterator[Event | Failure]:
+        try:
+            device = self.device or training_device(trial)
+        except DeviceError as error:
+            yield classify(error)
+            return
+        yield from attempt(trial, TrialContext(directory, self.cache_dir, device, lambda: self.stopping, self.chaos))
 
     def poll(self, timeout_s: float) -> list[tuple[Trial, Event | Failure]]:
         if self.current is None:

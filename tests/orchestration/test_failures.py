@@ -25,7 +25,7 @@ from cvrunner.errors import (
     WeightChangeError,
 )
 from cvrunner.orchestration import attempt as module
-from cvrunner.orchestration.attempt import attempt, classify, training_device
+from cvrunner.orchestration.attempt import InlineExecutor, attempt, classify, training_device
 from cvrunner.orchestration.failures import KINDS, Decision, Failure, decide
 from cvrunner.orchestration.machine import Driver, Gpu
 from cvrunner.records.results import TrialStarted
@@ -172,7 +172,11 @@ class TestDevice:
             DeviceError, match=r"CUDA 13\.0, can use none; the driver, 550\.54\.15 for CUDA up to 12\.4"
         ):
             training_device(trial)
-        assert decide(classify(DeviceError("x")), [], RETRIES) is Decision.FAIL
+        executor = InlineExecutor(tmp_path / "cache")
+        executor.start(trial, directory(tmp_path, trial))
+        ((_, failure),) = executor.poll(0.0)
+        assert isinstance(failure, Failure)
+        assert decide(failure, [], RETRIES) is Decision.FAIL
 
     def test_that_torch_can_use_is_the_first_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trial = self.trial(tmp_path, monkeypatch, "cuda", (self.GPU,))
