@@ -29,6 +29,7 @@ from cvrunner.config.sections import (
     TuneConfig,
     VerifyConfig,
 )
+from cvrunner.config.verdict import VerdictConfig
 from cvrunner.errors import ConfigError
 
 RENAMED_KEYS = {
@@ -62,6 +63,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     results: ResultsConfig = ResultsConfig()
+    verdict: VerdictConfig = VerdictConfig()
     reference: ReferenceConfig = ReferenceConfig()
     verify: VerifyConfig = VerifyConfig()
     tune: TuneConfig = TuneConfig()
@@ -75,6 +77,10 @@ class Config(Section):
                 raise ValueError(f"conditions.{name}.{other[0]}: a condition may change only model and train")
         if self.folds.scheme == "manifest_split" and self.corpus.format != "manifest":
             raise ValueError("folds.scheme manifest_split needs corpus.format manifest")
+        outcomes = (*self.corpus.dimensions, "avg")
+        if self.verdict.primary not in outcomes:
+            rule = f"is not predicted, choose one of {', '.join(outcomes)}"
+            raise ValueError(f"verdict.primary {self.verdict.primary}: {rule}")
         if self.model.protocol == "dialogue" and self.train.accumulation == "averaged":
             raise ValueError("train.accumulation averaged cannot be used with model.protocol dialogue")
         return self

@@ -25,7 +25,7 @@ suggests the nearest valid one; a key that was renamed is an error with its new 
 **Numbers** shows whether a key affects a trial's numbers, so that changing it trains the trial again. *By content*: the
 content that the value names counts (audio, labels, weights, seeds), not the value itself.
 
-This page is generated from `cvrunner/config/sections.py`.
+This page is generated from `cvrunner/config/`.
 """
 
 

@@ -14,6 +14,7 @@ DECIDE_NO_NUMBERS = {
     "__init__.py": "the version",
     "config/schema.py": "hashed as the resolved settings",
     "config/sections.py": "hashed as the resolved settings",
+    "config/verdict.py": "how conditions are compared",
     "errors.py": "messages",
     "files.py": "writing files",
     "paths.py": "places of files",
