@@ -150,6 +150,17 @@ def nested(key: str, value: object) -> dict[str, Any]:
     return dict(value)  # type: ignore[call-overload, no-any-return]
 
 
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested mappings as one, with keys joined by dots."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """Return every key of the schema, such as `train.lr`, and every section."""
     keys = []

@@ -297,11 +297,11 @@ class VerifyConfig(Section):
     condition: Condition | None = None
     """Condition to train. `null`: `unfrozen` if there is one, else the last."""
     target: dict[CccQuantity, Annotated[float, Field(ge=-1, le=1)]] = {}
-    """Minimum test CCC per quantity, such as `ccc_valence: 0.62`. Empty: no target, so a finished fold passes."""
+    """Minimum validation CCC per quantity, such as `ccc_valence: 0.62`. Empty: no target, so a trained fold passes."""
 
     @property
     def least_ccc(self) -> dict[str, float]:
-        """Minimum test CCC by dimension or `avg`."""
+        """Minimum validation CCC by dimension or `avg`."""
         return {quantity.removeprefix("ccc_"): least for quantity, least in self.target.items()}
 
 

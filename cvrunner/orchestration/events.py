@@ -10,6 +10,7 @@ from cvrunner.records.results import (
     Ccc,
     EpochRecord,
     FeatureProgress,
+    TrainingFinished,
     TrialResult,
     TrialStarted,
     Waiting,
@@ -38,6 +39,8 @@ def format_event(event: Event | Failure, dimensions: Sequence[str]) -> str | Non
             return f"{text}  best" if event.best else text
         case TrialResult():
             return f"done: test {format_ccc(event.test_ccc, dimensions)} at epoch {event.best_epoch}"
+        case TrainingFinished():
+            return f"trained: validation {format_ccc(event.validation_ccc, dimensions)} at epoch {event.best_epoch}"
         case Failure():
             return f"{event.kind.replace('_', ' ')}: {event.message}"
     return None

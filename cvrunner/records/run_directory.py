@@ -1,7 +1,7 @@
 """The folder of a run: the path of each file, and reading and writing them.
 
 <root>/<run>/
-    config.yaml  split.json  run.json  summary.json  comparison.md  report.html  figures/
+    config.yaml  split.json  protocol.json  run.json  summary.json  comparison.md  report.html  figures/
     <condition>/fold-<k>/seed-<s>/
         journal.jsonl  result.json  predictions.csv  model/  checkpoint/
 """
@@ -72,6 +72,7 @@ class RunDirectory:
         self.name = path.name
         self.config = path / "config.yaml"
         self.split = path / "split.json"
+        self.protocol_file = path / "protocol.json"
         self.run_file = path / "run.json"
         self.summary_file = path / "summary.json"
         self.comparison = path / "comparison.md"

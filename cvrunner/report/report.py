@@ -14,7 +14,8 @@ from cvrunner.records.results import EpochRecord, RunRecord, Summary, TrialResul
 from cvrunner.records.run_directory import RunDirectory, read_events
 from cvrunner.verdict.comparison import compare_conditions, missing_trials, unfinished
 from cvrunner.verdict.floor import with_controlled_scores
-from cvrunner.verdict.predictions import OutOfFold, one_table, out_of_fold, read_tables
+from cvrunner.verdict.predictions import OutOfFold, one_table, out_of_fold, read_tables, recomputed_ccc
+from cvrunner.verdict.protocol import ProtocolFile, read_protocol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,8 @@ class Report:
     predictions_table: pd.DataFrame
     """The predictions of all trials that have a result, below each other."""
     summary: Summary
+    protocol: ProtocolFile | None
+    """None in runs of earlier versions."""
 
     @property
     def label(self) -> dict[str, str]:
@@ -45,16 +48,23 @@ class Report:
 
 
 def read_report(
-    directory: RunDirectory, folds: Sequence[Fold] | None = None, links: dict[str, str] | None = None
+    directory: RunDirectory,
+    folds: Sequence[Fold] | None = None,
+    links: dict[str, str] | None = None,
+    rescore: bool = False,
 ) -> Report:
     """Read a run's folder and compare its conditions; every file is read once.
 
     With `folds`, the floor of a complete run gets the scenario-controlled scores of its conditions. `links` are shown
-    instead of those in run.json. Raises ResultsError or ConfigError if the folder cannot be read.
+    instead of those in run.json. `rescore`: take the test CCCs from predictions.csv, not from result.json. Raises
+    ResultsError or ConfigError if the folder cannot be read.
     """
     run = directory.read_run()
     results = directory.results(run)
     tables = read_tables(directory, results)
+    if rescore:
+        scores = {name: recomputed_ccc(table, run.dimensions) for name, table in tables.items()}
+        results = {name: of.model_copy(update={"test_ccc": scores[name]}) for name, of in results.items()}
     if missing := missing_trials(run, results):
         lined_up, summary = None, unfinished(run, missing)
     else:
@@ -74,6 +84,7 @@ def read_report(
         out_of_fold=lined_up,
         predictions_table=one_table(list(tables.values())),
         summary=summary,
+        protocol=read_protocol(directory),
     )
 
 
