@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cvrunner.jobs import command as jobs
     from cvrunner.plan import command as plan_command
     from cvrunner.run import commands as run_commands
+    from cvrunner.run import protocol as protocol_command
     from cvrunner.run import verify as verify_command
     from cvrunner.setup import command as setup
     from cvrunner.tune import command as tune_command
@@ -46,7 +47,9 @@ else:
     doctor_command, inference, jobs, plan_command, setup, tune_command = (
         LateModule(f"cvrunner.{wing}.command") for wing in ("doctor", "inference", "jobs", "plan", "setup", "tune")
     )
-    run_commands, verify_command = LateModule("cvrunner.run.commands"), LateModule("cvrunner.run.verify")
+    protocol_command, run_commands, verify_command = (
+        LateModule(f"cvrunner.run.{name}") for name in ("protocol", "commands", "verify")
+    )
 
 # Written down, since reading a configuration takes longer than a shell waits for Tab.
 CONDITIONS = ("frozen", "unfrozen")
@@ -187,11 +190,12 @@ def verify(
         Path | None, Option("--config", "-c", help="YAML configuration.", show_default="configs/finetune.yaml")
     ] = None,
     set_: Set = None,
+    test: Annotated[bool, Option("--test", help="Score the test session too; counts as a look at it.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train one fold and compare it with a target. Before a long run; exit code 3 if it is missed."""
-    _end(verify_command.verify(config, set_ or [], quiet, _console()))
+    """Train one fold, compare its validation CCC with a target. Before a long run; exit code 3 if it is missed."""
+    _end(verify_command.verify(config, set_ or [], quiet, _console(), test))
 
 
 @app.command("tune")
@@ -212,6 +216,12 @@ def audit(config: ConfigFile = None, set_: Set = None, as_json: Json = False) ->
     _end(run_commands.audit(config, set_ or [], _console(), as_json))
 
 
+@app.command("protocol")
+def protocol(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
+    """Print what a run will compare and how it decides. Trains nothing."""
+    _end(protocol_command.protocol(config, set_ or [], _console(), as_json))
+
+
 @app.command("plan")
 def plan(
     config: ConfigFile = None,
@@ -226,9 +236,15 @@ def plan(
 
 
 @app.command("report")
-def report(run: RunFolder, as_json: Json = False) -> None:
+def report(
+    run: RunFolder,
+    as_json: Json = False,
+    check: Annotated[
+        bool, Option("--check", help="Recompute every number, write nothing; exit code 1 if any differs.")
+    ] = False,
+) -> None:
     """Write tables, figures and report.html again. From the files of a run alone."""
-    _end(run_commands.report(run, _console(), as_json))
+    _end(run_commands.report(run, _console(), as_json, check))
 
 
 @app.command("compare")

@@ -112,11 +112,10 @@ class Config(Section):
                 _check_fold_overrides(f"conditions.{name}.folds.{fold}", fold, changes)
         if self.folds.scheme == "manifest_split" and self.corpus.format != "manifest":
             raise ValueError("folds.scheme manifest_split needs corpus.format manifest")
-        if self.verdict.primary not in ("avg", *self.corpus.dimensions):
-            raise ValueError(
-                f"verdict.primary {self.verdict.primary} must be avg or one of corpus.dimensions "
-                f"({', '.join(self.corpus.dimensions)})"
-            )
+        outcomes = (*self.corpus.dimensions, "avg")
+        if self.verdict.primary not in outcomes:
+            rule = f"is not predicted, choose one of {', '.join(outcomes)}"
+            raise ValueError(f"verdict.primary {self.verdict.primary}: {rule}")
         if self.model.protocol == "dialogue" and self.train.accumulation == "averaged":
             raise ValueError("train.accumulation averaged cannot be used with model.protocol dialogue")
         return self
@@ -201,6 +200,17 @@ def nested(key: str, value: object) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)  # type: ignore[call-overload, no-any-return]
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested mappings as one, with keys joined by dots."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:

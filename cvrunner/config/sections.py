@@ -305,15 +305,15 @@ class ReferenceConfig(Section):
 
 
 class VerdictConfig(Section):
-    """How the conditions are compared: declared before the run, part of its protocol."""
+    """How conditions are compared; declared before a run, recorded in its protocol (docs/protocol.md)."""
 
-    primary: Literal["avg", "valence", "arousal", "dominance"] = "avg"
-    """The outcome that decides: `avg` (CCC-Avg) or one dimension. All others are secondary."""
+    primary: Dimension | Literal["avg"] = "avg"
+    """Primary outcome, the only one that the sentence decides on: a dimension of the corpus, or `avg` for CCC-Avg."""
     margin: Positive = 0.02
-    """A CCC difference within plus or minus this margin is practically nothing."""
+    """Largest difference in CCC that counts as practically equal."""
     cluster: Literal["dialogue", "speaker"] | None = None
-    """Unit that is resampled: the largest one that was sampled. `null`: `speaker` if a session has more than two
-    speakers, else `dialogue`."""
+    """Unit that is resampled within sessions: the largest one that was sampled. `null`: `speaker` if a session of the
+    corpus has more than two speakers, else `dialogue`."""
 
 
 class VerifyConfig(Section):
@@ -324,9 +324,9 @@ class VerifyConfig(Section):
     condition: Condition | None = None
     """Condition to train. `null`: `unfrozen` if there is one, else the last."""
     target: dict[CccQuantity, Annotated[float, Field(ge=-1, le=1)]] = {}
-    """Minimum test CCC per quantity, such as `ccc_valence: 0.62`. Empty: no target, so a finished fold passes."""
+    """Minimum validation CCC per quantity, such as `ccc_valence: 0.62`. Empty: no target, so a trained fold passes."""
 
     @property
     def least_ccc(self) -> dict[str, float]:
-        """Minimum test CCC by dimension or `avg`."""
+        """Minimum validation CCC by dimension or `avg`."""
         return {quantity.removeprefix("ccc_"): least for quantity, least in self.target.items()}

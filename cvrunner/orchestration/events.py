@@ -11,6 +11,7 @@ from cvrunner.records.results import (
     EpochRecord,
     FeatureProgress,
     ProbeResult,
+    TrainingFinished,
     TrialResult,
     TrialStarted,
     Waiting,
@@ -41,6 +42,8 @@ def format_event(event: Event | Failure, dimensions: Sequence[str]) -> str | Non
             return f"done: test {format_ccc(event.test_ccc, dimensions)} at epoch {event.best_epoch}"
         case ProbeResult():
             return f"done: test {format_ccc(event.test_ccc, dimensions)}  {event.total_s:.1f} s"
+        case TrainingFinished():
+            return f"trained: validation {format_ccc(event.validation_ccc, dimensions)} at epoch {event.best_epoch}"
         case Failure():
             return f"{event.kind.replace('_', ' ')}: {event.message}"
     return None

@@ -154,10 +154,12 @@ class Ending(Record):
 
 
 class TrainingFinished(Ending):
-    """Event: a trial without a test part, as in a sweep, has finished its last epoch."""
+    """Event: a trial without a test part, as in a sweep or in `verify`, has finished its last epoch."""
 
     best_epoch: int
     epochs_run: int
+    validation_ccc: Ccc = {}
+    """At the best epoch."""
 
 
 class Result(Ending):
@@ -308,6 +310,8 @@ class TrialState(Record):
     node: str | None = None
     """Ray's id of the last node it ran on."""
     error: str | None = None
+    trained: TrainingFinished | None = None
+    """Set if `verify` has trained the trial without scoring its test set, which is still to be done."""
 
 
 class Provenance(Record):
@@ -330,6 +334,7 @@ class Provenance(Record):
     """Whether the corpus is cvrunner's own synthetic one."""
     dimensions: list[str]
     protocol: str
+    """Whether utterances are predicted by themselves or in a dialogue: `model.protocol`."""
     corpus_warnings: list[str] = []
     """What `audit` counted in the corpus, one line per kind."""
 
@@ -349,8 +354,13 @@ class RunRecord(Provenance):
     """The no-audio floor on the run's folds, if computed."""
     links: dict[str, str] = {}
     """Addresses of the run in MLflow, by name."""
+    protocol_sha256: str = ""
+    """SHA-256 of the first version in protocol.json; empty in runs of earlier versions."""
+    looks_before: int | None = None
+    """Number of looks at test scores of the corpus in the results folder before the run's last one."""
 
     @property
     def folds_have_own_seeds(self) -> bool:
-        """Whether each fold of a seed had random draws of its own; before version 0.2 all folds shared them."""
-        return not re.match(r"0\.[01]\.", self.cvrunner_version)
+        """Whether the random draws of two folds are independent: before 0.2.0, all folds of a seed shared them."""
+        numbers = [int(number) for number in re.findall(r"\d+", self.cvrunner_version)[:2]]
+        return numbers >= [0, 2]

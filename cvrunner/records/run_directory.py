@@ -1,7 +1,8 @@
 """The folder of a run: the path of each file, and reading and writing them.
 
 <root>/<run>/
-    config.yaml  split.json  floor.csv  run.json  summary.json  comparison.md  report.html  figures/
+    config.yaml  split.json  floor.csv  protocol.json  run.json
+    summary.json  comparison.md  report.html  figures/  paper/
     <condition>/fold-<k>/seed-<s>/
         journal.jsonl  result.json  predictions.csv  model/  checkpoint/
     linear_probe/fold-<k>/
@@ -90,6 +91,7 @@ class RunDirectory:
         self.split = path / "split.json"
         self.floor = path / "floor.csv"
         """Predictions without audio of all test utterances; missing if the corpus names no scenarios."""
+        self.protocol_file = path / "protocol.json"
         self.run_file = path / "run.json"
         self.summary_file = path / "summary.json"
         self.comparison = path / "comparison.md"

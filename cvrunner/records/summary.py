@@ -169,6 +169,8 @@ class Summary(Record):
     """By condition, then part of the test data (`gender F`, `speaker 01M`, `scripted`): pooled, mean over seeds."""
     convergence: dict[str, Convergence] = {}
     """By condition, from the validation curves."""
+    added_after_look: list[str] = []
+    """Seeds and conditions that were added after test scores of the corpus had been seen."""
     subsets: dict[str, dict[str, SubsetDifference]] = {}
     """By condition other than the baseline, then part of the test data."""
     verdict: str

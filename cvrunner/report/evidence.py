@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import fmean
 
-from cvrunner.config.schema import Config
+from cvrunner.config.schema import Config, flatten
 from cvrunner.records.results import TrialResult
 from cvrunner.report.checks import checks_table
 from cvrunner.report.floor import attainable_table, floor_table
+from cvrunner.report.protocol import protocol_table
 from cvrunner.report.report import Report
 from cvrunner.text import DASH, Table, format_score
 
@@ -32,6 +33,7 @@ def evidence_tables(report: Report) -> list[Table]:
         settings_table(report),
         origin_table(report),
         trials_table(report),
+        protocol_table(report),
     ]
     return [table for table in tables if table.rows]
 
@@ -156,17 +158,6 @@ def differing(flat: Mapping[str, Mapping[str, object]]) -> list[list[str]]:
     keys = sorted({key for values in flat.values() for key in values})
     shown = [[key, *(str(values.get(key, DASH)) for values in flat.values())] for key in keys]
     return [row for row in shown if len(set(row[1:])) > 1]
-
-
-def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested mappings as one, with keys joined by dots."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def trials_table(report: Report) -> Table:

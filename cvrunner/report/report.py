@@ -14,7 +14,16 @@ from cvrunner.records.summary import Summary
 from cvrunner.verdict.comparison import compare_conditions, missing_trials, unfinished
 from cvrunner.verdict.convergence import convergence
 from cvrunner.verdict.floor import floor_references, with_controlled_scores
-from cvrunner.verdict.predictions import OutOfFold, ProbeScores, one_table, out_of_fold, read_probe, read_tables
+from cvrunner.verdict.predictions import (
+    OutOfFold,
+    ProbeScores,
+    one_table,
+    out_of_fold,
+    read_probe,
+    read_tables,
+    recomputed_ccc,
+)
+from cvrunner.verdict.protocol import ProtocolFile, read_protocol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +48,8 @@ class Report:
     predictions_table: pd.DataFrame
     """The predictions of all trials that have a result, below each other."""
     summary: Summary
+    protocol: ProtocolFile | None
+    """None in runs of earlier versions."""
 
     @property
     def label(self) -> dict[str, str]:
@@ -46,16 +57,20 @@ class Report:
         return labels(self.run)
 
 
-def read_report(directory: RunDirectory, links: dict[str, str] | None = None) -> Report:
+def read_report(directory: RunDirectory, links: dict[str, str] | None = None, rescore: bool = False) -> Report:
     """Read a run's folder and compare its conditions; every file is read once.
 
     The floor of a complete run gets the scenario-controlled scores of its conditions. `links` are shown instead of
-    those in run.json. Raises ResultsError or ConfigError if the folder cannot be read.
+    those in run.json. `rescore`: take the test CCCs from predictions.csv, not from result.json. Raises ResultsError or
+    ConfigError if the folder cannot be read.
     """
     run, config = directory.read_run(), directory.read_config()
     results = directory.results(run)
-    tables = read_tables(directory, results)
+    tables, protocol = read_tables(directory, results), read_protocol(directory)
     epochs = {name: read_epochs(directory, t.condition, t.fold, t.seed) for name, t in run.trials.items()}
+    if rescore:
+        scores = {name: recomputed_ccc(table, run.dimensions) for name, table in tables.items()}
+        results = {name: of.model_copy(update={"test_ccc": scores[name]}) for name, of in results.items()}
     if missing := missing_trials(run, results):
         lined_up, probe, summary = None, None, unfinished(run, missing)
     else:
@@ -63,8 +78,9 @@ def read_report(directory: RunDirectory, links: dict[str, str] | None = None) ->
         probe, references = read_probe(directory, run, lined_up), floor_references(directory, run, lined_up)
         if probe.predicted is not None:
             references["linear probe"] = probe.predicted[None]
+        added = protocol.added_after_look if protocol else []
         summary = compare_conditions(
-            run, results, lined_up, config.verdict, references, convergence=convergence(epochs, run)
+            run, results, lined_up, config.verdict, references, convergence(epochs, run), added
         )
         if run.floor is not None:
             run = run.model_copy(update={"floor": with_controlled_scores(run.floor, run, tables)})
@@ -81,6 +97,7 @@ def read_report(directory: RunDirectory, links: dict[str, str] | None = None) ->
         probe=probe,
         predictions_table=one_table(list(tables.values())),
         summary=summary,
+        protocol=protocol,
     )
 
 

@@ -14,6 +14,7 @@ from cvrunner.data.corpus import fold_count
 from cvrunner.errors import LeakError, UsageError
 from cvrunner.orchestration.machine import find_gpus
 from cvrunner.records.run_directory import RunDirectory
+from cvrunner.report.check import check_run, check_text
 from cvrunner.report.compare import compare_runs, comparison_text
 from cvrunner.report.write import write_report
 from cvrunner.run import audit as corpus_audit
@@ -127,8 +128,13 @@ def audit(config_path: Path | None, overrides: Sequence[str], console: Console, 
     return LeakError.exit_code if found.leaks else 0
 
 
-def report(run: Path, console: Console, as_json: bool = False) -> int:
-    """Rebuild tables, figures and report.html from the files of a run alone."""
+def report(run: Path, console: Console, as_json: bool = False, check: bool = False) -> int:
+    """Rebuild tables, figures and report.html from the files of a run alone; `check`: compare with them instead."""
+    if check:
+        checked = check_run(find_run_directory(run))
+        text = json.dumps(asdict(checked), indent=1) if as_json else check_text(checked)
+        line_printer(console)(text)
+        return int(bool(checked.problems))
     built = write_report(find_run_directory(run))
     if as_json:
         line_printer(console)(built.summary.to_json().rstrip())

@@ -32,7 +32,7 @@ from cvrunner.report.write import write_files
 from cvrunner.run.prepare import Experiment
 from cvrunner.run.progress import ProbeProgress, Progress
 from cvrunner.run.store import RunStore
-from cvrunner.text import line_printer
+from cvrunner.text import line_printer, plural
 from cvrunner.tracking.tracker import RunTracker, tracker_for
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.trial import LinearProbe, Trial
@@ -86,6 +86,7 @@ def open_run(experiment: Experiment, new: bool, quiet: bool, console: Console, c
     store = RunStore.open(experiment, trials, sys.argv, new)
     tracker = tracker_for(experiment.config, experiment.results_root, line_printer(console), chaos)
     with lock(store.directory.path):
+        store.declare(experiment, trials)
         probes = plan_probes(trials, store.record.conditions[0])
         yield Run(experiment, store, trials, probes, tracker, console, quiet)
 
@@ -235,9 +236,13 @@ def close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
     directory, status = store.directory, store.record.status
     if ending or status != "COMPLETE":
         status = store.end(ending is not None and ending.stopped)
-    # A finished run that is started again is only shown: its comparison, which takes seconds, is in summary.json.
-    if ending is None and directory.report.is_file() and directory.summary_file.is_file():
-        return status, Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
+    # A run that is started again with nothing to do is only shown: its comparison, which takes seconds, is on disk.
+    if ending is None and not store.changed and directory.report.is_file() and directory.summary_file.is_file():
+        summary = Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
+        # A driver that was killed after its last trial has left the summary of an unfinished run.
+        if bool(summary.missing) == (status != "COMPLETE"):
+            return status, summary
+    store.count_look(sys.argv[1:])
     # No links may also mean that MLflow does not answer now; those in run.json stay.
     report = read_report(directory, run.tracker.links(UI_ADDRESS) or None)
     store.note(links=report.run.links)
@@ -258,6 +263,9 @@ def raise_for_outcome(ending: Outcome | None, status: RunStatus) -> None:
 def show(directory: RunDirectory, record: RunRecord, summary: Summary, console: Console) -> None:
     """Print the comparison, and the paths and addresses of everything that was written."""
     lines = [render_text(record, summary, console.width), f"results  {directory.path}", f"report   {directory.report}"]
+    if record.looks_before is not None:
+        times = plural(record.looks_before, "time")
+        lines.append(f"ledger   test scores of this corpus were looked at {times} in this results folder before")
     line_printer(console)("\n".join([*lines, *link_lines(record.links)]))
 
 

@@ -24,6 +24,7 @@ from cvrunner.records.results import (
     Provenance,
     RunRecord,
     RunStatus,
+    TrainingFinished,
     TrialResult,
     TrialState,
     TrialStatus,
@@ -31,8 +32,11 @@ from cvrunner.records.results import (
 )
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
 from cvrunner.run.prepare import Experiment
+from cvrunner.run.protocol import make_protocol
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.floor import floor_csv, floor_predictions, floor_record
+from cvrunner.verdict.ledger import Look, added_after_look, looks_at, new_scores, read_ledger, record_look
+from cvrunner.verdict.protocol import ProtocolFile, ProtocolVersion, changes, read_protocol
 
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
@@ -59,7 +63,7 @@ class RecordStore(Generic[RecordT]):
         folder = self.file.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            self.write_config(config)
             write_atomically(folder / "split.json", json.dumps(split_table(folds), indent=1) + "\n")
             for path, text in (files or {}).items():
                 write_atomically(path, text)
@@ -67,6 +71,11 @@ class RecordStore(Generic[RecordT]):
             self._write()
         except OSError as error:
             raise ResultsError(f"results.root: {folder} cannot be written: {error.strerror}") from None
+
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml."""
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        write_atomically(self.file.parent / "config.yaml", text)
 
     def _end(self, complete: bool, stopped: bool, **changes: Any) -> RunStatus:
         """Set and return the final status, together with other changes."""
@@ -88,6 +97,8 @@ class RunStore(RecordStore[RunRecord]):
     def __init__(self, directory: RunDirectory, record: RunRecord, fresh: bool = False) -> None:
         super().__init__(directory.run_file, record, fresh)
         self.directory = directory
+        self.changed = False
+        """Whether this invocation changed the protocol."""
 
     @classmethod
     def open(cls, experiment: Experiment, trials: Sequence[Trial], command: list[str], new: bool) -> RunStore:
@@ -117,6 +128,51 @@ class RunStore(RecordStore[RunRecord]):
             files[directory.floor] = floor_csv(experiment.folds, dimensions, predictions)
         store.create_folder(config, experiment.folds, files)
         return store
+
+    def declare(self, experiment: Experiment, trials: Sequence[Trial]) -> None:
+        """Write the protocol before the run's first trial; if it has changed since, append what changed and when.
+
+        Seeds and conditions are part of the run's key, so changing them begins another run: its protocol names those
+        that were added after a look at test scores. Raises ResultsError if protocol.json cannot be read.
+        """
+        protocol = make_protocol(experiment, trials, self.record.conditions)
+        file = read_protocol(self.directory) or ProtocolFile(versions=[])
+        if file.versions and file.versions[-1].sha256 == protocol.sha256:
+            return
+        looks, declared = read_ledger(self.directory.path.parent), [version.protocol for version in file.versions]
+        version = ProtocolVersion(
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            sha256=protocol.sha256,
+            test_scores=len(self.directory.results(self.record)),
+            looks=looks_at(looks, protocol.corpus_digest),
+            added_after_look=added_after_look(protocol, looks, declared),
+            changes=changes(declared[-1], protocol) if declared else [],
+            protocol=protocol,
+        )
+        file = ProtocolFile(versions=[*file.versions, version])
+        write_atomically(self.directory.protocol_file, file.to_json())
+        # The latest protocol is in force, so the report must find its margin and primary outcome.
+        self.write_config(experiment.config)
+        self._write(protocol_sha256=file.versions[0].sha256)
+        self.changed = True
+
+    def count_look(self, command: list[str]) -> None:
+        """Add a line to the ledger of the results folder if there are test scores that it does not know yet."""
+        root, record = self.directory.path.parent, self.record
+        scores = new_scores(read_ledger(root), record.run, self.directory.results(record))
+        file = read_protocol(self.directory)
+        if not scores or file is None:
+            return
+        look = Look(
+            run=record.run,
+            command=command,
+            corpus_digest=record.corpus_digest,
+            split_digest=record.split_digest,
+            conditions={name: condition.digest for name, condition in file.current.conditions.items()},
+            seeds=file.current.seeds,
+            scores=scores,
+        )
+        self._write(looks_before=record_look(root, look))
 
     def trial_directory(self, trial: Trial) -> TrialDirectory:
         return self.directory.trial(trial.condition, trial.fold.number, trial.seed)
@@ -156,6 +212,9 @@ class RunStore(RecordStore[RunRecord]):
             self._set(trial, node=event.node)
         if isinstance(event, TrialResult):
             self._set(trial, status="DONE", error=None)
+        if isinstance(event, TrainingFinished):
+            # Without a test part: the trial still waits for its test scores.
+            self._set(trial, status="WAITING", error=None, trained=event)
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         state = self.record.trials[trial.name]

@@ -1,9 +1,10 @@
-"""`verify`: train one fold of one condition before a long run, and compare the result with claims and a target."""
+"""`verify`: train one fold of one condition before a long run, and compare its validation CCC with a target."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,17 +13,23 @@ from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config
 from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
 from cvrunner.orchestration.machine import find_gpus, gpu_lines
-from cvrunner.records.results import Ccc, TrialResult, ccc_label
+from cvrunner.records.results import Ccc, TrainingFinished, ccc_label
 from cvrunner.run.prepare import check_fold, prepare_config
-from cvrunner.run.session import announce, close, open_run, raise_for_outcome, train_on_ray
-from cvrunner.text import DASH, Table, format_score, line_printer, tables_as_text
+from cvrunner.run.session import Run, announce, close, open_run, raise_for_outcome, train_on_ray
+from cvrunner.text import DASH, Table, format_score, line_printer, plural, tables_as_text
+from cvrunner.training.trial import Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def verify(config_path: Path | None, overrides: Sequence[str], quiet: bool, console: Console) -> int:
-    """Train the fold on Ray, in the run of `all-folds`; returns 0 if the target is met and 3 if it is missed."""
+def verify(
+    config_path: Path | None, overrides: Sequence[str], quiet: bool, console: Console, test: bool = False
+) -> int:
+    """Train the fold on Ray, in the run of `all-folds`; returns 0 if the target is met and 3 if it is missed.
+
+    The target is for validation CCC. With `test`, the test set is scored too, which counts as a look at it.
+    """
     path = config_path or paths.default_config("finetune.yaml")
     config = load_config(path, overrides)
     # Wrong settings are reported before the corpus is read, which may take minutes.
@@ -41,18 +48,36 @@ def verify(config_path: Path | None, overrides: Sequence[str], quiet: bool, cons
     with open_run(experiment, False, quiet, console) as run:
         # Of several seeds, one is enough for a quick check.
         trial = next(t for t in reversed(run.trials) if (t.fold.number, t.condition) == (fold, condition))
+        if not test:
+            # The same key: `all-folds` continues with its checkpoint and only scores the test set.
+            trial = replace(trial, fold=replace(trial.fold, test=()))
         pending = run.pending([trial])
+        if not test and trained(run, trial) is not None:
+            pending = []
         announce(run, [trial], pending)
         outcome = train_on_ray(run, pending)
         # Not `conclude`, which prints a comparison that one fold cannot give.
         status, _ = close(run, outcome)
-        result = run.store.trial_directory(trial).result(trial.key)
-        if result is None:
+        ended, test_ccc = trained(run, trial), None
+        if test:
+            result = run.store.trial_directory(trial).result(trial.key)
+            ended, test_ccc = (ended, result.test_ccc) if result is not None else (None, None)
+        if ended is None:
             raise_for_outcome(outcome, status)
             raise TrialError(f"{trial.name} has no result: {run.store.record.trials[trial.name].error}")
-        text = verify_text(config, result, experiment.corpus.synthetic, console.width)
-        print_line(f"{text}results  {run.store.directory.path}")
-        return TARGET_MISSED if missed(config.verify.least_ccc, result.test_ccc) else 0
+        print_line(verify_text(config, trial, ended, test_ccc, experiment.corpus.synthetic, console.width).rstrip())
+        if test and (before := run.store.record.looks_before) is not None:
+            print_line(f"one look at the test session; this corpus had {plural(before, 'look')} before (ledger.jsonl)")
+        print_line(f"results  {run.store.directory.path}")
+        return TARGET_MISSED if missed(config.verify.least_ccc, ended.validation_ccc) else 0
+
+
+def trained(run: Run, trial: Trial) -> TrainingFinished | None:
+    """Return how the training of a trial ended, whether or not its test set was scored; None if it has not."""
+    if (result := run.store.trial_directory(trial).result(trial.key)) is not None:
+        return TrainingFinished(**result.model_dump(include=set(TrainingFinished.model_fields)))
+    ended = run.store.record.trials[trial.name].trained
+    return ended if ended is not None and ended.key == trial.key else None
 
 
 def missed(least_ccc: Mapping[str, float], ccc: Ccc) -> list[str]:
@@ -60,37 +85,36 @@ def missed(least_ccc: Mapping[str, float], ccc: Ccc) -> list[str]:
     return [d for d, least in least_ccc.items() if (value := ccc.get(d)) is None or value < least]
 
 
-def verify_text(config: Config, result: TrialResult, synthetic: bool, width: int) -> str:
+def verify_text(
+    config: Config, trial: Trial, ended: TrainingFinished, test_ccc: Ccc | None, synthetic: bool, width: int
+) -> str:
     """Return a table of scores, the source of the claims in it, and a sentence about the target."""
-    least = config.verify.least_ccc
-    claims = {dimension: _claims(config, result.condition, dimension) for dimension in result.test_ccc}
-    rows = [
-        [
-            ccc_label(dimension),
-            format_score(result.validation_ccc.get(dimension)),
-            format_score(value),
-            format_score(least.get(dimension)),
-            "; ".join(claims[dimension]) or DASH,
-        ]
-        for dimension, value in result.test_ccc.items()
-    ]
-    epoch = f"epoch {result.best_epoch} of {result.epochs_run}, chosen by validation"
-    title = f"{result.condition}, fold {result.fold}: {epoch}"
-    table = Table(title, ["quantity", "validation", "test", "target", "claimed"], rows)
+    least, scores = config.verify.least_ccc, ended.validation_ccc
+    claims = {dimension: _claims(config, trial.condition, dimension) for dimension in scores}
+    columns, rows = ["quantity", "validation", "target", "claimed"], []
+    for dimension, value in scores.items():
+        cells = [format_score(value), format_score(least.get(dimension)), "; ".join(claims[dimension]) or DASH]
+        if test_ccc is not None:
+            cells.insert(1, format_score(test_ccc.get(dimension)))
+        rows.append([ccc_label(dimension), *cells])
+    if test_ccc is not None:
+        columns.insert(2, "test")
+    epoch = f"epoch {ended.best_epoch} of {ended.epochs_run}, chosen by validation"
+    table = Table(f"{trial.condition}, fold {trial.fold.number}: {epoch}", columns, rows)
     note = ""
     if any(claims.values()):
         source = "Claims:"
         if config.reference.source:
             source = f"Claimed by {config.reference.source};"
-        note = f"{source} not measured here, and one fold is not the mean over all folds.\n"
+        note = f"{source} not measured here, and one fold is not the mean test CCC over all folds.\n"
     text = "no target is set (verify.target); the fold is trained"
     if least:
-        below = missed(least, result.test_ccc)
+        below = missed(least, scores)
         parts = [
-            f"{ccc_label(d)} {format_score(result.test_ccc.get(d))} {'is below' if d in below else 'reaches'} {value:g}"
+            f"{ccc_label(d)} {format_score(scores.get(d))} {'is below' if d in below else 'reaches'} {value:g}"
             for d, value in least.items()
         ]
-        text = f"target {'missed' if below else 'met'}: {', '.join(parts)}"
+        text = f"target {'missed' if below else 'met'} on validation: {', '.join(parts)}"
     if synthetic:
         text += " (synthetic data)"
     return tables_as_text([table], width, note + text)

@@ -162,7 +162,7 @@ class MlflowMirror(Mirror):
                 self.store.log_metrics(comparison.id, metrics, step)
         directory = report.directory
         files = directory.report, directory.comparison, directory.summary_file
-        for file in (*files, directory.config, directory.split, directory.run_file):
+        for file in (*files, directory.config, directory.split, directory.protocol_file, directory.run_file):
             self.store.log_files(comparison.id, file)
         self.store.log_files(comparison.id, directory.figures, "figures")
         predictions = report.predictions_table.to_csv(index=False)

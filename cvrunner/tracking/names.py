@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
-from cvrunner.config.schema import Config
+from cvrunner.config.schema import Config, flatten
 from cvrunner.records.results import EpochRecord, Provenance, RunRecord, TrialResult
 from cvrunner.records.summary import Summary
-from cvrunner.report.evidence import flatten
 from cvrunner.report.panels import COLOURS
 from cvrunner.verdict.ccc import mean_if_all
 

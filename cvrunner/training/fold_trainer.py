@@ -36,7 +36,7 @@ from cvrunner.records.results import (
     Waiting,
     WorkerStarted,
 )
-from cvrunner.records.run_directory import TrialDirectory, append_event
+from cvrunner.records.run_directory import TrialDirectory, append_event, read_events
 from cvrunner.training import faults
 from cvrunner.training.checkpoint import Checkpoints, LoopState
 from cvrunner.training.device import device_name, peak_memory_mib
@@ -111,7 +111,13 @@ class FoldTrainer:
             yield record
 
         if not self.fold.test:
-            yield TrainingFinished(key=self.trial.key, best_epoch=state.best_epoch, epochs_run=state.epoch - 1)
+            best = {line["epoch"]: line for line in read_events(self.journal, "epoch")}[state.best_epoch]
+            yield TrainingFinished(
+                key=self.trial.key,
+                best_epoch=state.best_epoch,
+                epochs_run=state.epoch - 1,
+                validation_ccc=best["validation_ccc"],
+            )
             return
 
         # Test: once, with the weights that validation has chosen.

@@ -83,11 +83,13 @@ def compare_conditions(
     settings: VerdictConfig,
     references: Mapping[str, Floats] | None = None,
     convergence: Mapping[str, Convergence] | None = None,
+    added_after_look: Sequence[str] = (),
 ) -> Summary:
     """Return aggregates, paired differences at two levels, and the verdict of a complete run.
 
     `references`: predictions `[1, N, K]` of the predictors that are no condition, by name, in the rows of `data`.
-    `convergence`: by condition, as far as the journals show it.
+    `convergence`: by condition, as far as the journals show it. `added_after_look`: seeds and conditions that were added
+    after test scores had been seen.
     """
     references = references or {}
     scores = {condition: condition_scores(run, results, data, condition) for condition in run.conditions}
@@ -122,6 +124,7 @@ def compare_conditions(
         },
         subsets={other: _subset_differences(run, data, design, settings.primary, other) for other in others},
         convergence=dict(convergence or {}),
+        added_after_look=list(added_after_look),
         verdict="",
     )
     return summary.model_copy(update={"verdict": sentence(run, summary)})

@@ -20,7 +20,7 @@ from cvrunner.errors import ResultsError
 from cvrunner.files import write_atomically
 from cvrunner.records.results import ProbeResult, RunRecord, TrialResult
 from cvrunner.records.run_directory import RunDirectory, probe_name, trial_name
-from cvrunner.verdict.ccc import ccc
+from cvrunner.verdict.ccc import Ccc, ccc, defined, mean_if_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +132,7 @@ def out_of_fold(
     give the CCC in its result.
     """
     for name, table in tables.items():
-        _check_scores(name, table, results[name], run)
+        _check_scores(name, recomputed_ccc(table, run.dimensions), results[name].test_ccc)
     first: pd.DataFrame | None = None
     predicted: dict[str, Floats] = {}
     for condition in run.conditions:
@@ -148,11 +148,11 @@ def out_of_fold(
                     f"{directory.path}: {condition}, seed {seed}: the test utterances differ from the first "
                     "condition's, so nothing can be paired"
                 )
-            by_seed.append(_values(table, run, "predicted"))
+            by_seed.append(_values(table, run.dimensions, "predicted"))
         predicted[condition] = np.stack(by_seed)
     if first is None:
         raise ResultsError(f"{directory.path}: the run has no trials")
-    return OutOfFold(first[[*ABOUT, "fold"]], _values(first, run, "true"), predicted)
+    return OutOfFold(first[[*ABOUT, "fold"]], _values(first, run.dimensions, "true"), predicted)
 
 
 def read_probe(directory: RunDirectory, run: RunRecord, data: OutOfFold) -> ProbeScores:
@@ -169,28 +169,34 @@ def read_probe(directory: RunDirectory, run: RunRecord, data: OutOfFold) -> Prob
             return ProbeScores(None, {}, f"{name}: {reason}")
         try:
             tables.append(read_predictions(files.predictions))
-            _check_scores(name, tables[-1], result, run)
+            _check_scores(name, recomputed_ccc(tables[-1], run.dimensions), result.test_ccc)
         except (ResultsError, KeyError) as error:
             return ProbeScores(None, {}, str(error))
         results[fold] = result
     table = one_table(tables)
     if table[["fold", "utterance"]].to_numpy().tolist() != data.about[["fold", "utterance"]].to_numpy().tolist():
         return ProbeScores(None, {}, "the linear probe was tested on other utterances than the conditions")
-    return ProbeScores(_values(table, run, "predicted"), results)
+    return ProbeScores(_values(table, run.dimensions, "predicted"), results)
 
 
-def _values(table: pd.DataFrame, run: RunRecord, kind: str) -> Floats:
-    return table[[f"{dimension}_{kind}" for dimension in run.dimensions]].to_numpy(dtype=np.float64)
+def recomputed_ccc(table: pd.DataFrame, dimensions: Sequence[str]) -> Ccc:
+    """Return the CCC of a trial's predictions per dimension, over the utterances with a label, and `avg`."""
+    truth, predicted = _values(table, dimensions, "true"), _values(table, dimensions, "predicted")
+    known = ~np.isnan(truth)
+    scores: Ccc = {d: defined(ccc(predicted[known[:, k], k], truth[known[:, k], k])) for k, d in enumerate(dimensions)}
+    return scores | {"avg": mean_if_all(scores.values())}
 
 
-def _check_scores(name: str, table: pd.DataFrame, result: TrialResult | ProbeResult, run: RunRecord) -> None:
+def _values(table: pd.DataFrame, dimensions: Sequence[str], kind: str) -> Floats:
+    return table[[f"{dimension}_{kind}" for dimension in dimensions]].to_numpy(dtype=np.float64)
+
+
+def _check_scores(name: str, recomputed: Ccc, written: Ccc) -> None:
     """Raise ResultsError if a trial's predictions do not give the CCC in its result."""
-    truth, predicted = _values(table, run, "true"), _values(table, run, "predicted")
-    for k, dimension in enumerate(run.dimensions):
-        known = ~np.isnan(truth[:, k])
-        recomputed, written = ccc(predicted[known, k], truth[known, k]), result.test_ccc.get(dimension)
-        if written is not None and np.isfinite(recomputed) and abs(recomputed - written) > CCC_TOLERANCE:
+    for dimension, value in recomputed.items():
+        stored = written.get(dimension)
+        if stored is not None and value is not None and abs(value - stored) > CCC_TOLERANCE:
             raise ResultsError(
-                f"{name}: predictions.csv gives CCC {recomputed:.4f} for {dimension}, but result.json has "
-                f"{written:.4f}; they are not from the same trial: delete the trial's folder and run it again"
+                f"{name}: predictions.csv gives CCC {value:.4f} for {dimension}, but result.json has "
+                f"{stored:.4f}; they are not from the same trial: delete the trial's folder and run it again"
             )

@@ -57,6 +57,8 @@ def sentence(run: RunRecord, summary: Summary) -> str:
     # A baseline that was still improving makes any other condition look good.
     if baseline_trained is not None and baseline_trained.converged is False:
         clauses.append(convergence_clause(baseline, baseline_trained))
+    if summary.added_after_look:
+        clauses.append(f"added after a look at test scores: {', '.join(summary.added_after_look)}")
     return capitalised(f"{'; '.join(clauses)}; {of}.")
 
 

@@ -30,6 +30,7 @@ def test_every_key_stands_on_its_page_with_its_meaning() -> None:
         ("cluster.max_concurrent=1", "no"),
         ("tracking.enabled=false", "no"),
         ("results.root=elsewhere", "no"),
+        ("verdict.margin=0.05", "no"),
         ("model.encoder=elsewhere", "by content"),
     ],
 )
