@@ -47,7 +47,7 @@ def make_run(
             started_at=started_at,
             command=["cvrunner", "all-folds"],
             host="nowhere",
-            cvrunner_version="0",
+            cvrunner_version="0.2.0",
             corpus="made up (numbers of no experiment, labels: header)",
             split_digest="5" * 64,
             corpus_digest="c" * 64,

@@ -333,7 +333,7 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("section", ["corpus: {root: x}", "folds: {scheme: manifest_split}", "cluster: {}", "tune: {}"])
+@pytest.mark.parametrize("section", ["corpus: {root: x}", "cluster: {}", "tune: {}"])
 def test_a_condition_may_not_change_what_is_compared(tmp_path: Path, section: str) -> None:
     found = refused(tmp_path, f"conditions: {{a: {{}}, b: {{{section}}}}}")
     assert f"conditions.b.{section.partition(':')[0]}: a condition may change only model and train" in found

@@ -88,8 +88,8 @@ def compare_conditions(
     """Return aggregates, paired differences at two levels, and the verdict of a complete run.
 
     `references`: predictions `[1, N, K]` of the predictors that are no condition, by name, in the rows of `data`.
-    `convergence`: by condition, as far as the journals show it. `added_after_look`: seeds and conditions that were added
-    after test scores had been seen.
+    `convergence`: by condition, as far as the journals show it. `added_after_look`: seeds and conditions that were
+    added after test scores had been seen.
     """
     references = references or {}
     scores = {condition: condition_scores(run, results, data, condition) for condition in run.conditions}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
 from cvrunner.config.schema import merge, validate
-from cvrunner.records.results import FloorRecord, Score
 from cvrunner.report.checks import checks_table
 from cvrunner.report.evidence import claims_table, facts, origin_table, settings_table
 from cvrunner.report.report import read_report
@@ -135,24 +135,22 @@ def test_before_the_first_result_there_is_nothing_to_say(tmp_path):
     assert checks_table(read_report(make_run(tmp_path, folds=1, missing=names))).rows == []
 
 
-def test_a_condition_below_the_floor_is_named(tmp_path):
-    directory = make_run(tmp_path)
-    low, high = Score(mean=0.1, pooled=0.1), Score(mean=0.99, pooled=0.99)
-    floor = FloorRecord(
-        scores={
-            "scenario": {"valence": low, "arousal": low, "avg": low},
-            "scenario+gender+side": {"valence": high, "arousal": low, "avg": low},
-        }
-    )
-    directory.write_run(directory.read_run().model_copy(update={"floor": floor}))
+def test_a_lead_over_the_floor_is_claimed_only_if_level_1_shows_it(tmp_path):
+    directory = make_run(tmp_path, seeds=(0, 1))
+    data = read_report(directory).out_of_fold
+    # A floor that knows the ratings, and one that says nothing.
+    table = data.about[["utterance", "fold"]].copy()
+    for name, values in (("scenario", data.truth), ("scenario+gender+side", np.full_like(data.truth, 3.0))):
+        for k, dimension in enumerate(("valence", "arousal")):
+            table[f"{name}:{dimension}"] = table[f"{name} (stretched):{dimension}"] = values[:, k]
+    table.to_csv(directory.floor, index=False)
     rows = found(directory)
-    said = rows["does unfrozen beat the floor?"].split("; ")
-    assert [part.split(" (")[0] for part in said] == ["CCC-V NO", "CCC-A yes", "CCC-Avg yes"]
-    assert said[0].endswith("no audio 0.9900)")
+    assert rows["does unfrozen beat the no-audio floor (scenario)?"].startswith("CCC-V NO, it scores lower, -")
+    assert rows["does unfrozen beat the no-audio floor (scenario, gender, side)?"].startswith("CCC-V yes, +")
 
 
 def test_without_a_floor_nothing_is_claimed(tmp_path):
-    assert found(make_run(tmp_path))["does frozen beat the floor?"] == "there is no floor to compare with"
+    assert not [name for name in found(make_run(tmp_path)) if "beat" in name]
 
 
 @pytest.mark.parametrize("device", ["NVIDIA GeForce RTX 4090", "NVIDIA H100 80GB HBM3", "Quadro RTX 8000"])

@@ -18,7 +18,8 @@ from tests.runs import make_run
 def runs(tmp_path_factory):
     """Two runs on one split; the second's unfrozen condition errs less."""
     root = tmp_path_factory.mktemp("results")
-    return make_run(root, "one", gain=0.1, seeds=(0, 1)), make_run(root, "two", gain=0.5, seeds=(0, 1))
+    made = {"seeds": (0, 1), "epochs": 40}
+    return make_run(root, "one", gain=0.1, **made), make_run(root, "two", gain=0.5, **made)
 
 
 def changed(directory, **values):

@@ -16,6 +16,7 @@ DECIDE_NO_NUMBERS = {
     "config/sections.py": "hashed as the resolved settings",
     "config/tuning.py": "decides no setting of a trial",
     "errors.py": "messages",
+    "records/summary.py": "written after the last trial",
     "files.py": "writing files",
     "paths.py": "places of files",
     "records/legacy.py": "names of earlier versions",

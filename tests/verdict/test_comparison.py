@@ -134,6 +134,13 @@ def test_folds_that_shared_their_seeds_have_no_first_level(tmp_path):
     assert "an earlier version" in summary.differences["unfrozen"]["avg"].no_corpus_level
 
 
+def test_a_baseline_that_had_not_converged_is_named_in_the_sentence(tmp_path):
+    rising, flat = (read_report(make_run(tmp_path / str(n), seeds=(0, 1), epochs=n)).summary for n in (6, 40))
+    assert "the baseline frozen had not converged: 10 of 10 trials" in rising.verdict
+    assert "converged" not in flat.verdict
+    assert (rising.convergence["frozen"].converged, flat.convergence["frozen"].converged) == (False, True)
+
+
 def test_three_conditions_are_each_compared_with_the_first(tmp_path):
     summary = read_report(make_run(tmp_path, conditions=("frozen", "unfrozen", "top"), seeds=(0, 1), gain=0.15)).summary
     assert list(summary.differences) == ["unfrozen", "top"]
@@ -152,7 +159,7 @@ def test_several_conditions_have_wider_intervals_than_the_same_one_alone(tmp_pat
 
 
 def test_the_primary_outcome_decides_and_the_others_are_adjusted(tmp_path):
-    directory = make_run(tmp_path, gain=0.5, seeds=(0, 1))
+    directory = make_run(tmp_path, gain=0.5, seeds=(0, 1), epochs=40)
     config = directory.read_config()
     chosen = config.model_copy(update={"verdict": VerdictConfig(primary="arousal", margin=0.5, cluster="speaker")})
     write_config(directory, chosen)
