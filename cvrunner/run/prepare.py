@@ -56,8 +56,8 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
             demo_encoder.append(condition)
             if for_training and "encoder" not in {*config.model.model_fields_set, *overrides.get("model", {})}:
                 raise ConfigError(
-                    "model.encoder: not set, and its default `demo` is a toy that knows synthetic speech alone; set it "
-                    "to microsoft/wavlm-large or to demo, or begin the configuration with `base: configs/finetune.yaml`"
+                    "model.encoder: not set, and its default `demo` is a toy that knows synthetic speech alone; "
+                    "begin the file with `base: configs/finetune.yaml`, or set it to microsoft/wavlm-large, or to demo"
                 )
         of_folds = [config.for_condition(condition, fold) for fold in config.folds_of(condition)]
         for resolved in (common, *of_folds) if for_training else ():
