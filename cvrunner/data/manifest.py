@@ -285,7 +285,8 @@ def _raters(cells: dict[str, str], scale: tuple[float, float], wrong: list[str])
 def _half_a_digit(number: str) -> float:
     """Return half a unit of the last digit of a decimal number as it is written: .005 for `2.67`."""
     exponent = Decimal(number).as_tuple().exponent
-    return 0.5 * 10.0**exponent if isinstance(exponent, int) else 0.0
+    # As text, because a power of ten out of range would raise; NaN and infinity have no digits.
+    return float(f"0.5e{exponent}") if isinstance(exponent, int) else 0.0
 
 
 def _name_rule(column: str, text: str) -> str | None:

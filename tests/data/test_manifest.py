@@ -337,6 +337,17 @@ def test_a_wrong_rating_is_a_problem_with_its_row(tmp_path: Path, cell: str, rul
     assert problems(write_manifest(tmp_path / "a.jsonl", rows)) == [f"a.jsonl line 3: s2t0: {rule}"]
 
 
+def test_a_label_with_an_absurd_exponent_is_no_crash(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path)
+    for row in rows:
+        row |= {"valence_1": 2}
+    rows[0]["valence"] = "1e999999999"
+    rows[1]["valence"] = "0e999999999"
+    found = problems(write_manifest(tmp_path / "a.csv", rows))
+    assert found[0] == "a.csv line 2: s1t0: valence is inf, must be a finite number"
+    assert found[1].startswith("a.csv line 3: s1t1: valence is 0, outside corpus.scale")
+
+
 def test_without_label_and_ratings_the_label_is_missing(tmp_path: Path) -> None:
     rows = manifest_rows(tmp_path)
     for row in rows:
