@@ -24,6 +24,7 @@ HASHED = (
 PACKAGE = Path(__file__).parent.parent
 NOT_HASHED = ("training/faults.py", "training/linear_probe.py", "training/probe.py")
 PROBE_HASHED = (
+    "data/batches.py",
     "data/features.py",
     "data/folds.py",
     "encoders/**/*.py",
