@@ -26,6 +26,7 @@ PACKAGE = Path(__file__).parent.parent
 DeviceType = Literal["cuda", "cpu"]
 NOT_HASHED = ("training/faults.py", "training/linear_probe.py", "training/probe.py")
 PROBE_HASHED = (
+    "data/batches.py",
     "data/features.py",
     "data/folds.py",
     "encoders/**/*.py",
