@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cvrunner import __version__
-from cvrunner.config.schema import digest
+from cvrunner.config.schema import digest, flatten
 from cvrunner.errors import ConfigError, CvrunnerError, ResultsError
 from cvrunner.records.results import RunRecord, TrialResult, TrialState
-from cvrunner.records.run_directory import RunDirectory, TrialDirectory
+from cvrunner.records.run_directory import RunDirectory, TrialDirectory, trial_name
 from cvrunner.report.html import render_html
 from cvrunner.report.report import Report, read_epochs, read_report
 from cvrunner.report.tables import render_markdown
@@ -61,7 +61,10 @@ def check_run(directory: RunDirectory) -> Check:
         problems += [f"{name}/{problem}" for problem in _trial(directory, run, run.trials[name])]
     problems += _ledger(directory, run)
     projections = "summary.json, comparison.md, report.html"
-    if damaged := set(done) - set(directory.results(run)):
+    named = {trial_name(c, fold, seed) for c in run.conditions for fold in run.folds for seed in run.seeds}
+    if absent := sorted(named - set(run.trials)):
+        problems.append(f"run.json: conditions, folds and seeds name {', '.join(absent)}, but trials does not: altered")
+    elif damaged := set(done) - set(directory.results(run)):
         problems.append(f"{projections}: not recomputed, since they need {plural(len(damaged), 'damaged trial')}")
     else:
         try:
@@ -104,8 +107,10 @@ def _protocol(directory: RunDirectory, run: RunRecord) -> Iterator[str]:
         yield f"protocol.json: the first version is not the one in run.json ({run.protocol_sha256}): altered"
         return
     declared = file.current
+    settings = flatten(config.numerics)
     of_config: list[tuple[str, object, object]] = [
-        ("settings", config.numerics, declared.settings),
+        # The declared keys: a later version of cvrunner may have more.
+        *((key, settings.get(key), value) for key, value in flatten(declared.settings).items()),
         ("conditions", config.conditions, {name: of.overrides for name, of in declared.conditions.items()}),
         ("train.seeds", list(config.train.seeds), declared.seeds),
         ("verdict.primary", config.verdict.primary, declared.primary),
@@ -120,7 +125,9 @@ def _protocol(directory: RunDirectory, run: RunRecord) -> Iterator[str]:
         ("split_digest", run.split_digest, declared.split_digest),
     ]
     for name, values in (("config.yaml", of_config), ("run.json", of_run)):
-        yield from (f"{name}: {what} is not as in protocol.json" for what, one, other in values if one != other)
+        for what, one, other in values:
+            if one != other:
+                yield f"{name}: {what} is {one!r:.100}, but protocol.json has {other!r:.100}"
 
 
 def _split(directory: RunDirectory, run: RunRecord) -> Iterator[str]:
@@ -129,7 +136,7 @@ def _split(directory: RunDirectory, run: RunRecord) -> Iterator[str]:
         parts = ("train", "validation", "test")
         rows = sorted([f["fold"], part, name] for f in folds for part in parts for name in f[part]["utterances"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"split.json: cannot be read: {type(error).__name__}: {error}"
+        yield f"split.json: cannot be read (missing, truncated or altered): {type(error).__name__}"
         return
     if digest(rows) != run.split_digest:
         yield "split.json: its utterances do not give the split digest in run.json: altered"

@@ -162,3 +162,11 @@ class TestPlaces:
     def test_a_place_inside_a_session_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"results\.root: .*would be lost"):
             paths.lasting(f"{self.JOB}/results", "results.root")
+
+
+@pytest.mark.parametrize(
+    ("version", "own"), [("0.1.0", False), ("0.2.0", True), ("0.10.1", True), ("1.0", True), ("", False)]
+)
+def test_folds_have_seeds_of_their_own_since_version_0_2(tmp_path: Path, version: str, own: bool) -> None:
+    record = make_run(tmp_path, folds=1, epochs=0).read_run()
+    assert record.model_copy(update={"cvrunner_version": version}).folds_have_own_seeds is own

@@ -1,8 +1,9 @@
-"""`verify`: one fold in the run of `all-folds`, compared with the target; claims are called claims."""
+"""`verify`: one fold in the run of `all-folds`, its validation CCC compared with the target; claims are claims."""
 
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from cvrunner.config.reading import load_config
 from cvrunner.errors import TARGET_MISSED, ConfigError, TrialError
 from cvrunner.orchestration import ray_executor
 from cvrunner.orchestration.machine import Gpu, gpu_lines
-from cvrunner.run.prepare import prepare
-from cvrunner.run.session import open_run
+from cvrunner.records.results import TrialResult
 from cvrunner.run.verify import missed, verify
-from tests.run.test_commands import Inline, config
+from cvrunner.text import format_score
+from cvrunner.verdict.ledger import read_ledger
+from tests.run.test_commands import Inline, all_folds, config
 
 __all__ = ["config"]  # a fixture
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -26,20 +28,66 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
 
 
-def run(config: Path, *overrides: str) -> tuple[int, str]:
+def run(config: Path, *overrides: str, test: bool = False) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
-    code = verify(config, overrides, False, console)
+    code = verify(config, overrides, False, console, test)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return code, text
 
 
-def test_one_fold_of_unfrozen_is_trained_and_all_folds_does_not_repeat_it(config: Path) -> None:
+def folder(config: Path) -> Path:
+    """The folder of the verified trial."""
+    (path,) = (config.parent / "results").glob("tiny-*/unfrozen/fold-1/seed-0")
+    return path
+
+
+def test_one_fold_of_unfrozen_is_trained_without_scoring_its_test_session(config: Path) -> None:
     code, text = run(config)
     assert code == 0
     assert "1 trials, 0 done, 1 to train: unfrozen/fold-1/seed-0" in text
     assert "no target is set (verify.target)" in text
-    with open_run(prepare(config, []), False, True, Console(file=io.StringIO())) as of_all_folds:
-        assert len(of_all_folds.pending(of_all_folds.trials)) == 5
+    assert " test " not in text[text.index("quantity") :]
+    assert not (folder(config) / "result.json").exists()
+    assert not (folder(config) / "predictions.csv").exists()
+    assert read_ledger(config.parent / "results") == []
+    assert "nothing to train" in run(config)[1]
+
+
+def test_all_folds_scores_the_verified_fold_without_training_it_again(config: Path) -> None:
+    run(config)
+    journal = (folder(config) / "journal.jsonl").read_text()
+    assert all_folds(config)[0] == 0
+    added = (folder(config) / "journal.jsonl").read_text().removeprefix(journal)
+    assert '"event": "result"' in added
+    assert '"event": "epoch"' not in added
+    (look,) = read_ledger(config.parent / "results")
+    assert len(look.scores) == 6
+
+
+def test_the_result_is_that_of_a_fold_that_was_never_verified(config: Path) -> None:
+    run(config)
+    all_folds(config)
+    verified = (folder(config) / "predictions.csv").read_bytes()
+    shutil.rmtree(config.parent / "results")
+    all_folds(config)
+    assert (folder(config) / "predictions.csv").read_bytes() == verified
+
+
+def test_with_test_the_session_is_scored_and_the_look_is_counted_once(config: Path) -> None:
+    validation = run(config)[1]
+    code, text = run(config, "verify.target.ccc_avg=-1", test=True)
+    assert code == 0
+    assert "one look at the test session; this corpus had 0 looks before" in text
+    (look,) = read_ledger(config.parent / "results")
+    assert list(look.scores) == ["unfrozen/fold-1/seed-0"]
+    result = TrialResult.from_json((folder(config) / "result.json").read_bytes(), "test")
+    row = next(line for line in text.splitlines() if line.split()[:1] == ["CCC-Avg"])
+    assert row.split()[1:3] == [format_score(result.validation_ccc["avg"]), format_score(result.test_ccc["avg"])]
+    assert row.split()[1] in validation
+    assert "nothing to train" in run(config, test=True)[1]
+    assert len(read_ledger(config.parent / "results")) == 1
+    # Once the fold is tested, the quick check still shows and judges validation alone.
+    assert format_score(result.test_ccc["avg"]) not in run(config)[1]
 
 
 def test_the_target_decides_the_exit_code_and_no_training_is_repeated_for_it(config: Path) -> None:
@@ -47,7 +95,7 @@ def test_the_target_decides_the_exit_code_and_no_training_is_repeated_for_it(con
     code, text = run(config, "verify.target={ccc_valence: 0.99, ccc_arousal: -1}")
     assert code == TARGET_MISSED == 3
     assert "nothing to train" in text
-    assert "target missed: CCC-V" in text
+    assert "target missed on validation: CCC-V" in text
     assert "is below 0.99, CCC-A" in text
 
 
