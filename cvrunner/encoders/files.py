@@ -221,7 +221,7 @@ def _check_tuned(name: str, config: Mapping[str, Any], allowed: bool) -> str | N
             matched.append("the word ser")
         if matched and reason is None:
             reason = f"{source.format(model)}matches {matched[0]}"
-    if reason is None and "SequenceClassification" in str(config.get("architectures")):
+    if reason is None and re.search("(Sequence|Audio)Classification", str(config.get("architectures"))):
         reason = "is a classifier, already tuned"
     if reason is not None and not allowed:
         raise EncoderError(
@@ -331,7 +331,7 @@ def _check_weights(weights: Sequence[Path], settings: EncoderSettings, name: str
 
     Quick, before anything is loaded; `load_backbone` compares all weights.
     """
-    shapes = {_plain_name(key): shape for path in weights for key, shape in _shapes(path, name).items()}
+    shapes = {plain_name(key): shape for path in weights for key, shape in _shapes(path, name).items()}
     expected = [settings.width] * 2
     kind = settings.model_type
     attention = "self_attn" if kind == "whisper" else "attention"
@@ -351,7 +351,7 @@ def _check_weights(weights: Sequence[Path], settings: EncoderSettings, name: str
         raise EncoderError(f"model.encoder {name}: its files have weights that would not be used, first {key}; {other}")
 
 
-def _plain_name(key: str) -> str:
+def plain_name(key: str) -> str:
     """Return the name of a weight as in an encoder's own checkpoint, which has no head."""
     for prefix in WEIGHT_PREFIXES:
         key = key.removeprefix(prefix)
