@@ -102,7 +102,7 @@ def find_encoder(name: str, revision: str | None = None, allow_tuned: bool = Fal
     # By its name first: what is refused need not be downloaded.
     _check_tuned(name, {}, allow_tuned)
     local = _local(name)
-    folder = local or _from_hub(name, revision, ("*.json", "*.safetensors", "README.md"))
+    folder = local or _from_hub(name, revision, ("*.json", "model.safetensors", "model-*.safetensors", "README.md"))
     config, settings = _read_settings(folder, name)
     tuned = _check_tuned(name, config, allow_tuned)
     weights = _weights(folder, name)
@@ -317,7 +317,9 @@ def _json(path: Path, name: str) -> dict[str, Any]:
 
 
 def _weights(folder: Path, name: str) -> list[Path]:
-    weights = sorted(path for path in folder.glob("model*.safetensors") if path.is_file())
+    # A repository may also have the same weights in another precision, such as model.fp32-00001-of-00002.safetensors.
+    whole = folder / "model.safetensors"
+    weights = [whole] if whole.is_file() else sorted(p for p in folder.glob("model-*.safetensors") if p.is_file())
     if not weights:
         raise EncoderError(
             f"model.encoder {name}: no model.safetensors in {folder} (pickled weights are not loaded); make one with "
