@@ -117,16 +117,13 @@ class EmaConfig(Section):
 
 class ModelConfig(Section):
     encoder: str = "demo"
-    """`demo` (comes with cvrunner), a local `from_pretrained` folder, or a name on the Hugging Face hub: WavLM, wav2vec
-    2.0, XLS-R, MMS, HuBERT, data2vec-audio or Whisper."""
+    """`demo` (comes with cvrunner), a local `from_pretrained` folder, or a name on the Hugging Face hub."""
     revision: str | None = None
     """Revision of a hub encoder (branch, tag or commit). `null`: the default branch."""
     allow_tuned_encoder: bool = False
-    """Accept an encoder that was probably tuned on emotion data. If it has heard the test speakers, every fold is
-    invalid; the report states it."""
+    """Accept an encoder that was probably tuned on emotion data, and state it in the report."""
     whisper_window: Literal["unpadded", "30s"] = "unpadded"
-    """What Whisper's encoder runs on: the utterance alone, or a window of 30 s, padded with zeros, as in its
-    pretraining, which takes several times as long. Utterances above 30 s are rejected in both cases."""
+    """Whether Whisper's encoder runs on the utterance alone, or on a padded window, as it was trained: more time."""
     layers: Annotated[Literal["all"] | tuple[NonNegative, ...], LIST, UNIQUE] = "all"
     """Hidden states to mix; 0 is the input of the first transformer layer."""
     freeze_speech_encoder: bool = True
@@ -180,11 +177,9 @@ class TrainConfig(Section):
     """Number of effective batches per length-sorted bucket. More means less padding, but a CCC over utterances of
     similar length teaches less. 1: effective batches are drawn at random, and only their micro-batches are sorted."""
     max_batch_s: Positive | None = None
-    """Maximum audio encoded at once, in seconds, so that long utterances form smaller batches. Affects memory only.
-    `null`: no limit."""
+    """Maximum audio encoded at once, in seconds: smaller batches of long utterances. Memory only. `null`: no limit."""
     gradient_checkpointing: bool = False
-    """Recompute the layers of an encoder that is not frozen in the backward pass: less memory, about a third more
-    time."""
+    """Recompute the layers of an unfrozen encoder in the backward pass: less memory, about a third more time."""
     epochs: Count = 20
     """Passes over the training utterances."""
     lr: Positive = 1e-4
