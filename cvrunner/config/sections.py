@@ -117,16 +117,13 @@ class EmaConfig(Section):
 
 class ModelConfig(Section):
     encoder: str = "demo"
-    """`demo` (comes with cvrunner), a local `from_pretrained` folder, or a name on the Hugging Face hub: WavLM, wav2vec
-    2.0, XLS-R, MMS, HuBERT, data2vec-audio or Whisper."""
+    """`demo` (comes with cvrunner), a local `from_pretrained` folder, or a name on the Hugging Face hub."""
     revision: str | None = None
     """Revision of a hub encoder (branch, tag or commit). `null`: the default branch."""
     allow_tuned_encoder: bool = False
-    """Accept an encoder that was probably tuned on emotion data. If it has heard the test speakers, every fold is
-    invalid; the report states it."""
+    """Accept an encoder that was probably tuned on emotion data, and state it in the report."""
     whisper_window: Literal["unpadded", "30s"] = "unpadded"
-    """What Whisper's encoder runs on: the utterance alone, or a window of 30 s, padded with zeros, as in its
-    pretraining, which takes several times as long. Utterances above 30 s are rejected in both cases."""
+    """Whether Whisper's encoder runs on the utterance alone, or on a padded window, as it was trained: more time."""
     layers: Annotated[Literal["all"] | tuple[NonNegative, ...], LIST, UNIQUE] = "all"
     """Hidden states to mix; 0 is the input of the first transformer layer."""
     freeze_speech_encoder: bool = True

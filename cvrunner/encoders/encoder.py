@@ -47,8 +47,12 @@ class SpeechEncoder(nn.Module, abc.ABC):
 
     FRONT_END: ClassVar[tuple[str, ...]]
     """Names of the backbone's modules before the cached features. They never train."""
+    INPUTS: ClassVar[tuple[str, ...]] = ()
+    """Names of its modules between the cached features and the first transformer layer."""
     LAYERS: ClassVar[str]
-    """Name of the backbone's list of transformer layers."""
+    """Name of its list of transformer layers."""
+    NORM: ClassVar[str]
+    """Name of its layer norm: before the first transformer layer, or after the last one."""
     WINDOW: ClassVar[str] = "unpadded"
     """What the front-end runs on: part of the address of cached features."""
 
@@ -102,8 +106,8 @@ class SpeechEncoder(nn.Module, abc.ABC):
 
     @property
     @abc.abstractmethod
-    def input_patterns(self) -> tuple[str, ...]:
-        """Name patterns of the backbone's parameters between the cached features and the first transformer layer."""
+    def norm_is_last(self) -> bool:
+        """Whether the layer norm `NORM` is after the last transformer layer, as with pre-norm layers."""
 
     @abc.abstractmethod
     def frames(self, samples: int) -> int:
@@ -125,18 +129,9 @@ class SpeechEncoder(nn.Module, abc.ABC):
         """Return what all layers use and is computed once per pass, such as a position bias."""
         return None
 
-    @property
-    @abc.abstractmethod
-    def last_norm(self) -> nn.Module | None:
-        """Layer norm after the last transformer layer, if there is one."""
-
     def always_in_evaluation(self) -> list[nn.Module]:
         """Return the modules that stay in evaluation mode in every condition."""
         return [self.backbone.get_submodule(name) for name in self.FRONT_END]
-
-    def inputs_in_evaluation(self) -> list[nn.Module]:
-        """Return the modules before the first layer that stay in evaluation mode if that layer is frozen."""
-        return []
 
     # --- the same for all families ------------------------------------------------------------------------------------
 
@@ -153,7 +148,8 @@ class SpeechEncoder(nn.Module, abc.ABC):
         A norm after the last layer belongs to that layer; None is the front-end.
         """
         rows: list[tuple[str, int | None]] = [(f"backbone.{name}.*", None) for name in self.FRONT_END]
-        rows += [(f"backbone.{pattern}", 0) for pattern in self.input_patterns]
+        inputs = self.INPUTS if self.norm_is_last else (*self.INPUTS, self.NORM)
+        rows += [("backbone.masked_spec_embed", 0), *((f"backbone.{name}.*", 0) for name in inputs)]
         rows += [(f"backbone.{self.LAYERS}.{number}.*", number + 1) for number in range(self.depth)]
         return *rows, ("backbone.*", self.depth)
 
@@ -177,7 +173,7 @@ class SpeechEncoder(nn.Module, abc.ABC):
         super().train(mode and self.adaptation.trains_encoder)
         frozen = self.always_in_evaluation()
         if self.below:
-            frozen += [*self.inputs_in_evaluation(), *self.transformer[: self.below]]
+            frozen += [*map(self.backbone.get_submodule, self.INPUTS), *self.transformer[: self.below]]
         for part in frozen:
             part.eval()
         return self
@@ -253,6 +249,6 @@ class SpeechEncoder(nn.Module, abc.ABC):
             else:
                 hidden = self.layer(layer, hidden, shared, packing)
             states[number] = hidden
-        if self.last_norm is not None and self.depth in states:
-            states[self.depth] = self.last_norm(hidden)
+        if self.norm_is_last and self.depth in states:
+            states[self.depth] = self.backbone.get_submodule(self.NORM)(hidden)
         return states

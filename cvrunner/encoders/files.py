@@ -102,7 +102,7 @@ def find_encoder(name: str, revision: str | None = None, allow_tuned: bool = Fal
     # By its name first: what is refused need not be downloaded.
     _check_tuned(name, {}, allow_tuned)
     local = _local(name)
-    folder = local or _from_hub(name, revision, ("*.json", "*.safetensors", "README.md"))
+    folder = local or _from_hub(name, revision, ("*.json", "model.safetensors", "model-*.safetensors", "README.md"))
     config, settings = _read_settings(folder, name)
     tuned = _check_tuned(name, config, allow_tuned)
     weights = _weights(folder, name)
@@ -221,7 +221,7 @@ def _check_tuned(name: str, config: Mapping[str, Any], allowed: bool) -> str | N
             matched.append("the word ser")
         if matched and reason is None:
             reason = f"{source.format(model)}matches {matched[0]}"
-    if reason is None and "SequenceClassification" in str(config.get("architectures")):
+    if reason is None and re.search("(Sequence|Audio)Classification", str(config.get("architectures"))):
         reason = "is a classifier, already tuned"
     if reason is not None and not allowed:
         raise EncoderError(
@@ -317,7 +317,9 @@ def _json(path: Path, name: str) -> dict[str, Any]:
 
 
 def _weights(folder: Path, name: str) -> list[Path]:
-    weights = sorted(path for path in folder.glob("model*.safetensors") if path.is_file())
+    # A repository may also have the same weights in another precision, such as model.fp32-00001-of-00002.safetensors.
+    whole = folder / "model.safetensors"
+    weights = [whole] if whole.is_file() else sorted(p for p in folder.glob("model-*.safetensors") if p.is_file())
     if not weights:
         raise EncoderError(
             f"model.encoder {name}: no model.safetensors in {folder} (pickled weights are not loaded); make one with "
@@ -331,7 +333,7 @@ def _check_weights(weights: Sequence[Path], settings: EncoderSettings, name: str
 
     Quick, before anything is loaded; `load_backbone` compares all weights.
     """
-    shapes = {_plain_name(key): shape for path in weights for key, shape in _shapes(path, name).items()}
+    shapes = {plain_name(key): shape for path in weights for key, shape in _shapes(path, name).items()}
     expected = [settings.width] * 2
     kind = settings.model_type
     attention = "self_attn" if kind == "whisper" else "attention"
@@ -351,7 +353,7 @@ def _check_weights(weights: Sequence[Path], settings: EncoderSettings, name: str
         raise EncoderError(f"model.encoder {name}: its files have weights that would not be used, first {key}; {other}")
 
 
-def _plain_name(key: str) -> str:
+def plain_name(key: str) -> str:
     """Return the name of a weight as in an encoder's own checkpoint, which has no head."""
     for prefix in WEIGHT_PREFIXES:
         key = key.removeprefix(prefix)

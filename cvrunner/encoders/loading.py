@@ -15,7 +15,7 @@ from transformers.utils import logging
 from cvrunner.config.adaptation import Adaptation
 from cvrunner.config.sections import ModelConfig
 from cvrunner.encoders.encoder import SpeechEncoder
-from cvrunner.encoders.files import EncoderFiles, check_masking
+from cvrunner.encoders.files import EncoderFiles, check_masking, plain_name
 from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.encoders.whisper import PaddedWhisperEncoder, WhisperEncoder
 from cvrunner.errors import EncoderError
@@ -90,11 +90,12 @@ def load_backbone(files: EncoderFiles, dropout: float | None = None) -> Any:
     finally:
         logging.set_verbosity(verbosity)
     backbone, info = loaded
+    # Heads of the pretraining, or of speech recognition, are left out; they have names of their own.
     own = {name.partition(".")[0] for name, _ in backbone.named_parameters()}
+    unused = {name for name in info["unexpected_keys"] if plain_name(name).partition(".")[0] in own}
     wrong = {
         "are missing in its files": {name for name in info["missing_keys"] if name != "masked_spec_embed"},
-        # Heads of the pretraining, or of speech recognition, are left out; they have names of their own.
-        "of its files would not be used": {n for n in info["unexpected_keys"] if n.partition(".")[0] in own},
+        "of its files would not be used": unused,
         "have another shape in its files": {str(key[0]) for key in info["mismatched_keys"]},
         "are not finite": {name for name, p in backbone.named_parameters() if not p.isfinite().all()},
     }

@@ -22,32 +22,20 @@ class WaveformEncoder(SpeechEncoder):
     """wav2vec 2.0, HuBERT, data2vec-audio or WavLM."""
 
     FRONT_END = ("feature_extractor",)
+    INPUTS = ("feature_projection", "encoder.pos_conv_embed", "encoder.dropout")
     LAYERS = "encoder.layers"
+    NORM = "encoder.layer_norm"
 
     @property
-    def stable(self) -> bool:
-        """Whether the layers are pre-norm rather than post-norm; data2vec-audio has no such setting."""
+    def norm_is_last(self) -> bool:
+        # data2vec-audio has no such setting.
         return bool(getattr(self.backbone.config, "do_stable_layer_norm", False))
-
-    @property
-    def input_patterns(self) -> tuple[str, ...]:
-        patterns = ("feature_projection.*", "encoder.pos_conv_embed.*", "masked_spec_embed")
-        # A post-norm encoder has its layer norm before the first layer, a pre-norm one after the last.
-        return patterns if self.stable else (*patterns, "encoder.layer_norm.*")
-
-    @property
-    def last_norm(self) -> nn.Module | None:
-        norm: nn.Module = self.backbone.encoder.layer_norm
-        return norm if self.stable else None
 
     def always_in_evaluation(self) -> list[nn.Module]:
         parts = super().always_in_evaluation()
         # The statistics of this batch norm, which some HuBERTs have, are those of the pretraining.
         batch_norm = getattr(self.backbone.encoder.pos_conv_embed, "batch_norm", None)
         return parts if batch_norm is None else [*parts, batch_norm]
-
-    def inputs_in_evaluation(self) -> list[nn.Module]:
-        return [self.backbone.feature_projection, self.backbone.encoder.pos_conv_embed, self.backbone.encoder.dropout]
 
     def frames(self, samples: int) -> int:
         for kernel, stride in zip(self.backbone.config.conv_kernel, self.backbone.config.conv_stride, strict=True):
@@ -67,7 +55,7 @@ class WaveformEncoder(SpeechEncoder):
         if self.adaptation.masks_input and self.training:
             hidden = self._mask_spans(hidden, packing.lengths)
         hidden = hidden + self._positions(hidden, packing)
-        if not self.stable:
+        if not self.norm_is_last:
             hidden = encoder.layer_norm(hidden)
         first: Tensor = encoder.dropout(hidden)
         return first
@@ -78,7 +66,7 @@ class WaveformEncoder(SpeechEncoder):
         return relative_position_bias(attention, packing.whole.frames) if hasattr(attention, "rel_attn_embed") else None
 
     def layer(self, layer: Any, hidden: Tensor, shared: Tensor | None, packing: Packing) -> Tensor:
-        if self.stable:
+        if self.norm_is_last:
             hidden = hidden + layer.dropout(self_attention(layer.attention, layer.layer_norm(hidden), shared, packing))
             return hidden + layer.feed_forward(layer.final_layer_norm(hidden))  # type: ignore[no-any-return]
         hidden = layer.layer_norm(hidden + layer.dropout(self_attention(layer.attention, hidden, shared, packing)))

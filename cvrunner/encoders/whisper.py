@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import WhisperFeatureExtractor
 
@@ -25,19 +25,12 @@ class WhisperEncoder(SpeechEncoder):
     # The position table is fixed: sinusoids, which no one trains.
     FRONT_END = ("conv1", "conv2", "embed_positions")
     LAYERS = "layers"
+    NORM = "layer_norm"
+    norm_is_last = True
 
     def __init__(self, backbone: Any, extractor: WhisperFeatureExtractor, **settings: Any) -> None:
         super().__init__(backbone, **settings)
         self.extractor = extractor
-
-    @property
-    def input_patterns(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def last_norm(self) -> nn.Module | None:
-        norm: nn.Module = self.backbone.layer_norm
-        return norm
 
     def frames(self, samples: int) -> int:
         mel_frames = samples // int(self.extractor.hop_length)

@@ -100,20 +100,30 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
 
 
 def check_durations(config: Config, corpus: Corpus, for_training: bool) -> None:
-    """Raise CorpusError listing the utterances that are too long for the encoder of a condition."""
+    """Raise CorpusError listing the utterances that are too short or too long for the encoder of a condition."""
     problems = []
     models = [config.for_condition(condition).model for condition in config.conditions]
     for name, revision in dict.fromkeys((model.encoder, model.revision) for model in models):
-        # `audit` works without a network.
-        if not for_training and not is_local(name):
+        try:
+            # `audit` works without a network and without an encoder.
+            if not for_training and not is_local(name):
+                continue
+            settings = encoder_settings(name, revision)
+        except EncoderError:
+            if for_training:
+                raise
             continue
-        longest = encoder_settings(name, revision).longest_samples
-        if longest is not None:
-            limit = f"must be at most {longest / SAMPLE_RATE_HZ:g} s for the encoder {name}: split it"
-            too_long = (u for u in corpus.utterances if u.samples > longest)
-            problems += [f"{u.id}: {u.path}: is {u.duration_s:.1f} s long, {limit}" for u in too_long]
+        shortest, longest = settings.shortest_samples, settings.longest_samples
+        for u in corpus.utterances:
+            where = f"{u.id}: {u.path}"
+            if u.samples < shortest:
+                rule = f"must have {shortest} or more (one frame of the encoder {name})"
+                problems.append(f"{where}: has {u.samples} samples at 16 kHz, {rule}")
+            if longest is not None and u.samples > longest:
+                rule = f"must be at most {longest / SAMPLE_RATE_HZ:g} s for the encoder {name}: split it"
+                problems.append(f"{where}: is {u.duration_s:.1f} s long, {rule}")
     if problems:
-        raise CorpusError(paths.corpus_root(config.corpus.root).name, problems)
+        raise CorpusError(corpus.name, problems)
 
 
 def check_depth(model: ModelConfig, requested: Sequence[int], key: str) -> None:

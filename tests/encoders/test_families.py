@@ -159,5 +159,5 @@ def test_a_parameter_of_a_layer_changes_its_hidden_state_and_no_lower_one(case: 
                     parameter.mul_(1.5)
         after, _ = changed(features, lengths)
         assert torch.equal(after[:, :layer], before[:, :layer])
-        if layer or encoder.input_patterns:
+        if layer or encoder.INPUTS:
             assert not torch.allclose(after[:, layer], before[:, layer])

@@ -74,6 +74,28 @@ def test_dropout_is_that_of_the_configuration(tmp_path: Path) -> None:
     assert (config.dropout, config.attention_dropout, config.activation_dropout) == (0.25, 0.25, 0.25)
 
 
+def test_a_weight_of_the_encoder_among_those_of_a_head_is_not_overlooked(tmp_path: Path) -> None:
+    config = tiny_backbone("hubert, post-norm").config
+    config.update({"vocab_size": 5})
+    folder = saved(tmp_path / "model", HubertForCTC(config))
+    change(folder, lambda weights: weights.update({"hubert.encoder.more": torch.ones(3)}))
+    with pytest.raises(EncoderError, match=r"1 weights of its files would not be used, first .*encoder\.more"):
+        load_backbone(find_encoder(str(folder)))
+
+
+def test_weights_in_shards_load_and_those_in_another_precision_are_left_alone(tmp_path: Path) -> None:
+    whole, sharded = save_encoder(tmp_path / "whole"), tmp_path / "sharded"
+    digest = find_encoder(str(whole)).digest
+    load_backbone(find_encoder(str(whole))).save_pretrained(sharded, max_shard_size="10KB")
+    (sharded / "preprocessor_config.json").write_text((whole / "preprocessor_config.json").read_text())
+    assert len(list(sharded.glob("model-*.safetensors"))) > 1
+    expected = load_backbone(find_encoder(str(whole))).state_dict()
+    loaded = load_backbone(find_encoder(str(sharded))).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+    (whole / "model.fp32-00001-of-00002.safetensors").write_bytes(b"another precision")
+    assert find_encoder(str(whole)).digest == digest
+
+
 def test_heads_are_left_out_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for number, family in enumerate((Wav2Vec2ForPreTraining, HubertForCTC)):
         config = tiny_backbone(("wav2vec2, pre-norm", "hubert, post-norm")[number]).config

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from cvrunner.api import Run, load_model
 from cvrunner.data.utterance import AudioError, read_audio
 from cvrunner.errors import EncoderError, ResultsError, UsageError
-from cvrunner.records.model_folder import ModelFolder
+from cvrunner.records.model_folder import FORMAT, ModelFolder
 from tests.corpora import write_noise
 from tests.tiny_encoders import save_encoder
 from tests.trials import pick, tiny_trials, train
@@ -93,6 +93,17 @@ def test_an_encoder_that_was_moved_has_to_be_named_and_another_one_is_refused(
         load_model(folder, encoder=save_encoder(tmp_path / "other", stable=True))
 
 
+def test_a_model_of_format_1_is_read_with_its_names_of_weights(run: Run, tmp_path: Path) -> None:
+    folder = ModelFolder(shutil.copytree(run.directory.trial("unfrozen", 1, 0).model.path, tmp_path / "model"))
+    waveform = np.random.default_rng(0).normal(size=8000)
+    expected = load_model(folder.path).predict(waveform)
+    weights = {n.replace("encoder.backbone.", "encoder.wavlm."): w for n, w in load_file(folder.weights).items()}
+    assert any(name.startswith("encoder.wavlm.") for name in weights)
+    save_file(weights, folder.weights)
+    folder.config.write_text(folder.config.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
+    assert load_model(folder.path).predict(waveform) == expected
+
+
 def test_a_folder_that_is_not_whole_is_one_sentence(run: Run, tmp_path: Path) -> None:
     folder = ModelFolder(copied(run, tmp_path))
     weights = load_file(folder.weights)
@@ -102,7 +113,7 @@ def test_a_folder_that_is_not_whole_is_one_sentence(run: Run, tmp_path: Path) ->
     folder.weights.write_bytes(b"spoilt")
     with pytest.raises(ResultsError, match=r"model\.safetensors: cannot be read"):
         load_model(folder.path)
-    folder.config.write_text(folder.config.read_text().replace('"format": 1', '"format": 99'))
+    folder.config.write_text(folder.config.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
     with pytest.raises(ResultsError, match="format 99 is of a newer cvrunner"):
         load_model(folder.path)
     folder.weights.unlink()

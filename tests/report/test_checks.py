@@ -42,6 +42,7 @@ def test_a_sound_run_says_so_question_by_question(tmp_path):
     assert rows["labels outside the scale"] == "none outside 1 to 5"
     assert rows["encoder weights"] == "made-up-wavlm, SHA-256 eeeeeeeeeeee, the same in all trials"
     assert rows["precision"] == "float32, as requested on every device"
+    assert "encoder tuned on emotion" not in rows
     assert rows["split"] == "digest 555555555555, the same in all trials"
 
 
@@ -49,8 +50,9 @@ def test_what_is_wrong_is_named(tmp_path):
     directory = make_run(tmp_path, missing=["unfrozen/fold-5/seed-0"])
     change(directory, "frozen/fold-2/seed-0", collapsed=["valence"], labels_outside_scale=7)
     change(directory, "unfrozen/fold-1/seed-0", encoder_digest="f" * 64, split_digest="6" * 64)
-    change(directory, "unfrozen/fold-3/seed-0", batch_size=1, precision="bfloat16")
+    change(directory, "unfrozen/fold-3/seed-0", batch_size=1, precision="bfloat16", encoder_tuned="matches *emotion*")
     rows = found(directory)
+    assert rows["encoder tuned on emotion"].startswith("probably: made-up-wavlm matches *emotion*; allowed by")
     assert (
         rows["out of memory"]
         == "batch_size was reduced, with the same effective batch size (unfrozen/fold-3/seed-0: 1)"
