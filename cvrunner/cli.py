@@ -51,7 +51,7 @@ else:
         LateModule(f"cvrunner.run.{name}") for name in ("protocol", "commands", "verify")
     )
 
-# Written down, since reading a configuration takes longer than a shell waits for Tab.
+# Written down: reading a configuration takes longer than a shell waits for Tab.
 CONDITIONS = ("frozen", "unfrozen")
 
 app = typer.Typer(
@@ -132,15 +132,13 @@ Verbose = Annotated[
     bool, Option("--verbose", "-v", help="Also print the logs of libraries and of Ray's processes.", callback=_verbose)
 ]
 RunFolder = Annotated[Path, Argument(help="Folder of a run, or its name in results.", autocompletion=complete_runs)]
-ModelsOf = Annotated[
-    str | None,
-    Option(
-        "--condition",
-        help="Condition whose models to use.",
-        show_default="the best on validation",
-        autocompletion=complete_conditions,
-    ),
-]
+
+
+def _condition(text: str, name: str = "--condition", default: str | bool = False) -> Any:
+    return Option(name, help=text, autocompletion=complete_conditions, show_default=default)
+
+
+ModelsOf = Annotated[str | None, _condition("Condition whose models to use.", default="the best on validation")]
 Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -170,9 +168,7 @@ def all_folds(
 @app.command("fold")
 def fold(
     fold: Annotated[int, Option("--fold", help="Fold number, from 1.")],
-    condition: Annotated[
-        str | None, Option("--condition", help="One condition; default: all.", autocompletion=complete_conditions)
-    ] = None,
+    condition: Annotated[str | None, _condition("One condition.", default="all")] = None,
     gpu: Annotated[int | None, Option("--gpu", help="Index of the GPU to use.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
@@ -239,9 +235,7 @@ def plan(
 def report(
     run: RunFolder,
     as_json: Json = False,
-    check: Annotated[
-        bool, Option("--check", help="Recompute every number, write nothing; exit code 1 if any differs.")
-    ] = False,
+    check: Annotated[bool, Option("--check", help="Recompute every number; exit code 1 if any differs.")] = False,
 ) -> None:
     """Write tables, figures and report.html again. From the files of a run alone."""
     _end(run_commands.report(run, _console(), as_json, check))
@@ -251,12 +245,8 @@ def report(
 def compare(
     first: RunFolder,
     second: Annotated[Path, Argument(help="The run to compare with the first.", autocompletion=complete_runs)],
-    condition: Annotated[
-        str | None, Option("--condition", help="Condition of the first run.", autocompletion=complete_conditions)
-    ] = None,
-    with_: Annotated[
-        str | None, Option("--with", help="Condition of the second run.", autocompletion=complete_conditions)
-    ] = None,
+    condition: Annotated[str | None, _condition("Condition of the first run.")] = None,
+    with_: Annotated[str | None, _condition("Condition of the second run.", "--with")] = None,
     unpaired: Annotated[bool, Option("--unpaired", help="Print scores side by side, no differences.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -399,8 +389,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _console() -> Any:
-    # rich takes longer to import than all that `--help` needs.
-    from rich.console import Console
+    from rich.console import Console  # takes longer to import than all that `--help` needs
 
     # In a file or a pipe, lines must not be wrapped at the width of a terminal that nobody sees.
     return console if (console := Console()).is_terminal else Console(width=200, soft_wrap=True)
