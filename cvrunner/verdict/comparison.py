@@ -8,7 +8,6 @@ from statistics import fmean, stdev
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from cvrunner.config.sections import VerdictConfig
 from cvrunner.records.results import Ccc, RunRecord, Score, TrialResult
@@ -169,7 +168,7 @@ def _pooled(run: RunRecord, data: OutOfFold, condition: str, rows: npt.NDArray[n
 
 def subsets_of(data: OutOfFold) -> dict[str, npt.NDArray[np.bool_]]:
     """Return the rows of each part of the test data, as far as the corpus names them: gender, kind, length, speaker."""
-    about, seconds = data.about, pd.to_numeric(data.about["duration_s"], errors="coerce").to_numpy()
+    about, seconds = data.about, np.array([float(value or "nan") for value in data.about["duration_s"]])
     parts = {f"gender {g}": (about["gender"] == g).to_numpy() for g in sorted(set(about["gender"]) - {""})}
     parts |= {kind: (about["improvised"] == value).to_numpy() for kind, value in KINDS.items()}
     parts |= {name: (seconds >= low) & (seconds < high) for name, (low, high) in LENGTHS.items()}

@@ -65,9 +65,8 @@ LIMITS = TARGETS | {
     "functions per 100 code lines": Target(8.1),
     "functions of 3 lines or less, %": Target(27.8),
 }
-"""What `make check` enforces: the targets that are met, and for the others today's value. The targets for size are those
-of the code before the two-level verdict, the encoder families and the checks of bad data; the ratios only move towards
-their targets."""
+"""What `make check` enforces: the targets that are met, and for the others today's value. The targets for size were set
+before the two-level verdict, the encoder families and the checks of bad data; the ratios only move towards theirs."""
 
 
 def main() -> int:
