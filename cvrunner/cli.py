@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from cvrunner.jobs import command as jobs
     from cvrunner.plan import command as plan_command
     from cvrunner.run import commands as run_commands
-    from cvrunner.run import protocol as protocol_command
     from cvrunner.run import verify as verify_command
     from cvrunner.setup import command as setup
     from cvrunner.tune import command as tune_command
@@ -47,9 +46,7 @@ else:
     doctor_command, inference, jobs, plan_command, setup, tune_command = (
         LateModule(f"cvrunner.{wing}.command") for wing in ("doctor", "inference", "jobs", "plan", "setup", "tune")
     )
-    protocol_command, run_commands, verify_command = (
-        LateModule(f"cvrunner.run.{name}") for name in ("protocol", "commands", "verify")
-    )
+    run_commands, verify_command = LateModule("cvrunner.run.commands"), LateModule("cvrunner.run.verify")
 
 # Written down, since reading a configuration takes longer than a shell waits for Tab.
 CONDITIONS = ("frozen", "unfrozen")
@@ -219,7 +216,7 @@ def audit(config: ConfigFile = None, set_: Set = None, as_json: Json = False) ->
 @app.command("protocol")
 def protocol(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
     """Print what a run will compare and how it decides. Trains nothing."""
-    _end(protocol_command.protocol(config, set_ or [], _console(), as_json))
+    _end(run_commands.protocol(config, set_ or [], _console(), as_json))
 
 
 @app.command("plan")
@@ -239,9 +236,7 @@ def plan(
 def report(
     run: RunFolder,
     as_json: Json = False,
-    check: Annotated[
-        bool, Option("--check", help="Recompute every number, write nothing; exit code 1 if any differs.")
-    ] = False,
+    check: Annotated[bool, Option("--check", help="Only recompute, and compare; code 1 if unequal.")] = False,
 ) -> None:
     """Write tables, figures and report.html again. From the files of a run alone."""
     _end(run_commands.report(run, _console(), as_json, check))

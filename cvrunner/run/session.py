@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -202,10 +202,11 @@ def close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
         # A driver that was killed after its last trial has left the summary of an unfinished run.
         if bool(summary.missing) == (status != "COMPLETE"):
             return status, summary
-    store.count_look(sys.argv[1:])
     # No links may also mean that MLflow does not answer now; those in run.json stay.
     report = read_report(directory, run.experiment.folds, run.tracker.links(UI_ADDRESS) or None)
     store.note(floor=report.run.floor, links=report.run.links)
+    store.count_look(sys.argv[1:], report.results)
+    report = replace(report, run=store.record)
     write_files(report)
     run.tracker.finish(report, status)
     return status, report.summary

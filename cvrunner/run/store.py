@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -149,10 +149,10 @@ class RunStore(RecordStore[RunRecord]):
         self._write(protocol_sha256=file.versions[0].sha256)
         self.changed = True
 
-    def count_look(self, command: list[str]) -> None:
-        """Add a line to the ledger of the results folder if there are test scores that it does not know yet."""
+    def count_look(self, command: list[str], results: Mapping[str, TrialResult]) -> None:
+        """Add a line to the ledger of the results folder if it does not know all test scores of these results yet."""
         root, record = self.directory.path.parent, self.record
-        scores = new_scores(read_ledger(root), record.run, self.directory.results(record))
+        scores = new_scores(read_ledger(root), record.run, results)
         file = read_protocol(self.directory)
         if not scores or file is None:
             return
