@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from cvrunner.jobs import command as jobs
     from cvrunner.plan import command as plan_command
     from cvrunner.run import commands as run_commands
-    from cvrunner.run import protocol as protocol_command
     from cvrunner.run import verify as verify_command
     from cvrunner.setup import command as setup
     from cvrunner.tune import command as tune_command
@@ -47,9 +46,7 @@ else:
     doctor_command, inference, jobs, plan_command, setup, tune_command = (
         LateModule(f"cvrunner.{wing}.command") for wing in ("doctor", "inference", "jobs", "plan", "setup", "tune")
     )
-    protocol_command, run_commands, verify_command = (
-        LateModule(f"cvrunner.run.{name}") for name in ("protocol", "commands", "verify")
-    )
+    run_commands, verify_command = LateModule("cvrunner.run.commands"), LateModule("cvrunner.run.verify")
 
 # Written down: reading a configuration takes longer than a shell waits for Tab.
 CONDITIONS = ("frozen", "unfrozen")
@@ -215,7 +212,7 @@ def audit(config: ConfigFile = None, set_: Set = None, as_json: Json = False) ->
 @app.command("protocol")
 def protocol(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
     """Print what a run will compare and how it decides. Trains nothing."""
-    _end(protocol_command.protocol(config, set_ or [], _console(), as_json))
+    _end(run_commands.protocol(config, set_ or [], _console(), as_json))
 
 
 @app.command("plan")

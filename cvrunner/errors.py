@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from cvrunner.text import plural
 
 TARGET_MISSED = 3
-"""Exit code of `verify` if training succeeded but the result is below the target."""
+"""Exit code of `verify` if training succeeded but the validation CCC is below the target."""
 
 
 class CvrunnerError(Exception):

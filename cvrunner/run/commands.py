@@ -13,17 +13,20 @@ from cvrunner.config.reading import load_config
 from cvrunner.data.corpus import fold_count
 from cvrunner.errors import LeakError, UsageError
 from cvrunner.orchestration.machine import find_gpus
+from cvrunner.orchestration.trials import plan_trials
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.check import check_run, check_text
 from cvrunner.report.compare import compare_runs, comparison_text
 from cvrunner.report.write import write_report
 from cvrunner.run import audit as corpus_audit
 from cvrunner.run.prepare import Experiment, check_fold, find_run_directory, prepare, prepare_config
+from cvrunner.run.protocol import make_protocol
 from cvrunner.run.session import UI_ADDRESS, announce, conclude, link_lines, lock, open_run, show, train, train_on_ray
 from cvrunner.text import line_printer, plural
 from cvrunner.tracking.mirror import sync_run
 from cvrunner.tracking.tracker import tracking_uri
 from cvrunner.training.faults import NONE, Chaos
+from cvrunner.verdict.protocol import protocol_text
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +117,18 @@ def one_fold(
         if run.pending(chosen):
             return max(code, 1)
         return 0
+
+
+def protocol(config_path: Path | None, overrides: Sequence[str], console: Console, as_json: bool = False) -> int:
+    """Print the protocol of a configuration; trains nothing and writes nothing to the results folder."""
+    experiment = prepare(config_path, overrides)
+    trials = plan_trials(experiment.config, experiment.corpus, experiment.folds)
+    declared = make_protocol(experiment, trials, list(experiment.config.conditions))
+    text = protocol_text(declared)
+    if as_json:
+        text = json.dumps({"sha256": declared.sha256, "protocol": declared.model_dump(mode="json")}, indent=1)
+    line_printer(console)(text)
+    return 0
 
 
 def audit(config_path: Path | None, overrides: Sequence[str], console: Console, as_json: bool = False) -> int:

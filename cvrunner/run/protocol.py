@@ -1,17 +1,13 @@
-"""`protocol`: print what a run will compare and how it will decide; and build that protocol from an experiment."""
+"""The protocol of an experiment: what its run will compare and how it will decide."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cvrunner
 from cvrunner.config.schema import digest
-from cvrunner.orchestration.trials import plan_trials
-from cvrunner.run.prepare import Experiment, prepare
-from cvrunner.text import line_printer
+from cvrunner.run.prepare import Experiment
 from cvrunner.training.trial import Trial, code_digest
 from cvrunner.verdict.protocol import (
     DECISION,
@@ -19,24 +15,8 @@ from cvrunner.verdict.protocol import (
     ConditionProtocol,
     Protocol,
     cluster_unit,
-    protocol_text,
     question,
 )
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
-def protocol(config_path: Path | None, overrides: Sequence[str], console: Console, as_json: bool = False) -> int:
-    """Print the protocol of a configuration; trains nothing and writes nothing to the results folder."""
-    experiment = prepare(config_path, overrides)
-    trials = plan_trials(experiment.config, experiment.corpus, experiment.folds)
-    declared = make_protocol(experiment, trials, list(experiment.config.conditions))
-    text = protocol_text(declared)
-    if as_json:
-        text = json.dumps({"sha256": declared.sha256, "protocol": declared.model_dump(mode="json")}, indent=1)
-    line_printer(console)(text)
-    return 0
 
 
 def make_protocol(experiment: Experiment, trials: Sequence[Trial], conditions: Sequence[str]) -> Protocol:

@@ -156,8 +156,8 @@ class RunStore(RecordStore[RunRecord]):
         self._write(protocol_sha256=file.versions[0].sha256)
         self.changed = True
 
-    def count_look(self, command: list[str], results: dict[str, TrialResult]) -> None:
-        """Add a line to the ledger of the results folder if `results` has test scores that it does not know yet."""
+    def count_look(self, command: list[str], results: Mapping[str, TrialResult]) -> None:
+        """Add a line to the ledger of the results folder if it does not know all test scores of these results yet."""
         root, record = self.directory.path.parent, self.record
         scores = new_scores(read_ledger(root), record.run, results)
         file = read_protocol(self.directory)

@@ -144,7 +144,8 @@ def test_a_target_that_is_missed_is_told_from_a_failure(unguarded: Cluster) -> N
     job = submitted(done.stdout)
     assert f"{job}: target missed, exit code 3, after" in done.stdout.splitlines()[-1]
     (run,) = (unguarded.folder / "home" / "results").glob("tiny-*")
-    assert [path.parent.parent.parent.name for path in run.glob("*/*/*/result.json")] == ["unfrozen"]
+    assert [path.parent.parent.parent.name for path in run.glob("*/*/*/journal.jsonl")] == ["unfrozen"]
+    assert list(run.glob("*/*/*/result.json")) == []
 
 
 @pytest.mark.suites("ci", "all")

@@ -13,7 +13,6 @@ from rich.console import Console
 from cvrunner.orchestration import ray_executor
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
 from cvrunner.run import commands, session
-from cvrunner.run.protocol import protocol
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.ledger import read_ledger
 from cvrunner.verdict.protocol import ProtocolFile, read_protocol
@@ -143,12 +142,12 @@ def test_a_moved_encoder_is_the_same_protocol(config: Path) -> None:
 def test_the_command_prints_the_protocol_of_the_run_and_writes_nothing(config: Path) -> None:
     before = sorted(config.parent.rglob("*"))
     console = Console(file=io.StringIO(), width=200)
-    assert protocol(config, [ONE_EPOCH], console) == 0
+    assert commands.protocol(config, [ONE_EPOCH], console) == 0
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert sorted(config.parent.rglob("*")) == before
     assert max(map(len, text.splitlines())) < 100
     as_json = Console(file=io.StringIO(), width=200)
-    assert protocol(config, [ONE_EPOCH], as_json, as_json=True) == 0
+    assert commands.protocol(config, [ONE_EPOCH], as_json, as_json=True) == 0
     printed = json.loads(as_json.file.getvalue())  # type: ignore[attr-defined]
     all_folds(config, ONE_EPOCH)
     (run,) = runs(config)
