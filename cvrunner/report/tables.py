@@ -9,6 +9,7 @@ from cvrunner.records.summary import Aggregate, Difference, Interval, Summary
 from cvrunner.report.evidence import evidence_tables, facts
 from cvrunner.report.report import Report, labels
 from cvrunner.text import DASH, Table, format_score, tables_as_text
+from cvrunner.verdict.ceiling import ATTAINABLE_STRETCHED
 
 Scores = Mapping[str, Mapping[str, Aggregate]]
 Differences = Mapping[str, Mapping[str, Difference]]
@@ -48,7 +49,11 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
     }
     tables = [
         table_of_scores(
-            "Test CCC by condition", summary.scores, label, {name: of.scores for name, of in summary.references.items()}
+            "Test CCC by condition",
+            summary.scores,
+            label,
+            below={name: of.scores for name, of in summary.references.items()},
+            above=_ceilings(run),
         ),
         table_of_differences("Paired differences", named, primary),
         table_of_limits(named, primary, summary.margin, summary.cluster),
@@ -60,19 +65,27 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
     return [table for table in tables if table.rows]
 
 
+def _ceilings(run: RunRecord) -> dict[str, Mapping[str, Score]]:
+    """Return what a human rater reaches, and what the noise of the labels leaves for a perfect model, if known."""
+    found: dict[str, Mapping[str, Score]] = {}
+    if run.floor is not None and run.floor.ceiling:
+        found["one human rater"] = run.floor.ceiling
+    if run.floor is not None and run.floor.panel is not None:
+        panel = run.floor.panel.scores[ATTAINABLE_STRETCHED]
+        found["perfect model"] = {name: Score(mean=of.mean, pooled=None) for name, of in panel.items()}
+    return found
+
+
 def table_of_scores(
-    title: str, scores: Scores, label: Mapping[str, str], references: Mapping[str, Mapping[str, Score]] | None = None
+    title: str,
+    scores: Scores,
+    label: Mapping[str, str],
+    below: Mapping[str, Mapping[str, Score]] | None = None,
+    above: Mapping[str, Mapping[str, Score]] | None = None,
 ) -> Table:
-    """Return a row per reference and condition: mean ± sd of each dimension, then its pooled CCC."""
+    """Return a row per condition, mean ± sd of each dimension and its pooled CCC, between references and ceilings."""
     columns = ["condition", *label.values(), *(f"pooled {name.removeprefix('CCC-')}" for name in label.values())]
-    rows = [
-        [
-            name,
-            *(format_score(of[dimension].mean) for dimension in label),
-            *(format_score(of[dimension].pooled) for dimension in label),
-        ]
-        for name, of in (references or {}).items()
-    ]
+    rows = _plain_rows(below or {}, label)
     for condition, by_dimension in scores.items():
         aggregates = [by_dimension[dimension] for dimension in label]
         means = []
@@ -85,10 +98,18 @@ def table_of_scores(
     return Table(
         title,
         columns,
-        rows,
+        rows + _plain_rows(above or {}, label),
         "Mean ± standard deviation (n - 1) over folds and seeds; pooled: one CCC over all out-of-fold predictions, "
-        "mean over seeds.",
+        "mean over seeds. Rows without ± are references: the floor is stretched for CCC, the perfect model is limited "
+        "only by the noise of the labels.",
     )
+
+
+def _plain_rows(named: Mapping[str, Mapping[str, Score]], label: Mapping[str, str]) -> list[list[str]]:
+    return [
+        [name, *(format_score(of[d].mean) for d in label), *(format_score(of[d].pooled) for d in label)]
+        for name, of in named.items()
+    ]
 
 
 def table_of_differences(title: str, named: Differences, primary: str) -> Table:

@@ -204,8 +204,9 @@ def hidden_states_and_statistics(
     """Return, for each utterance, the same as `hidden_states`, and the statistics `[1, L, 2, D]` of every hidden state
     of the encoder: mean and standard deviation (divided by F) over the frames, in float32.
     """
-    lengths = [len(array) for array in conv]
-    states, packing = encoder.states(pack(conv).to(device, torch.float32), torch.tensor(lengths))
+    states, packing = encoder.states(pack(conv).to(device, torch.float32), torch.tensor([len(array) for array in conv]))
+    # Of the states: an encoder that pads to a window takes more rows than it returns.
+    lengths = list(packing.lengths)
     averaged = packing.averaged([states[number] for number in encoder.layers], encoder.group)
     frames = np.cumsum([-(-length // encoder.group) for length in lengths])
     hidden = np.split(averaged.half().cpu().numpy(), frames[:-1].tolist())
