@@ -25,7 +25,7 @@ from cvrunner.config.adaptation import FROZEN
 from cvrunner.data.features import FeatureStore
 from cvrunner.data.utterance import Utterance
 from cvrunner.encoders.loading import build_encoder
-from cvrunner.errors import NonFiniteError, Stopped
+from cvrunner.errors import Stopped
 from cvrunner.files import remove_leftovers, write_atomically
 from cvrunner.records.results import ProbeResult
 from cvrunner.training.device import choose_precision, device_name, free_memory
@@ -51,8 +51,7 @@ OPERATIONS_PER_S = 4e10
 def fit_fold(probe: LinearProbe, context: TrialContext) -> Iterator[Event]:
     """Fit and test the probe of one fold, unless that was done before; the last event is its ProbeResult.
 
-    Raises Stopped if asked to stop (nothing is kept, since fitting again takes minutes at most), NonFiniteError and
-    EncoderError.
+    Raises Stopped if asked to stop (nothing is kept, since fitting again takes minutes at most), and EncoderError.
     """
     # No lock: a second process would write the same files, each of them atomically.
     directory, fold, config = context.directory, probe.fold, probe.config
@@ -137,12 +136,6 @@ def _reader(store: FeatureStore, utterances: Sequence[Utterance], should_stop: C
         features = np.stack([store.read(u)[0, layer].ravel() for u in utterances]).astype(np.float32)
         # Pages of the files would otherwise count as memory of this process, until all of them do.
         store.unmap()
-        broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
-        if len(broken):
-            raise NonFiniteError(
-                f"hidden state {layer} of {utterances[broken[0]].id} is not finite, as of {len(broken)} of "
-                f"{len(utterances)} utterances: check its recording, or set train.precision float32"
-            )
         return features
 
     return read

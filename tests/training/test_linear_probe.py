@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from cvrunner.errors import NonFiniteError, Stopped
+from cvrunner.errors import EncoderError, Stopped
 from cvrunner.orchestration.trials import plan_probes
 from cvrunner.records.results import FeatureProgress, ProbeResult
 from cvrunner.records.run_directory import TrialDirectory
@@ -202,7 +202,7 @@ def test_features_that_are_not_finite_are_named(tmp_path: Path) -> None:
     stored = np.load(shard)
     stored[:, 1, 0, 3] = np.inf
     np.save(shard, stored)
-    with pytest.raises(NonFiniteError, match=rf"hidden state 1 of {probe.fold.train[0].id} is not finite"):
+    with pytest.raises(EncoderError, match=rf"\(statistics\) of utterance {probe.fold.train[0].id} are not finite"):
         fit(probe, tmp_path)
 
 
