@@ -111,7 +111,11 @@ def _protocol(directory: RunDirectory, run: RunRecord) -> Iterator[str]:
     of_config: list[tuple[str, object, object]] = [
         # The declared keys: a later version of cvrunner may have more.
         *((key, settings.get(key), value) for key, value in flatten(declared.settings).items()),
-        ("conditions", config.conditions, {name: of.overrides for name, of in declared.conditions.items()}),
+        (
+            "conditions",
+            json.loads(json.dumps(config.conditions)),
+            {name: of.overrides for name, of in declared.conditions.items()},
+        ),
         ("train.seeds", list(config.train.seeds), declared.seeds),
         ("verdict.primary", config.verdict.primary, declared.primary),
         ("verdict.margin", config.verdict.margin, declared.margin),

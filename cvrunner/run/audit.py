@@ -16,8 +16,11 @@ from cvrunner.report.floor import raters_table
 from cvrunner.text import Table, format_score, tables_as_text
 from cvrunner.verdict.ceiling import ATTAINABLE, NO_RATERS, panel_of_raters
 from cvrunner.verdict.floor import NO_SCENARIOS, FloorScore, floor_predictions, no_audio_floor
+from cvrunner.verdict.protocol import cluster_unit
 
 SHORT_S, LONG_S = 1.0, 15.0
+MIN_CLUSTERS = 5
+"""Clusters per session below which `audit` warns."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def audit(corpus: Corpus, folds: Sequence[Fold], config: Config) -> AuditReport:
             below_1_s=int((seconds < SHORT_S).sum()),
             above_15_s=int((seconds > LONG_S).sum()),
         ),
-        warnings=corpus.warnings,
+        warnings=(*corpus.warnings, *_few_clusters(corpus, config)),
         folds=tuple(
             FoldSizes(
                 fold.number,
@@ -124,6 +127,19 @@ def audit(corpus: Corpus, folds: Sequence[Fold], config: Config) -> AuditReport:
         floor=no_audio_floor(folds, settings.dimensions, floor_predictions(folds, settings.dimensions)),
         raters=panel_of_raters(folds, settings.dimensions),
     )
+
+
+def _few_clusters(corpus: Corpus, config: Config) -> list[str]:
+    """Warn of sessions with so few clusters that resampling them shows little of how much they vary."""
+    unit = cluster_unit(config.verdict, ((u.session, u.speaker) for u in corpus.utterances))
+    clusters: dict[str, set[str]] = {}
+    for u in corpus.utterances:
+        clusters.setdefault(u.session, set()).add(u.dialogue if unit == "dialogue" else u.speaker)
+    few = [f"{session} {len(of)}" for session, of in clusters.items() if len(of) < MIN_CLUSTERS]
+    if not few:
+        return []
+    rule = f"the interval on this corpus resamples {unit}s within sessions and is rough below {MIN_CLUSTERS}"
+    return [f"sessions with fewer than {MIN_CLUSTERS} {unit}s: {', '.join(few)}; {rule}"]
 
 
 def _session_sizes(corpus: Corpus, session: str) -> SessionSizes:

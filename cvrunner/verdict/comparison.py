@@ -25,6 +25,7 @@ from cvrunner.records.summary import (
 from cvrunner.verdict.ccc import ccc, defined, mean_if_all
 from cvrunner.verdict.levels import ALPHA, corpus_levels, holm, p_value, speakers_level, too_few_seeds
 from cvrunner.verdict.predictions import IMPROVISED, Floats, OutOfFold
+from cvrunner.verdict.protocol import cluster_unit
 from cvrunner.verdict.sentence import confirmed, decide, sentence
 from cvrunner.verdict.statistics import Bootstrap, Compared, bootstrap
 
@@ -216,9 +217,7 @@ def design_of(
 ) -> Design:
     """Resample the predictions `[S, N, K]` of several predictors together, with either unit as the cluster."""
     about, units = data.about, ("dialogue", "speaker")
-    # Two speakers of a session are in every dialogue of it; with more, a speaker is the largest unit sampled.
-    several = about.groupby(["fold", "session"])["speaker"].nunique().max() > 2
-    unit: str = settings.cluster or units[int(several)]
+    unit = cluster_unit(settings, zip(about["session"], about["speaker"], strict=True))
     drawn = {}
     for name in units:
         columns = (about[column].to_numpy() for column in ("fold", "session", name))

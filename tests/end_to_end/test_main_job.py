@@ -36,7 +36,7 @@ def test_every_file_of_the_contract_is_there(finished: FinishedRun) -> None:
     assert record.status == "COMPLETE"
     assert sorted(record.trials) == TRIALS
     assert {state.status for state in record.trials.values()} == {"DONE"}
-    for path in (run.config, run.split, run.summary_file, run.comparison, run.report):
+    for path in (run.config, run.split, run.protocol_file, run.summary_file, run.comparison, run.report):
         assert path.stat().st_size > 100, path
     assert {p.suffix for p in run.figures.iterdir()} == {".png", ".svg"}
     for state in record.trials.values():
@@ -67,6 +67,8 @@ def test_the_report_is_made_again_from_the_files_alone(finished: FinishedRun, tm
     assert run.comparison.read_bytes() == finished.directory.comparison.read_bytes()
     assert run.summary_file.read_bytes() == finished.directory.summary_file.read_bytes()
     assert run.report.stat().st_size > 10_000
+    checked = cvrunner("report", run.name, "--check", folder=tmp_path)
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_mlflow_holds_parents_trials_and_the_comparison(finished: FinishedRun) -> None:

@@ -85,3 +85,11 @@ def test_text_shows_a_dash_for_an_undefined_score() -> None:
     some = [utterance(f"Ses0{session}F_impro01_F000", valence=1.0 + session, arousal=2.0) for session in range(1, 4)]
     text = render(audited(Corpus(tuple(some), "one each", "header")))
     assert any(line.split()[:2] == ["fold", "1"] and DASH in line for line in text.splitlines())
+
+
+def test_a_session_with_few_clusters_is_a_warning() -> None:
+    few = audited(corpus(sessions=3, turns=6))
+    assert any(line.startswith("sessions with fewer than 5 dialogues: Ses01 2, Ses02 2") for line in few.warnings)
+    many = corpus(sessions=3, turns=6)
+    spread = [replace(u, dialogue=f"{u.session}-{i % 6}") for i, u in enumerate(many.utterances)]
+    assert not any("fewer than 5" in line for line in audited(replace(many, utterances=tuple(spread))).warnings)
