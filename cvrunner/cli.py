@@ -100,7 +100,8 @@ ConfigFile = Annotated[
 ]
 SET_HELP = "Override a key, such as train.lr=1e-4."
 Set = Annotated[
-    list[str] | None, Option("--set", "-s", metavar="KEY=VALUE", help=SET_HELP, autocompletion=complete_settings)
+    list[str] | None,
+    Option("--set", "-s", metavar="KEY=VALUE", help=SET_HELP, autocompletion=complete_settings),
 ]
 ChaosOption = Annotated[
     Chaos | None,
@@ -136,7 +137,6 @@ def _condition(text: str, name: str = "--condition", default: str | bool = False
 
 ModelsOf = Annotated[str | None, _condition("Condition whose models to use.", default="the best on validation")]
 Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
-Check = Annotated[bool, Option("--check", help="Write nothing: recompute every number; exit code 1 if one differs.")]
 
 
 @app.callback()
@@ -229,15 +229,11 @@ def plan(
 
 
 @app.command("report")
-<<<<<<< HEAD
 def report(
     run: RunFolder,
     as_json: Json = False,
     check: Annotated[bool, Option("--check", help="Recompute every number; exit code 1 if any differs.")] = False,
 ) -> None:
-=======
-def report(run: RunFolder, as_json: Json = False, check: Check = False) -> None:
->>>>>>> p-protocol
     """Write tables, figures and report.html again. From the files of a run alone."""
     _end(run_commands.report(run, _console(), as_json, check))
 
@@ -309,7 +305,9 @@ def submit(
         list[str] | None, Argument(metavar="-- COMMAND [ARGUMENTS]", help="Command to run.", show_default="all-folds")
     ] = None,
     address: Address = None,
-    working_dir: Annotated[Path, Option("--working-dir", help="Folder to upload, where the job runs.")] = Path("."),
+    working_dir: Annotated[
+        Path, Option("--working-dir", help="Folder to upload as the job's working directory.")
+    ] = Path("."),
     runtime_env: Annotated[
         Path | None,
         Option("--runtime-env", help="YAML file with Ray's runtime environment.", show_default="jobs/runtime_env.yaml"),

@@ -57,7 +57,7 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
         ),
         table_of_differences("Paired differences", named, primary),
         table_of_limits(named, primary, summary.margin, summary.cluster),
-        table_of_differences("Lead over the references", leads, primary),
+        table_of_leads(leads, [primary] if only else list(label)),
         table_of_folds(
             "Test CCC by fold", summary.scores, named, run.folds, run.seeds, [only] if only else list(label)
         ),
@@ -136,6 +136,24 @@ def table_of_differences(title: str, named: Differences, primary: str) -> Table:
                 ]
             )
     return Table(title, columns, rows, _difference_note(named, primary))
+
+
+def table_of_leads(leads: Differences, outcomes: Sequence[str]) -> Table:
+    """Return a row per condition, reference and outcome: the lead of the condition, at level 1."""
+    rows = []
+    for name, by_outcome in leads.items():
+        for outcome in outcomes:
+            lead, cells = by_outcome[outcome], [DASH, DASH]
+            if lead.on_corpus:
+                cells = [format_interval(lead.on_corpus.interval), format_score(lead.on_corpus.p)]
+            rows.append([name, ccc_label(outcome), format_score(lead.mean, signed=True), *cells])
+    return Table(
+        "Lead over the references",
+        ["lead", "outcome", "mean", "95 %, on this corpus", "p"],
+        rows,
+        "A condition has not shown that it uses the audio unless it beats the floor, nor that its head is worth its cost "
+        "unless it beats the linear probe. Not adjusted for the number of rows.",
+    )
 
 
 def _difference_note(named: Differences, primary: str) -> str:

@@ -19,7 +19,8 @@ from cvrunner.report.check import check_run, check_text
 from cvrunner.report.compare import compare_runs, comparison_text
 from cvrunner.report.write import write_report
 from cvrunner.run import audit as corpus_audit
-from cvrunner.run.prepare import Experiment, check_fold, find_run_directory, make_protocol, prepare, prepare_config
+from cvrunner.run.prepare import Experiment, check_fold, find_run_directory, prepare, prepare_config
+from cvrunner.run.protocol import make_protocol
 from cvrunner.run.session import UI_ADDRESS, announce, conclude, link_lines, lock, open_run, show, train, train_on_ray
 from cvrunner.text import line_printer, plural
 from cvrunner.tracking.mirror import sync_run

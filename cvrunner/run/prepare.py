@@ -1,18 +1,16 @@
-"""From a configuration to a checked experiment and its protocol, and from a name to a finished run."""
+"""From a configuration to a checked experiment, and from a name to a finished run."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cvrunner
 from cvrunner import paths
 from cvrunner.config.reading import load_config
-from cvrunner.config.schema import Config, digest
+from cvrunner.config.schema import Config
 from cvrunner.config.sections import ModelConfig
 from cvrunner.data.corpus import has_synthetic_speech, load_corpus
 from cvrunner.data.folds import Fold, check_labels, check_leaks, make_folds
@@ -20,8 +18,6 @@ from cvrunner.data.utterance import SAMPLE_RATE_HZ, SHORTEST_SAMPLES, Corpus
 from cvrunner.encoders.files import check_encoder, encoder_settings, is_local
 from cvrunner.errors import ConfigError, CorpusError, CvrunnerError, EncoderError, ResultsError, UsageError
 from cvrunner.records.run_directory import RunDirectory
-from cvrunner.training.trial import Trial, code_digest
-from cvrunner.verdict.protocol import DECISION, SELECTION, ConditionProtocol, Protocol, cluster_unit, question
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,6 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
     return Experiment(name, config, corpus, folds, results_root, cache_dir)
 
 
-<<<<<<< HEAD
 def check_durations(config: Config, corpus: Corpus, for_training: bool) -> None:
     """Raise CorpusError listing the utterances that are too short or too long for the encoder of a condition."""
     problems = []
@@ -129,54 +124,6 @@ def check_durations(config: Config, corpus: Corpus, for_training: bool) -> None:
                 problems.append(f"{where}: is {u.duration_s:.1f} s long, {rule}")
     if problems:
         raise CorpusError(corpus.name, problems)
-=======
-def make_protocol(experiment: Experiment, trials: Sequence[Trial], conditions: Sequence[str]) -> Protocol:
-    """Return the protocol of an experiment and its trials. The first of `conditions` is the baseline."""
-    config, (baseline, *others) = experiment.config, conditions
-    verdict, first = config.verdict, trials[0]
-    outcomes = [*config.corpus.dimensions, "avg"]
-    # Optional, because earlier configurations do not say who chose the settings.
-    origin = getattr(config, "settings_from", None)
-    return Protocol(
-        question=question(baseline, others, verdict.primary),
-        primary=verdict.primary,
-        secondary=[outcome for outcome in outcomes if outcome != verdict.primary],
-        margin=verdict.margin,
-        cluster=cluster_unit(verdict, ((u.session, u.speaker) for u in experiment.corpus.utterances)),
-        baseline=baseline,
-        conditions={
-            name: _condition([trial for trial in trials if trial.condition == name], config.conditions[name])
-            for name in conditions
-        },
-        seeds=list(config.train.seeds),
-        folds=[fold.number for fold in experiment.folds],
-        scheme=config.folds.scheme,
-        selection=SELECTION,
-        decision=list(DECISION),
-        settings=config.numerics,
-        settings_from=None if origin is None else origin.model_dump(mode="json"),
-        corpus=experiment.corpus.describe(),
-        corpus_digest=first.corpus_digest,
-        split_digest=first.split_digest,
-        code_digest=code_digest(),
-        cvrunner_version=cvrunner.__version__,
-    )
-
-
-def _condition(trials: Sequence[Trial], overrides: dict[str, object]) -> ConditionProtocol:
-    encoder = trials[0].encoder
-    # A set, because folds may have settings of their own.
-    settings = sorted({digest(trial.config.numerics) for trial in trials})
-    return ConditionProtocol(
-        # As JSON, whose keys are text: read back from protocol.json, it must have the same hash.
-        overrides=json.loads(json.dumps(overrides)),
-        seeds=sorted({trial.seed for trial in trials}),
-        # A local folder by its own name: its place must not change the protocol.
-        encoder=encoder.name if encoder.revision else Path(encoder.name).name,
-        encoder_digest=encoder.digest,
-        digest=digest([settings, encoder.digest]),
-    )
->>>>>>> p-protocol
 
 
 def check_depth(model: ModelConfig, requested: Sequence[int], key: str) -> None:

@@ -31,7 +31,8 @@ from cvrunner.records.results import (
     WorkerStarted,
 )
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
-from cvrunner.run.prepare import Experiment, make_protocol
+from cvrunner.run.prepare import Experiment
+from cvrunner.run.protocol import make_protocol
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.floor import floor_csv, floor_predictions, floor_record
 from cvrunner.verdict.ledger import Look, added_after_look, looks_at, new_scores, read_ledger, record_look

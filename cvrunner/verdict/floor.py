@@ -244,7 +244,7 @@ def floor_references(directory: RunDirectory, run: RunRecord, data: OutOfFold) -
     )
     names = [f"{'+'.join(by)}{STRETCHED}" for by in FLOORS]
     found = {
-        f"no-audio floor ({', '.join(by)})": rows[[f"{name}:{d}" for d in run.dimensions]].to_numpy(dtype=np.float64)
+        f"floor ({', '.join(by)})": rows[[f"{name}:{d}" for d in run.dimensions]].to_numpy(dtype=np.float64)
         for by, name in zip(FLOORS, names, strict=True)
     }
     # Files of another run, or altered ones, are no reference.

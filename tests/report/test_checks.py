@@ -147,8 +147,8 @@ def test_a_lead_over_the_floor_is_claimed_only_if_level_1_shows_it(tmp_path):
             table[f"{name}:{dimension}"] = table[f"{name} (stretched):{dimension}"] = values[:, k]
     table.to_csv(directory.floor, index=False)
     rows = found(directory)
-    assert rows["does unfrozen beat the no-audio floor (scenario)?"].startswith("CCC-V NO, it scores lower, -")
-    assert rows["does unfrozen beat the no-audio floor (scenario, gender, side)?"].startswith("CCC-V yes, +")
+    assert rows["does unfrozen beat the floor (scenario)?"].startswith("CCC-V NO, it scores lower, -")
+    assert rows["does unfrozen beat the floor (scenario, gender, side)?"].startswith("CCC-V yes, +")
 
 
 def test_without_a_floor_nothing_is_claimed(tmp_path):
