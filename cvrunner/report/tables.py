@@ -151,8 +151,8 @@ def table_of_leads(leads: Differences, outcomes: Sequence[str]) -> Table:
         "Lead over the references",
         ["lead", "outcome", "mean", "95 %, on this corpus", "p"],
         rows,
-        "A condition has not shown that it uses the audio unless it beats the floor, nor that its head is worth its cost "
-        "unless it beats the linear probe. Not adjusted for the number of rows.",
+        "A condition has not shown that it uses the audio unless it beats the floor, nor that its head is worth its "
+        "cost unless it beats the linear probe. Not adjusted for the number of rows.",
     )
 
 

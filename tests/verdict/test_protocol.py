@@ -7,9 +7,8 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-from cvrunner.config.verdict import VerdictConfig
 
-from cvrunner.config.sections import Dimension
+from cvrunner.config.sections import Dimension, VerdictConfig
 from cvrunner.verdict.ledger import LEDGER, Look, added_after_look, looks_at, new_scores, read_ledger, record_look
 from cvrunner.verdict.protocol import (
     DECISION,
