@@ -158,6 +158,7 @@ class Summary(Record):
     cluster: str = "dialogue"
     """Unit that is resampled: `dialogue` or `speaker`."""
     clusters: int = 0
+    """Number of them, over all sessions."""
     # On one outcome only, chosen in advance: a test per outcome would find something too often.
     decisions: dict[str, Decision] = {}
     """By condition other than the baseline: level 1 on the primary outcome."""
