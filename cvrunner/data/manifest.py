@@ -186,7 +186,7 @@ def _cell(key: str, value: object) -> str:
 def _text(column: str, cell: str) -> str:
     """Return the text of a cell; nothing for a name that stands for an empty cell or that nobody can see."""
     cell = cell.strip()
-    if column not in NUMBERS and (cell.lower() in EMPTY or not same_name(cell)):
+    if column not in NUMBERS and not _RATING.fullmatch(column) and (cell.lower() in EMPTY or not same_name(cell)):
         return ""
     return cell
 

@@ -45,7 +45,7 @@ def test_with_some_layers_unfrozen_it_repeats_them_to_the_rounding_of_the_cache(
     for _, row in pd.read_csv(folder / "predictions.csv").iterrows():
         again = model.predict(read_audio(tmp_path / "audio" / f"{row['utterance']}.wav"))
         for dimension in ("valence", "arousal"):
-            assert again[dimension] == pytest.approx(row[f"{dimension}_predicted"], abs=10 * TOLERANCE)
+            assert again[dimension] == pytest.approx(row[f"{dimension}_predicted"], abs=20 * TOLERANCE)
 
 
 def test_in_a_dialogue_it_repeats_them_turn_after_turn(tmp_path: Path) -> None:
@@ -73,7 +73,11 @@ def test_any_rate_and_number_of_channels_is_heard_as_the_file_would_be(run: Run,
 
 def test_samples_that_cannot_be_rated_are_refused(run: Run) -> None:
     model = run.model("frozen", fold=1)
-    for samples, rule in ((np.ones(399), "must have 400"), (np.zeros(9999), "silent"), ([np.nan] * 999, "NaN")):
+    for samples, rule in (
+        (np.sin(np.arange(399)), "must have 400"),
+        (np.zeros(9999), "silent"),
+        ([np.nan] * 999, "NaN"),
+    ):
         with pytest.raises(AudioError, match=rule):
             model.predict(samples)
 

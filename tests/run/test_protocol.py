@@ -13,7 +13,7 @@ from rich.console import Console
 from cvrunner.orchestration import ray_executor
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory
 from cvrunner.run import commands, session
-from cvrunner.training.trial import Trial
+from cvrunner.training.trial import LinearProbe, Trial
 from cvrunner.verdict.ledger import read_ledger
 from cvrunner.verdict.protocol import ProtocolFile, read_protocol
 from tests.run.test_commands import Inline, all_folds, config
@@ -47,8 +47,10 @@ def test_the_protocol_is_on_disk_with_its_hash_before_the_first_trial_starts(
 
     class Watching(Inline):
         def start(self, trial: Trial, directory: TrialDirectory) -> None:
-            run = RunDirectory(directory.path.parent.parent.parent)
-            seen.append((_file(run).versions[0].sha256, run.read_run().protocol_sha256, directory.result()))
+            # Linear probes are no trials, and come after all of them.
+            if not isinstance(trial, LinearProbe):
+                run = RunDirectory(directory.path.parent.parent.parent)
+                seen.append((_file(run).versions[0].sha256, run.read_run().protocol_sha256, directory.result()))
             super().start(trial, directory)
 
     monkeypatch.setattr(ray_executor, "RayExecutor", Watching)

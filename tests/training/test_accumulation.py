@@ -181,8 +181,8 @@ def test_a_weight_is_cast_once_without_and_once_with_gradient_whatever_the_cut()
     encoder = tiny_encoder(adaptation=FULL, precision=torch.bfloat16)
     model = MambaEMAModel(encoder, ModelConfig(width=16, mamba=MambaConfig(state_size=4, head_dim=8)), 2).train()
     features = [torch.randn(n, 8) for n in (9, 12, 15, 20, 31, 8, 22, 17)]
-    weight = encoder.wavlm.encoder.layers[0].feed_forward.intermediate_dense.weight
-    layers = len(encoder.wavlm.encoder.layers)
+    weight = encoder.backbone.encoder.layers[0].feed_forward.intermediate_dense.weight
+    layers = len(encoder.backbone.encoder.layers)
     found = {}
     for size in (8, 2):
         torch.manual_seed(0)
@@ -190,6 +190,6 @@ def test_a_weight_is_cast_once_without_and_once_with_gradient_whatever_the_cut()
             exact_backward(model, cut(features, size, ORDER), torch.rand(8, 2), [1] * 8)
         found[size] = casts.count
         assert {name for name, g in gradients(model).items() if g.abs().sum() > 0} >= {
-            f"encoder.wavlm.encoder.layers.{layer}.feed_forward.intermediate_dense.weight" for layer in range(layers)
+            f"encoder.backbone.encoder.layers.{layer}.feed_forward.intermediate_dense.weight" for layer in range(layers)
         }
     assert found == {8: layers, 2: 2 * layers}
