@@ -38,16 +38,18 @@ def corpus_levels(differences: Floats, draws: Floats, df_clusters: int, margin: 
 
     Variance V = B + T. B: of the draws, averaged over seeds. T = sum over folds of s_f^2 / (S F^2), with s_f^2 the
     variance over the seeds of fold f, minus what other test clusters alone would make the seeds differ: that part is
-    in B, and is measured by how the seeds of one draw differ from their mean. Degrees of freedom, with T as it is
-    before the subtraction: Welch (1938, Biometrika 29:350) and Satterthwaite (1946, Biometrics Bulletin 2:110). With
-    several conditions the intervals are simultaneous, from a multivariate t with the covariance B + T and the smallest
-    degrees of freedom (Dunnett 1955, JASA 50:1096). Needs S >= 2.
+    in B, and is measured by how the seeds of one draw differ from their mean (with one fold nothing is subtracted).
+    Degrees of freedom, with T as it is before the subtraction: Welch (1938, Biometrika 29:350) and Satterthwaite (1946,
+    Biometrics Bulletin 2:110). With several conditions the intervals are simultaneous, from a multivariate t with the
+    covariance B + T and the smallest degrees of freedom (Dunnett 1955, JASA 50:1096). Needs S >= 2.
     """
     _, folds, seeds = differences.shape
     clusters, raw = np.atleast_2d(np.cov(draws.mean(axis=2), rowvar=False)), _training_covariance(differences)
     of_clusters, of_seeds = np.diag(clusters), np.diag(raw)
     in_both = draws.var(axis=0, ddof=1) - draws.mean(axis=2, keepdims=True).var(axis=0, ddof=1)
-    training = np.maximum(0.0, of_seeds - in_both.sum(axis=1) / (seeds * (seeds - 1)))
+    # With one fold T has so few degrees of freedom that subtracting from it would cost coverage.
+    counted_twice = in_both.sum(axis=1) / (seeds * (seeds - 1)) if folds > 1 else 0.0
+    training = np.maximum(0.0, of_seeds - counted_twice)
     variance, df_training = of_clusters + training, folds * (seeds - 1)
     df = min(
         _satterthwaite(v, (b, df_clusters), (t, df_training))
@@ -142,14 +144,19 @@ def p_value(mean: float, error: float, df: float, correlation: Floats | None = N
 
 
 def detectable(error: float, df: float, critical: float) -> float:
-    """Return the smallest true difference that `|t| > critical` finds with 80 % power, by the noncentral t."""
-    from scipy import optimize, stats
+    """Return the smallest true difference that `|t| > critical` finds with 80 % power, by the noncentral t.
+
+    The standard error is divided by c4, its expected share of the true one with `df` degrees of freedom: the root of an
+    unbiased variance is too small on average.
+    """
+    from scipy import optimize, special, stats
 
     def excess(shift: float) -> float:
         return float(stats.nct.sf(critical, df, shift)) - POWER
 
+    c4 = np.sqrt(2 / df) * np.exp(special.gammaln((df + 1) / 2) - special.gammaln(df / 2))
     # The power grows with the shift, from about the level at 0 to 1.
-    return error * float(optimize.brentq(excess, 1e-3, 4 * critical + 10, xtol=1e-6))
+    return float(error / c4) * float(optimize.brentq(excess, 1e-3, 4 * critical + 10, xtol=1e-6))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -74,8 +74,11 @@ def test_the_simultaneous_intervals_use_the_correlation_of_the_common_baseline()
 def test_the_detectable_difference_is_found_in_four_of_five_replications():
     random, df = np.random.default_rng(2), 8
     critical = critical_value(0.95, df)
-    shift = detectable(1.0, df, critical)
-    t = (random.normal(shift, 1, 40_000)) / np.sqrt(random.chisquare(df, 40_000) / df)
+    errors = np.sqrt(random.chisquare(df, 40_000) / df)
+    # The true difference is the mean of what the replications print from their estimated standard errors.
+    printed = np.mean([detectable(float(error), df, critical) for error in errors[:200]])
+    printed *= errors.mean() / errors[:200].mean()
+    t = random.normal(printed, 1, 40_000) / errors
     assert np.mean(np.abs(t) > critical) == pytest.approx(0.80, abs=0.01)
 
 
