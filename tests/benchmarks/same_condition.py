@@ -58,11 +58,14 @@ def trained(folder: Path) -> Report:
 def pairs(
     random: np.random.Generator, seeds: list[int], size: int, count: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Draw pairs of disjoint sets of `size` different seeds from a list that may hold a seed several times."""
+    """Draw pairs of disjoint sets of `size` different seeds from a list that may hold a seed several times.
+
+    None if it holds fewer than `2 size` different ones.
+    """
     different = sorted(set(seeds))
-    for _ in range(count):
-        # With a seed's multiplicity as its weight, and never on both sides.
-        weights = np.array([seeds.count(seed) for seed in different], dtype=np.float64)
+    # With a seed's multiplicity as its weight, and never on both sides.
+    weights = np.array([seeds.count(seed) for seed in different], dtype=np.float64)
+    for _ in range(count if len(different) >= 2 * size else 0):
         chosen = random.choice(different, 2 * size, replace=False, p=weights / weights.sum()).tolist()
         yield chosen[:size], chosen[size:]
 
@@ -100,8 +103,7 @@ def main() -> int:
         for _ in range(REPLICATES):
             resampled = random.choice(SEEDS, SEEDS).tolist()
             some = pairs(random, resampled, size, PAIRS_PER_REPLICATE)
-            rejected = [rejects(ccc, draws, drawn.df, ratio, *pair)[0] for pair in some]
-            if rejected:
+            if rejected := [rejects(ccc, draws, drawn.df, ratio, *pair)[0] for pair in some]:
                 rates.append(np.mean(rejected))
         low, high = np.quantile(rates, [0.025, 0.975])
         first, second = (100 * float(np.mean(level)) for level in zip(*found, strict=True))
