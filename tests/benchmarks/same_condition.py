@@ -30,7 +30,7 @@ from cvrunner.verdict.statistics import Compared, bootstrap
 SEEDS = 20
 SIZES = (1, 2, 3, 5)
 """Seeds per side."""
-PAIRS, REPLICATES, PAIRS_PER_REPLICATE = 2000, 200, 100
+PAIRS, REPLICATES, PAIRS_PER_REPLICATE = 1000, 200, 25
 RESAMPLES = 1000
 MARGIN = 0.02
 Floats = npt.NDArray[np.float64]
