@@ -132,13 +132,14 @@ def trained_alone(trials: list[Trial], folder: Path, cache_dir: Path) -> Iterato
 
 def nothing_was_repeated(directory: SweepDirectory, record: SweepRecord, reported: int) -> None:
     """Each epoch of the first setting was trained once; only one that was not saved yet may be repeated."""
+    epochs = record.epochs["frozen"]
     for fold in record.folds:
         lines = list(read_events(directory.fold("frozen-01", fold).journal))
         again = [line["resumed_epoch"] for line in lines if line["event"] == "started"][1:]
         assert all(epoch >= reported for epoch in again)
         trained = [line["epoch"] for line in lines if line["event"] == "epoch"]
-        assert sorted(set(trained)) == list(range(1, record.epochs + 1))
-        assert len(trained) <= record.epochs + len(again)
+        assert sorted(set(trained)) == list(range(1, epochs + 1))
+        assert len(trained) <= epochs + len(again)
 
 
 def nothing_of_the_test_parts_is_there(directory: SweepDirectory) -> None:
