@@ -38,6 +38,10 @@ class Interval(Record):
     high: float
     level: float
 
+    def __str__(self) -> str:
+        """Return `+0.0102 to +0.0522`."""
+        return f"{self.low:+.4f} to {self.high:+.4f}"
+
 
 class CorpusLevel(Record):
     """Level 1: what holds on this corpus. Covers the choice of test dialogues and the randomness of training."""

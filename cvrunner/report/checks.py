@@ -117,7 +117,7 @@ def _beats(report: Report, reference: Reference, condition: str) -> str:
             answer = "yes"
         elif high < 0:
             answer = "NO, it scores lower"
-        found.append(f"{label} {answer}, {lead.mean:+.4f} ({low:+.4f} to {high:+.4f})")
+        found.append(f"{label} {answer}, {lead.mean:+.4f} ({lead.on_corpus.interval})")
     return "; ".join(found) or "unknown: no CCC is defined"
 
 

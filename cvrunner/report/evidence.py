@@ -103,7 +103,7 @@ def groups_table(report: Report) -> Table:
         for difference in found:
             interval = DASH
             if difference.interval is not None:
-                interval = f"{difference.interval.low:+.4f} to {difference.interval.high:+.4f}"
+                interval = str(difference.interval)
             row += [format_score(difference.mean, signed=True), interval]
         rows.append(row)
     return Table(

@@ -219,9 +219,7 @@ def _half(interval: Interval) -> float:
 
 def format_interval(interval: Interval | None) -> str:
     """Return `+0.0102 to +0.0522`; a dash for None."""
-    if interval is None:
-        return DASH
-    return f"{interval.low:+.4f} to {interval.high:+.4f}"
+    return DASH if interval is None else str(interval)
 
 
 def table_of_folds(

@@ -24,7 +24,6 @@ def make_protocol(experiment: Experiment, trials: Sequence[Trial], conditions: S
     config, (baseline, *others) = experiment.config, conditions
     verdict, first = config.verdict, trials[0]
     outcomes = [*config.corpus.dimensions, "avg"]
-    # Optional, because earlier configurations do not say who chose the settings.
     return Protocol(
         question=question(baseline, others, verdict.primary),
         primary=verdict.primary,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from cvrunner.records.results import RunRecord, ccc_label
-from cvrunner.records.summary import Decision, Difference, Interval, Summary
+from cvrunner.records.summary import Decision, Difference, Summary
 from cvrunner.text import plural
 from cvrunner.verdict.convergence import convergence_clause
 
@@ -74,7 +74,7 @@ def clause(name: str, baseline: str, primary: str, difference: Difference, decis
         return f"{name} cannot be compared with {baseline}, because the {label} of a trial is undefined"
     if level is None:
         return f"{_as_trained(name, baseline, label, mean, difference)}; {_new_speakers(decision, difference)}"
-    found = f"95 % interval {_range(level.interval)}"
+    found = f"95 % interval {level.interval}"
     if decision == "practically equal":
         first = (
             f"{name} is practically equal to {baseline}: {label} differs by {mean:+.4f}, within ±{margin:g} ({found})"
@@ -97,7 +97,7 @@ def _as_trained(name: str, baseline: str, label: str, mean: float, difference: D
     """Return the clause for models whose training varies by an unknown amount: a difference without a direction."""
     found = ""
     if difference.as_trained is not None:
-        found = f", 95 % interval over test dialogues only {_range(difference.as_trained)}"
+        found = f", 95 % interval over test dialogues only {difference.as_trained}"
     return (
         f"these trained models differ by {mean:+.4f} {label} ({name} minus {baseline}{found}), which is no claim about "
         f"{name}: {difference.no_corpus_level}"
@@ -109,16 +109,12 @@ def _new_speakers(decision: Decision, difference: Difference) -> str:
     level = difference.new_speakers
     if level is None:
         return "for new speakers: unknown, because only several folds could show it"
-    found = f"95 % interval {_range(level.interval)}"
+    found = f"95 % interval {level.interval}"
     if not decision.startswith(("better", "worse")):
         return f"for new speakers: {found}"
     if confirmed(decision, difference):
         return f"also {decision.partition(',')[0]} for new speakers ({found})"
     return f"not shown for new speakers ({found})"
-
-
-def _range(interval: Interval) -> str:
-    return f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
 def design(folds: Sequence[int], seeds: Sequence[int], synthetic: bool) -> str:
