@@ -150,6 +150,8 @@ class ModelConfig(Section):
     """`utterance`: predict each utterance by itself, as in the literature; `dialogue`: with the turns before it."""
     output: Literal["linear", "sigmoid"] = "linear"
     """`sigmoid` keeps predictions within the rating scale."""
+    linear_path: bool = True
+    """Average the Mamba's prediction with a linear one, fitted by ridge regression before the first epoch."""
     mamba: MambaConfig = MambaConfig()
     ema: EmaConfig = EmaConfig()
 

@@ -29,13 +29,28 @@ ENCODER_FRAME_RATE_HZ = 50.0
 """Frame rate of all families; `encoders/files.py` rejects an encoder with another one."""
 
 
+class Encoded(NamedTuple):
+    """What the head hears of some utterances."""
+
+    states: Tensor
+    """`[S', L, D]`, hidden states at the model's frame rate, in float32 or better."""
+    lengths: Tensor
+    """`[B]`, frames of each utterance at that rate."""
+    statistics: Tensor
+    """`[B, L, 2, D]`, mean and standard deviation of the same states over an utterance, at the encoder's own rate."""
+
+
 class Boundary(NamedTuple):
     """Output of the frozen layers below the layers that train: the same in every epoch."""
 
     hidden: Tensor
     """`[S, D]`, input of the lowest layer that trains."""
-    mixed: Tensor | None
-    """`[S', l, D]`, the hidden states of the `l` mixed layers up to there; None if no such layer is mixed."""
+    mixed: Encoded | None
+    """Hidden states and statistics of the `l` mixed layers up to there; None if no such layer is mixed."""
+
+
+Features = Tensor | Boundary | Encoded
+"""What a model hears of a micro-batch: features of the front-end, or what frozen layers have made of them."""
 
 
 class SpeechEncoder(nn.Module, abc.ABC):
@@ -189,12 +204,10 @@ class SpeechEncoder(nn.Module, abc.ABC):
             waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
         return self.front_end(waveform)
 
-    def forward(self, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Map features of the front-end `[S, C]` and lengths `[B]` to hidden states `[S', L, D]`, in float32 or better,
-        and lengths `[B]`.
-        """
+    def forward(self, conv: Tensor, lengths: Tensor) -> Encoded:
+        """Encode features of the front-end `[S, C]` and lengths `[B]`."""
         states, packing = self.states(conv, lengths, max(self.layers))
-        return self._averaged(states, self.layers, packing)
+        return self._encoded(states, self.layers, packing)
 
     def states(self, conv: Tensor, lengths: Tensor, top: int | None = None) -> tuple[dict[int, Tensor], Packing]:
         """Map features `[S, C]` and lengths `[B]` to the hidden states `[S, D]` by layer, up to layer `top` (None:
@@ -204,17 +217,20 @@ class SpeechEncoder(nn.Module, abc.ABC):
         with self._computing(conv.device):
             return self._above(0, self.first(conv, packing), packing, self.depth if top is None else top), packing
 
-    def from_boundary(self, boundary: Boundary, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Map the states at the boundary to the same hidden states and lengths as `forward`."""
+    def from_boundary(self, boundary: Boundary, lengths: Tensor) -> Encoded:
+        """Return the same as `forward`, from the states at the boundary."""
         states, packing = self.states_from_boundary(boundary.hidden, lengths)
         above = [number for number in self.layers if number > self.below]
-        averaged, lengths = self._averaged(states, above, packing)
-        if boundary.mixed is not None:
-            averaged = torch.cat([boundary.mixed, averaged], dim=1)
-            order = [*(number for number in self.layers if number <= self.below), *above]
-            if order != list(self.layers):
-                averaged = averaged[:, [order.index(number) for number in self.layers]]
-        return averaged, lengths
+        encoded = self._encoded(states, above, packing)
+        if boundary.mixed is None:
+            return encoded
+        below = [number for number in self.layers if number <= self.below]
+        order = [[*below, *above].index(number) for number in self.layers]
+        mixed = torch.cat([boundary.mixed.states, encoded.states], dim=1)
+        statistics = torch.cat([boundary.mixed.statistics, encoded.statistics], dim=1)
+        if order != sorted(order):
+            mixed, statistics = mixed[:, order], statistics[:, order]
+        return Encoded(mixed, encoded.lengths, statistics)
 
     def states_from_boundary(self, hidden: Tensor, lengths: Tensor) -> tuple[dict[int, Tensor], Packing]:
         """Map the states at the boundary `[S, D]` and lengths `[B]` to what `states` returns, for the layers above."""
@@ -228,10 +244,11 @@ class SpeechEncoder(nn.Module, abc.ABC):
         states, _ = self.states(conv, lengths, self.below)
         return states[self.below]
 
-    def _averaged(self, states: dict[int, Tensor], layers: Sequence[int], packing: Packing) -> tuple[Tensor, Tensor]:
-        """Return `[S', L, D]` and the lengths `[B]` at the model's frame rate."""
+    def _encoded(self, states: dict[int, Tensor], layers: Sequence[int], packing: Packing) -> Encoded:
+        """Return these layers' hidden states as the head takes them."""
+        chosen = [states[number] for number in layers]
         lengths = torch.tensor([-(-frames // self.group) for frames in packing.lengths])
-        return packing.averaged([states[number] for number in layers], self.group), lengths
+        return Encoded(packing.averaged(chosen, self.group), lengths, packing.statistics(chosen))
 
     @contextlib.contextmanager
     def _computing(self, device: torch.device) -> Iterator[None]:

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,3 +124,36 @@ class Packing:
             padded = x.new_zeros(sum(steps) * group, x.shape[1], dtype=precise)
             sums.append(padded.index_copy_(0, places, x.to(precise)).view(-1, group, x.shape[1]).sum(1))
         return torch.stack(sums, dim=1) / divisor
+
+    def statistics(self, states: Sequence[Tensor]) -> Tensor:
+        """Return mean and standard deviation (divided by F) over each utterance's frames: L times `[S, D]` to
+        `[B, L, 2, D]`, in float32 or better.
+        """
+        precise = torch.promote_types(states[0].dtype, torch.float32)
+        owned = self.owned.to(precise)
+        return torch.stack([_Statistics.apply(x, owned, owned / owned.sum(1, keepdim=True)) for x in states], dim=1)  # type: ignore[no-untyped-call]
+
+
+class _Statistics(torch.autograd.Function):
+    """Mean and standard deviation per utterance of `x [S, D]`. `owned [B, S]`: 1 for its frames; `share`: 1 / F.
+
+    Autograd would keep the centred states of every layer; here they are computed again from `x`, which other steps keep
+    anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, owned: Tensor, share: Tensor) -> Tensor:
+        mean = share @ x.to(share.dtype)
+        # Around the mean, in a second pass: E[x^2] - E[x]^2 would cancel in float32.
+        deviation = torch.sqrt(share @ (x - owned.T @ mean).square())
+        ctx.save_for_backward(x, owned, share, mean, deviation)
+        return torch.stack([mean, deviation], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, owned, share, mean, deviation = ctx.saved_tensors
+        of_mean, of_deviation = gradient.unbind(1)
+        # A state that is constant over an utterance has deviation 0, and centred values of 0.
+        scale = of_deviation / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)
+        found = share.T @ of_mean + (x - owned.T @ mean) * (share.T @ scale)
+        return found.to(x.dtype), None, None

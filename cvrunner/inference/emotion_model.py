@@ -18,9 +18,8 @@ from torch import Tensor
 
 from cvrunner.config.adaptation import adaptation_of
 from cvrunner.config.sections import TrainConfig
-from cvrunner.data.features import Features
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, check_length, mono_16khz
-from cvrunner.encoders.encoder import SpeechEncoder
+from cvrunner.encoders.encoder import Encoded, Features, SpeechEncoder
 from cvrunner.encoders.files import find_encoder
 from cvrunner.encoders.loading import build_encoder
 from cvrunner.errors import EncoderError, ResultsError
@@ -29,7 +28,7 @@ from cvrunner.records import legacy
 from cvrunner.records.model_folder import ModelDescription, ModelFolder
 from cvrunner.training.device import choose_precision
 from cvrunner.training.freezing import NEVER, match, rules
-from cvrunner.training.inputs import Waveform, conv_features, hidden_states, pack, ratings
+from cvrunner.training.inputs import Waveform, conv_features, hidden_states_and_statistics, ratings
 
 
 @dataclass(frozen=True)
@@ -70,20 +69,23 @@ class EmotionModel:
         values = self.rate(turns)
         return [dict(zip(self.dimensions, row, strict=True)) for row in values.tolist()]
 
+    @torch.no_grad()
     def features(self, waveform: Waveform) -> Features:
         """Return what training reads from its cache, from `[T]` at 16 kHz; models with one frozen encoder share it."""
-        encoder = self.network.encoder
-        conv = conv_features(encoder, waveform, self.device)
-        if not encoder.adaptation.trains_encoder:
-            return hidden_states(encoder, [conv], self.device)[0]
-        return conv
+        encoder, device = self.network.encoder, self.device
+        conv = conv_features(encoder, waveform, device)
+        if encoder.adaptation.trains_encoder:
+            return torch.from_numpy(conv).to(device, torch.float32)
+        [(hidden, statistics)] = hidden_states_and_statistics(encoder, [conv], device)
+        # Cached features are float16; training reads them as float32, too.
+        states = torch.from_numpy(hidden).to(device, torch.float32)
+        return Encoded(states, torch.tensor([len(hidden)]), torch.from_numpy(statistics[:, encoder.layers]).to(device))
 
     @torch.no_grad()
     def encode(self, features: Features) -> Tensor:
         """Return an utterance's vector `[1, Z]`."""
-        # Cached features are float16; training reads them as float32, too.
-        batch = pack([features]).to(self.device, torch.float32)
-        return self.network.encode(batch, torch.tensor([len(features)]))
+        frames = len(features) if isinstance(features, Tensor) else len(features[0])
+        return self.network.encode(features, torch.tensor([frames]))
 
     @torch.no_grad()
     def rate(self, turns: Sequence[Tensor]) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
     conv features -> encoder -> hidden states `[S, L, D]`               (from the cache if frozen)
     -> layer mix, one set of weights per dimension -> projection -> Mamba over frames -> pooling -> `z [B, Z]`
+                                                                        (and next to it: statistics -> linear path)
     utterance: heads on `z_t`
     dialogue:  `u_t = Mamba([z_1..z_t])`, `c_t = a c_(t-1) + (1 - a) u_t`, heads on `[z_t ; c_t]`
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import EmaConfig, ModelConfig
-from cvrunner.encoders.encoder import Boundary, SpeechEncoder
+from cvrunner.encoders.encoder import Boundary, Encoded, Features, SpeechEncoder
 from cvrunner.encoders.packing import Packing
 from cvrunner.model.mamba import MambaStack
 
@@ -41,6 +42,24 @@ class LayerMix(nn.Module):
         if not self.norm_layers:
             mixed = self.norm(mixed)
         return mixed.flatten(1)
+
+
+class LinearPath(nn.Module):
+    """Linear outputs from the mean and standard deviation per layer of an utterance's hidden states.
+
+    Fitted by ridge regression before the first epoch and not changed by training; an encoder that trains does see its
+    loss. Training an encoder after such a linear probe distorts its features less than training with a new head alone
+    (Kumar et al. 2022, arXiv 2202.10054).
+    """
+
+    def __init__(self, dimensions: int, layers: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers * 2 * width, dimensions), requires_grad=False)
+        self.bias = nn.Parameter(torch.full((dimensions,), 0.5), requires_grad=False)
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        """`[B, L, 2, D]` to `[B, K]`, on the scale 0..1."""
+        return statistics.flatten(1) @ self.weight + self.bias
 
 
 class MeanPooling(nn.Module):
@@ -111,6 +130,7 @@ class Head(nn.Module):
         self.mix = LayerMix(dimensions, layers, encoder_width, config.layer_norm)
         self.projection = nn.Linear(dimensions * encoder_width, config.width)
         self.dropout = nn.Dropout(config.dropout)
+        self.linear_path = LinearPath(dimensions, layers, encoder_width) if config.linear_path else None
         self.frame_mamba = MambaStack(config.width, config.mamba.layers, config.mamba, config.mamba.bidirectional)
         pooling = MeanPooling if config.pooling == "mean" else AttentiveStatisticsPooling
         self.pooling = pooling(config.width)
@@ -125,15 +145,25 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.full((dimensions,), 0.0 if config.output == "sigmoid" else 0.5))
         nn.init.xavier_uniform_(self.weight)
 
-    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states `[S, L, D]` and lengths `[B]` to utterance vectors `z [B, Z]`."""
+    def encode(self, encoded: Encoded) -> Tensor:
+        """Map hidden states and statistics to utterance vectors `z [B, Z]`; their last K values are the outputs of the
+        linear path, if there is one."""
+        states, lengths, statistics = encoded
         packing = Packing(lengths.tolist(), states.device)
-        x = self.dropout(self.projection(self.mix(states)))
+        x = self.dropout(self.projection(self.mix(states.to(self.bias.dtype))))
         z: Tensor = self.pooling(self.frame_mamba(x, packing), packing)
-        return z
+        if self.linear_path is None:
+            return z
+        return torch.cat([z, self.linear_path(statistics.to(self.bias.dtype))], dim=1)
 
     def predict(self, z: Tensor, turns: list[int]) -> Tensor:
-        """Map `z [B, Z]`, dialogue after dialogue with `turns` utterances each, to `[B, K]` on the scale 0..1."""
+        """Map `z [B, Z]`, dialogue after dialogue with `turns` utterances each, to `[B, K]` on the scale 0..1.
+
+        With a linear path that is the mean of two predictions. In training mode both are returned, `[B, 2, K]`, since
+        each is compared with the labels by itself: the Mamba would otherwise learn what the ridge regression has left
+        of the training labels, which is little and says nothing about other speakers.
+        """
+        z, linear = z[:, : self.pooling.width], z[:, self.pooling.width :]
         if self.protocol == "dialogue":
             # `[B, K, W]`: what the turns of the dialogue so far contribute to each turn.
             packing = Packing(turns, z.device)
@@ -144,7 +174,12 @@ class Head(nn.Module):
         else:
             inputs = z[:, None]
         y: Tensor = (self.dropout(inputs) * self.weight).sum(-1) + self.bias
-        return y.sigmoid() if self.output == "sigmoid" else y
+        if self.output == "sigmoid":
+            y, linear = y.sigmoid(), linear.clamp(0, 1)
+        if self.linear_path is None:
+            return y
+        paths = torch.stack([y, linear], dim=1)
+        return paths if self.training else paths.mean(1)
 
 
 class MambaEMAModel(nn.Module):
@@ -155,19 +190,19 @@ class MambaEMAModel(nn.Module):
         self.encoder = encoder
         self.head = Head(config, dimensions, len(encoder.layers), encoder.width)
 
-    def encode(self, features: Tensor | Boundary, lengths: Tensor) -> Tensor:
+    def encode(self, features: Features, lengths: Tensor) -> Tensor:
         """Return utterance vectors `z [B, Z]`.
 
-        `features`: conv features `[S, C]`, the boundary of a partly frozen encoder, or, for a frozen encoder, cached
-        hidden states `[S, L, D]`, each utterance after utterance. `lengths`: `[B]`.
+        `features`: conv features `[S, C]`, utterance after utterance, the boundary of a partly frozen encoder, or what
+        a frozen encoder has returned. `lengths [B]`: frames of each utterance among the conv features or the states.
         """
-        if isinstance(features, Boundary):
-            states, lengths = self.encoder.from_boundary(features, lengths)
-        elif features.ndim == 2:
-            states, lengths = self.encoder(features, lengths)
+        if isinstance(features, Encoded):
+            encoded = features
+        elif isinstance(features, Boundary):
+            encoded = self.encoder.from_boundary(features, lengths)
         else:
-            states = features
-        z: Tensor = self.head.encode(states.to(self.head.bias.dtype), lengths)
+            encoded = self.encoder(features, lengths)
+        z: Tensor = self.head.encode(encoded)
         return z
 
     def predict(self, z: Tensor, turns: list[int]) -> Tensor:

@@ -64,8 +64,8 @@ class ModelDescription(Record):
     @field_validator("model", mode="before")
     @classmethod
     def _with_its_head(cls, model: object) -> object:
-        # Versions without this key normalised the mix; the default of today would be another head.
-        return {"layer_norm": "mix", **model} if isinstance(model, dict) else model
+        # Versions without these keys normalised the mix and had one path; today's defaults would be another head.
+        return {"layer_norm": "mix", "linear_path": False, **model} if isinstance(model, dict) else model
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cvrunner.encoders.encoder import Boundary
+from cvrunner.encoders.encoder import Features
 
 EPSILON = 1e-8
 """Added to the denominator of the loss, so that constant columns divide by more than zero."""
@@ -28,7 +28,7 @@ EPSILON = 1e-8
 class Encodes(Protocol):
     """The part of a model that accumulation uses; see `MambaEMAModel`."""
 
-    def encode(self, features: Tensor | Boundary, lengths: Tensor) -> Tensor: ...
+    def encode(self, features: Features, lengths: Tensor) -> Tensor: ...
 
     def predict(self, z: Tensor, turns: list[int]) -> Tensor: ...
 
@@ -37,7 +37,7 @@ class MicroBatch(Protocol):
     """Utterances that are encoded at once."""
 
     @property
-    def features(self) -> Tensor | Boundary: ...
+    def features(self) -> Features: ...
 
     @property
     def lengths(self) -> Tensor: ...
@@ -66,7 +66,10 @@ def batch_ccc(predicted: Tensor, true: Tensor) -> Tensor:
 
 
 def ccc_loss(predicted: Tensor, true: Tensor) -> Tensor:
-    """`1 - mean over dimensions of CCC`, a scalar in 0..2."""
+    """`1 - mean over dimensions of CCC`, a scalar in 0..2. `true [B, K]`; `predicted` `[B, K]`, or `[B, P, K]` of `P`
+    paths, over which the mean is taken, too."""
+    if predicted.ndim > true.ndim:
+        true = true[:, None].expand_as(predicted)
     return 1 - batch_ccc(predicted, true).mean()
 
 

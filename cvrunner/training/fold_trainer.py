@@ -147,6 +147,7 @@ class FoldTrainer:
         state, tensors, note = self.checkpoints.load(self.trial.key)
         if state is None or tensors is None:
             self.checkpoints.remove()
+            self.learner.fit_linear_path(self.context.should_stop)
             state = LoopState(key=self.trial.key, batch_size=self.learner.batch_size)
             # Saved before any training: a disk that is too small shows now, not after an hour.
             self._save(state)

@@ -81,13 +81,14 @@ class Schedule:
         self.rule_of = {rule.group: rule for rule in self.table}
         for name, parameter in model.named_parameters():
             self.members[match(name, self.table).group][name] = parameter
+        # What the head itself holds fixed: an EMA decay that the configuration gives, and the linear path.
+        self.fixed = {n for n, p in model.head.named_parameters("head") if not p.requires_grad}
         # The copy is in host memory: on a GPU it would take as much as the weights.
         self.start = {
-            group: [p.detach().to("cpu", copy=True) for p in named.values()] for group, named in self.members.items()
+            group: [p.detach().to("cpu", copy=True) for n, p in named.items() if n not in self.fixed]
+            for group, named in self.members.items()
         }
         self.start_norm = {group: math.sqrt(sum(map(_square, tensors))) for group, tensors in self.start.items()}
-        # The configuration may fix the EMA decay; it then stays fixed in every epoch.
-        self.fixed = {n for n, p in model.named_parameters() if n.endswith("ema_logit") and not p.requires_grad}
 
     @property
     def groups(self) -> list[str]:
@@ -155,7 +156,8 @@ class Schedule:
         change = dict.fromkeys(self.members, 0.0)
         for group, named in self.members.items():
             moved = 0.0
-            for parameter, start in zip(named.values(), self.start[group], strict=True):
+            moving = [p for name, p in named.items() if name not in self.fixed]
+            for parameter, start in zip(moving, self.start[group], strict=True):
                 before = start.to(parameter.device)
                 # A frozen encoder has only equal weights: comparing takes a tenth of the time of a float64 difference.
                 if not torch.equal(parameter, before):

@@ -20,7 +20,8 @@ from torch import Tensor
 from cvrunner.data.batches import Update, micro_batches
 from cvrunner.data.features import Features, FeatureStore, Recipe
 from cvrunner.data.utterance import Utterance, read_audio
-from cvrunner.encoders.encoder import ENCODER_FRAME_RATE_HZ, Boundary, SpeechEncoder
+from cvrunner.encoders.encoder import ENCODER_FRAME_RATE_HZ, Boundary, Encoded, SpeechEncoder
+from cvrunner.encoders.encoder import Features as ModelFeatures
 from cvrunner.encoders.files import EncoderFiles
 from cvrunner.encoders.packing import Packing
 from cvrunner.records.results import FeatureProgress
@@ -37,9 +38,9 @@ FILL_S = 30.0
 class Batch:
     """A micro-batch."""
 
-    features: Tensor | Boundary
-    """On the device, in float32: conv features `[S, C]`, the boundary of an encoder whose top layers train, or hidden
-    states `[S', L, D]`."""
+    features: ModelFeatures
+    """On the device, in float32: conv features `[S, C]`, the boundary of an encoder whose top layers train, or what a
+    frozen encoder returns."""
     lengths: Tensor
     """`[b]` real frames, on the CPU."""
     positions: Tensor
@@ -85,13 +86,15 @@ class Inputs:
         """Name, store and computation of everything that is computed once; nothing of it depends on trained weights."""
         conv = ("conv features", self.conv, self._conv_features)
         hidden = ("hidden states", self.hidden, self._hidden_states)
+        # Statistics are written with the hidden states, where these are needed.
+        statistics = ("statistics", self.statistics, self._statistics)
         if self.encoder.adaptation.cached == "hidden":
-            return [conv, hidden]
+            return [conv, hidden, statistics]
         if self.encoder.starts_at_boundary:
             mixed = [hidden] if self.encoder.layers_below else []
             boundary = ("hidden states at the boundary", self.boundary, self._boundary_states)
-            return [conv, *mixed, boundary]
-        return [conv]
+            return [conv, *mixed, statistics, boundary]
+        return [conv, statistics]
 
     def fill_cache(self) -> Iterator[FeatureProgress]:
         """Compute the features that are missing; several trials on one node share the work."""
@@ -99,8 +102,7 @@ class Inputs:
 
     def fill_statistics(self) -> Iterator[FeatureProgress]:
         """Compute the statistics of the hidden states that are missing: all of them if no condition is frozen."""
-        conv = ("conv features", self.conv, self._conv_features)
-        yield from self._fill([conv, ("statistics", self.statistics, self._statistics)])
+        yield from self._fill([one for one in self.passes if one[0] in ("conv features", "statistics")])
 
     def _fill(self, passes: Sequence[tuple[str, FeatureStore, Compute]]) -> Iterator[FeatureProgress]:
         first, *later = passes
@@ -117,17 +119,28 @@ class Inputs:
             features, lengths = self._read([update.utterances[i] for i in positions])
             yield Batch(features, lengths, torch.tensor(positions).to(self.device, non_blocking=True))
 
-    def _read(self, utterances: Sequence[Utterance]) -> tuple[Tensor | Boundary, Tensor]:
+    def _read(self, utterances: Sequence[Utterance]) -> tuple[ModelFeatures, Tensor]:
         """Return the features of a micro-batch and the number of frames `[b]` of each utterance."""
-        if self.encoder.starts_at_boundary:
-            hidden, below = [self.boundary.read(u) for u in utterances], self.encoder.layers_below
-            mixed = None
-            if below:
-                mixed = self._to_device(pack([self.hidden.read(u)[:, below] for u in utterances]))
-            return Boundary(self._to_device(pack(hidden)), mixed), torch.tensor([len(array) for array in hidden])
-        store = self.conv if self.encoder.adaptation.trains_encoder else self.hidden
+        encoder = self.encoder
+        if encoder.adaptation.cached == "hidden":
+            encoded = self._encoded(utterances, range(len(encoder.layers)))
+            return encoded, encoded.lengths
+        store = self.boundary if encoder.starts_at_boundary else self.conv
         features = [store.read(u) for u in utterances]
-        return self._to_device(pack(features)), torch.tensor([len(array) for array in features])
+        packed, lengths = self._to_device(pack(features)), torch.tensor([len(array) for array in features])
+        if not encoder.starts_at_boundary:
+            return packed, lengths
+        return Boundary(packed, self._encoded(utterances, below) if (below := encoder.layers_below) else None), lengths
+
+    def _encoded(self, utterances: Sequence[Utterance], places: Sequence[int]) -> Encoded:
+        """Read what the frozen encoder returned, of the mixed layers at these places."""
+        hidden = [self.hidden.read(u) for u in utterances]
+        layers = [self.encoder.layers[place] for place in places]
+        statistics = pack([self.statistics.read(u)[:, layers] for u in utterances])
+        lengths = torch.tensor([len(array) for array in hidden])
+        whole = len(places) == len(self.encoder.layers)
+        states = pack(hidden if whole else [array[:, places] for array in hidden])
+        return Encoded(self._to_device(states), lengths, self._to_device(statistics))
 
     def _to_device(self, features: Tensor) -> Tensor:
         """Move features to the device, in float32 there."""
@@ -190,37 +203,23 @@ def conv_features(encoder: SpeechEncoder, waveform: Waveform, device: torch.devi
 
 
 @torch.no_grad()
-def hidden_states(encoder: SpeechEncoder, conv: Sequence[Features], device: torch.device) -> list[Features]:
-    """Return the hidden states `[N, L, D]` of each utterance, as cached, from the conv features `[F, C]` of all."""
-    lengths = torch.tensor([len(array) for array in conv])
-    states, frames = encoder(pack(conv).to(device, torch.float32), lengths)
-    return np.split(states.half().cpu().numpy(), frames.cumsum(0)[:-1].tolist())
-
-
-@torch.no_grad()
 def hidden_states_and_statistics(
     encoder: SpeechEncoder, conv: Sequence[Features], device: torch.device
 ) -> list[tuple[Features, Features]]:
-    """Return, for each utterance, the same as `hidden_states`, and the statistics `[1, L, 2, D]` of every hidden state
-    of the encoder: mean and standard deviation (divided by F) over the frames, in float32.
+    """Return, for each utterance, its hidden states `[N, L, D]`, in float16, and the statistics `[1, L', 2, D]` of all
+    `L'` hidden states of the encoder, in float32; from the conv features `[F, C]` of all utterances.
     """
     states, packing = encoder.states(pack(conv).to(device, torch.float32), torch.tensor([len(array) for array in conv]))
-    # Of the states: an encoder that pads to a window takes more rows than it returns.
-    lengths = list(packing.lengths)
     averaged = packing.averaged([states[number] for number in encoder.layers], encoder.group)
-    frames = np.cumsum([-(-length // encoder.group) for length in lengths])
+    # Of the states: an encoder that pads to a window takes more rows than it returns.
+    frames = np.cumsum([-(-length // encoder.group) for length in packing.lengths])
     hidden = np.split(averaged.half().cpu().numpy(), frames[:-1].tolist())
-    by_layer = []
-    for _, state in sorted(states.items()):
-        # Utterance by utterance, so that statistics do not depend on the neighbours in the chunk.
-        parts = torch.split(state.float(), lengths)
-        by_layer.append(torch.stack([torch.stack([part.mean(0), part.std(0, correction=0)]) for part in parts]))
-    statistics = torch.stack(by_layer, dim=1).cpu().numpy()
+    statistics = packing.statistics([state for _, state in sorted(states.items())]).cpu().numpy()
     return list(zip(hidden, np.split(statistics, len(conv)), strict=True))
 
 
 def pack(features: Sequence[Features]) -> Tensor:
-    """Concatenate arrays `[f, ...]` to `[S, ...]`, in float16."""
+    """Concatenate arrays `[f, ...]` to `[S, ...]`."""
     return torch.from_numpy(np.concatenate(features))
 
 

@@ -6,7 +6,7 @@ The learner knows no loop and no files but the feature cache; `fold_trainer.py` 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from cvrunner.training.device import (
 )
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, ratings, scaled_labels
+from cvrunner.training.ridge import evenly, fit, reader
 from cvrunner.training.trial import Trial
 
 Predictions = dict[str, npt.NDArray[np.float64]]
@@ -71,6 +72,23 @@ class Learner:
     def updates(self, epoch: int, batch_size: int | None = None) -> list[Update]:
         """Updates of one epoch, cut into micro-batches of at most `batch_size` utterances (None: as configured)."""
         return updates_of(self.trial, batch_size or self.batch_size, epoch)
+
+    @torch.no_grad()
+    def fit_linear_path(self, should_stop: Callable[[], bool]) -> None:
+        """Fit the head's linear path on the features of the pretrained encoder, before the first epoch; for a large
+        corpus that takes minutes. Raises Stopped."""
+        path, config = self.model.head.linear_path, self.trial.config
+        if path is None:
+            return
+        layers, (low, high) = self.inputs.encoder.layers, config.corpus.scale
+        parts = (evenly(self.trial.fold.train), self.trial.fold.validation)
+        train, validation = (reader(self.inputs.statistics, part, layers, should_stop) for part in parts)
+        labels = [np.array([[u.label(d) for d in self.dimensions] for u in part]) for part in parts]
+        linear, _ = fit(train, validation, len(layers), (labels[0], labels[1]), config.cluster.cpus_per_trial)
+        weights = linear.weights.reshape(-1, len(self.dimensions))
+        path.weight.copy_(torch.from_numpy(weights / (high - low)))
+        path.bias.copy_(torch.from_numpy((linear.bias - low) / (high - low)))
+        self.averages = WeightAverages(self.weights, config.train.ema_decay)
 
     def begin_epoch(self, epoch: int) -> None:
         """Enable gradients for the groups that train in this epoch, and dropout."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -109,9 +109,11 @@ class ConditionProbe:
         return steps + self.validation_s * len(trial.fold.validation)
 
     def trial_s(self, trial: Trial) -> float:
-        """Return the seconds of all epochs and the test, without features, checkpoints and the start of the process."""
+        """Return the seconds of linear path, all epochs and test, without features, checkpoints and the start of the
+        process."""
         epochs = trial.config.train.epochs
-        return epochs * self.epoch_s(trial) + self.validation_s * len(trial.fold.test)
+        path_s = self.linear_probe_s if trial.config.model.linear_path else 0.0
+        return path_s + epochs * self.epoch_s(trial) + self.validation_s * len(trial.fold.test)
 
 
 def probe(
@@ -234,14 +236,14 @@ def _take(groups: Sequence[Sequence[Utterance]], count: int) -> tuple[Utterance,
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _prepared(trial: Trial, cache_dir: Path, device: torch.device) -> tuple[Learner, list[float]]:
-    """Return a learner with a full cache, all of whose groups train, and the seconds of each feature pass, in order."""
+def _prepared(trial: Trial, cache_dir: Path, device: torch.device) -> tuple[Learner, dict[str, float]]:
+    """Return a learner with a full cache, all of whose groups train, and the seconds of each feature pass by name."""
     learner, began = Learner(trial, cache_dir, device), dict[str, float]()
     for event in learner.inputs.fill_cache():
         began.setdefault(event.kind, time.monotonic())
     times = [*began.values(), time.monotonic()]
     learner.begin_epoch(trial.config.train.epochs)
-    return learner, [end - start for start, end in pairwise(times)]
+    return learner, {name: end - start for name, (start, end) in zip(began, pairwise(times), strict=True)}
 
 
 def _dry_run(learner: Learner, utterances: Sequence[Utterance], batch_size: int) -> Update:
@@ -254,11 +256,12 @@ def _dry_run(learner: Learner, utterances: Sequence[Utterance], batch_size: int)
     return update
 
 
-def _feature_passes(learner: Learner, seconds: Sequence[float]) -> Iterator[FeaturePass]:
-    stores = [store for _, store, _ in learner.inputs.passes]
+def _feature_passes(learner: Learner, seconds: Mapping[str, float]) -> Iterator[FeaturePass]:
+    # Statistics that are written along with hidden states are no pass of their own.
+    stores = [(store, seconds[name]) for name, store, _ in learner.inputs.passes if name in seconds]
     utterances = {u.audio_digest: u for u in learner.trial.fold.utterances}.values()
     audio_s = sum(u.duration_s for u in utterances)
-    for store, took_s in zip(stores, seconds, strict=True):
+    for store, took_s in stores:
         size = sum(store.read(u).nbytes for u in utterances)
         yield FeaturePass(store.folder.parent.name, store.folder.name, took_s / audio_s, size / audio_s)
 

@@ -32,6 +32,7 @@ PROBE_HASHED = (
     "encoders/**/*.py",
     "training/inputs.py",
     "training/linear_probe.py",
+    "training/ridge.py",
     "verdict/ccc.py",
 )
 """Code that decides the numbers of the linear probe."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cvrunner.data.utterance import Utterance, read_audio
+from cvrunner.encoders.encoder import Encoded
 from cvrunner.encoders.loading import load_backbone
 from cvrunner.encoders.packing import Packing
 from cvrunner.encoders.waveform import WaveformEncoder
@@ -75,8 +76,8 @@ class Material:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         return torch.from_numpy(samples)
 
-    def raw_states(self, waveforms: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Waveforms and mask `[B, T]` through all of transformers' own WavLM, to `[S, L, D]` and lengths `[B]`.
+    def raw_states(self, waveforms: Tensor, mask: Tensor | None = None) -> Encoded:
+        """Waveforms and mask `[B, T]` through all of transformers' own WavLM, to what the head hears.
 
         Conv front-end and attention as transformers does them; frozen: in evaluation mode, without a graph.
         """
@@ -88,5 +89,6 @@ class Material:
             hidden = wavlm(waveforms, attention_mask=mask, output_hidden_states=True).hidden_states
         lengths = wavlm._get_feat_extract_output_lengths(samples)
         packing, group = Packing(lengths.tolist(), CPU), self.encoder.group
-        averaged = packing.averaged([packing.whole.pack(states) for states in hidden], group)
-        return averaged, (lengths + group - 1) // group
+        states = [packing.whole.pack(padded) for padded in hidden]
+        averaged = packing.averaged(states, group)
+        return Encoded(averaged, (lengths + group - 1) // group, packing.statistics(states))

@@ -23,6 +23,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 from transformers.utils import logging
 
 from cvrunner.data.utterance import Utterance
+from cvrunner.encoders.encoder import Encoded
 from cvrunner.model import mamba
 from cvrunner.training.accumulation import ccc_loss
 from cvrunner.verdict.ccc import ccc_by_dimension
@@ -80,8 +81,8 @@ def _old_update(material: Material, waveforms: dict[str, Tensor], members: Seque
 
 def _old_forward(material: Material, waveforms: dict[str, Tensor], members: Sequence[Utterance]) -> Tensor:
     """`[B, K]`: every utterance by itself through the encoder, all together through the head."""
-    states, lengths = zip(*(material.raw_states(waveforms[u.id][None]) for u in members), strict=True)
-    z = material.model.head.encode(torch.cat(states), torch.cat(lengths))
+    encoded = zip(*(material.raw_states(waveforms[u.id][None]) for u in members), strict=True)
+    z = material.model.head.encode(Encoded(*map(torch.cat, encoded)))
     return material.model.predict(z, [1] * len(members))
 
 
@@ -127,7 +128,7 @@ class _ForTrainer(nn.Module):
         self.raw_states = material.raw_states
 
     def forward(self, input_values: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        z = self.model.head.encode(*self.raw_states(input_values, attention_mask))
+        z = self.model.head.encode(self.raw_states(input_values, attention_mask))
         logits = self.model.predict(z, [1] * len(labels))
         return {"loss": ccc_loss(logits, labels), "logits": logits}
 

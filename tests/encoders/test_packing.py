@@ -118,3 +118,21 @@ def test_queries_keys_and_values_keep_the_type_of_autocast(monkeypatch: pytest.M
         layer, packing = tiny_wavlm().encoder.layers[0].attention, Packing([5, 9], CPU)
         self_attention(layer, torch.randn(14, 16), relative_position_bias(layer, 9), packing)
     assert set(found) == {torch.bfloat16}
+
+
+def test_statistics_are_those_of_each_utterance_and_have_their_gradient() -> None:
+    torch.manual_seed(0)
+    states = [torch.randn(12, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    packing = Packing([7, 1, 4], CPU)
+    found = packing.statistics(states)
+    for layer, state in enumerate(states):
+        for row, part in enumerate(state.split([7, 1, 4])):
+            torch.testing.assert_close(found[row, layer, 0], part.mean(0))
+            torch.testing.assert_close(found[row, layer, 1], part.std(0, correction=0))
+    # An utterance of one frame has a deviation of 0, which has no derivative; its gradient is that of the mean.
+    weights = torch.randn(found.shape, dtype=torch.float64)
+    (found * weights).sum().backward()
+    torch.testing.assert_close(states[0].grad[7], weights[1, 0, 0])
+    smooth = Packing([7, 5], CPU)
+    assert torch.autograd.gradcheck(lambda *x: smooth.statistics(x), states)
+    assert Packing([7, 5], CPU).statistics([states[0].detach().bfloat16()]).dtype == torch.float32

@@ -663,6 +663,8 @@ def check_memory() -> None:
 def check_mamba() -> None:
     """Scan beyond 128 steps on the device, with mamba-ssm's kernels if installed, against plain PyTorch on the CPU."""
     from cvrunner.config.sections import ModelConfig
+    from cvrunner.encoders.encoder import Encoded
+    from cvrunner.encoders.packing import Packing
     from cvrunner.model import mamba
     from cvrunner.model.mamba_ema import Head
 
@@ -676,9 +678,11 @@ def check_mamba() -> None:
             head.dropout.p = 0.0
             try:
                 head.cpu()
-                a = head.encode(x, torch.tensor([steps] * 2))
+                lengths = torch.tensor([steps] * 2)
+                statistics = Packing([steps] * 2, x.device).statistics(x.unbind(1))
+                a = head.encode(Encoded(x, lengths, statistics))
                 head.to(DEV)
-                b = head.encode(x.to(DEV), torch.tensor([steps] * 2))
+                b = head.encode(Encoded(x.to(DEV), lengths, statistics.to(DEV)))
                 b.square().sum().backward()
                 row(
                     "mamba",

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from cvrunner.config.sections import EmaConfig, MambaConfig, ModelConfig
+from cvrunner.encoders.encoder import Encoded
 from cvrunner.encoders.packing import Packing
 from cvrunner.model.mamba import LONGEST, MambaBlock, MambaStack, dual_form, scan
 from cvrunner.model.mamba_ema import AttentiveStatisticsPooling, Head, MeanPooling, TurnEma
@@ -20,6 +21,16 @@ SMALL = MambaConfig(state_size=4, head_dim=8, chunk_size=4)
 def _head(**settings: Any) -> Head:
     torch.manual_seed(0)
     return Head(ModelConfig(width=16, mamba=SMALL, **settings), dimensions=2, layers=3, encoder_width=6).eval()
+
+
+def _encoded(states: torch.Tensor, *lengths: int) -> Encoded:
+    """Hidden states `[S, L, D]` with their statistics, at one frame rate."""
+    return Encoded(states, torch.tensor(lengths), _packing(*lengths).statistics(states.unbind(1)))
+
+
+def _vectors(utterances: int, head: Head) -> torch.Tensor:
+    """Utterance vectors, which end with the two outputs of the linear path."""
+    return torch.randn(utterances, head.pooling.width + 2)
 
 
 def _packing(*lengths: int) -> Packing:
@@ -136,7 +147,7 @@ def test_the_decay_stays_in_its_range_and_gets_a_gradient_at_its_ends() -> None:
 
 def test_a_dialogue_does_not_hear_its_future_nor_other_dialogues() -> None:
     head = _head(protocol="dialogue")
-    z = torch.randn(9, head.pooling.width)
+    z = _vectors(9, head)
     with torch.no_grad():
         both = head.predict(z, [4, 5])
         torch.testing.assert_close(both[4:], head.predict(z[4:], [5]), atol=1e-6, rtol=1e-5)
@@ -150,7 +161,7 @@ def test_a_dialogue_does_not_hear_its_future_nor_other_dialogues() -> None:
 
 def test_a_dialogue_does_hear_its_past() -> None:
     head = _head(protocol="dialogue")
-    z = torch.randn(4, head.pooling.width)
+    z = _vectors(4, head)
     earlier = z.clone()
     earlier[0] += 1
     with torch.no_grad():
@@ -159,7 +170,7 @@ def test_a_dialogue_does_hear_its_past() -> None:
 
 def test_without_dialogues_each_utterance_stands_alone() -> None:
     head = _head()
-    z = torch.randn(5, head.pooling.width)
+    z = _vectors(5, head)
     with torch.no_grad():
         torch.testing.assert_close(head.predict(z, [1] * 5)[2:3], head.predict(z[2:3], [1]))
 
@@ -169,8 +180,8 @@ def test_an_utterance_has_the_same_vector_in_any_company(pooling: str) -> None:
     head = _head(pooling=pooling)
     states = torch.cat([50 * torch.randn(7, 3, 6), torch.randn(4, 3, 6)])
     with torch.no_grad():
-        alone = head.encode(states[7:], torch.tensor([4]))
-        both = head.encode(states, torch.tensor([7, 4]))
+        alone = head.encode(_encoded(states[7:], 4))
+        both = head.encode(_encoded(states, 7, 4))
     torch.testing.assert_close(both[1], alone[0], atol=1e-5, rtol=1e-4)
 
 
@@ -190,7 +201,7 @@ def test_pooling_is_over_the_frames_of_each_utterance() -> None:
 def test_a_constant_utterance_has_a_finite_gradient_through_the_deviation() -> None:
     head = _head(pooling="attentive_statistics")
     states = torch.ones(1, 3, 6, requires_grad=True)
-    head.encode(states, torch.tensor([1])).sum().backward()
+    head.encode(_encoded(states, 1)).sum().backward()
     assert states.grad is not None
     assert torch.isfinite(states.grad).all()
 
@@ -221,9 +232,28 @@ def test_a_layer_with_large_values_dominates_the_mix_only_without_a_norm_of_its_
         assert torch.allclose(mix(louder), mix(states), atol=1e-3) != dominates
 
 
+@pytest.mark.parametrize("protocol", ["utterance", "dialogue"])
+def test_the_prediction_is_the_mean_of_two_paths_and_training_sees_both(protocol: str) -> None:
+    head, alone = _head(protocol=protocol), _head(protocol=protocol, linear_path=False)
+    assert head.linear_path is not None
+    nn.init.normal_(head.linear_path.weight, std=0.1)
+    alone.load_state_dict({n: p for n, p in head.state_dict().items() if not n.startswith("linear_path")})
+    states = torch.randn(12, 3, 6)
+    encoded = _encoded(states, 7, 5)
+    with torch.no_grad():
+        z = head.encode(encoded)
+        mamba = alone.predict(alone.encode(encoded), [2])
+        by_layer = [torch.stack([x.mean(0), x.std(0, correction=0)], dim=1) for x in states.split([7, 5])]
+        linear = torch.stack(by_layer).flatten(1) @ head.linear_path.weight + head.linear_path.bias
+        torch.testing.assert_close(head.predict(z, [2]), (mamba + linear) / 2)
+        head.train()
+        head.dropout.p = 0.0
+        torch.testing.assert_close(head.predict(z, [2]), torch.stack([mamba, linear], dim=1))
+
+
 def test_sigmoid_outputs_stay_between_zero_and_one() -> None:
     head = _head(output="sigmoid")
     with torch.no_grad():
-        y = head.predict(100 * torch.randn(20, head.pooling.width), [1] * 20)
+        y = head.predict(100 * _vectors(20, head), [1] * 20)
     assert y.min() >= 0
     assert y.max() <= 1

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cvrunner.data.batches import Update
-from cvrunner.encoders.encoder import Boundary, SpeechEncoder
+from cvrunner.encoders.encoder import Boundary, Encoded, SpeechEncoder
 from cvrunner.encoders.files import check_encoder
 from cvrunner.encoders.loading import load_backbone
 from cvrunner.errors import EncoderError, MemoryLimitError, NonFiniteError, Stopped, TrialInUseError, WeightChangeError
@@ -153,9 +153,10 @@ def test_two_trainings_are_bit_identical(tmp_path: Path, condition: str) -> None
 def test_stopped_at_any_update_and_continued_it_is_bit_identical(tmp_path: Path, condition: str, stop_at: int) -> None:
     trial = pick(tiny_trials(tmp_path, train={"ema_decay": 0.9}), condition)
     train(trial, tmp_path, "whole")
-    polled = itertools.count(1)
+    polled, started = itertools.count(1), TrialDirectory(tmp_path / "parts" / trial.name).journal
     with pytest.raises(Stopped):
-        train(trial, tmp_path, "parts", should_stop=lambda: next(polled) == stop_at)
+        # Before training, while the linear path is fitted, nothing would be kept.
+        train(trial, tmp_path, "parts", should_stop=lambda: started.exists() and next(polled) == stop_at)
     started = next(e for e in train(trial, tmp_path, "parts") if isinstance(e, TrialStarted))
     updates = len(trial.fold.train) // 4 + bool(len(trial.fold.train) % 4)
     assert (started.resumed_epoch - 1) * updates + started.resumed_update == stop_at - 1
@@ -268,9 +269,11 @@ def test_cached_features_equal_live_ones(tmp_path: Path) -> None:
     update = one.updates(1)[0]
     for cached in one.inputs.batches(update):
         conv = [one.inputs.conv.read(update.utterances[i]) for i in cached.positions]
-        states, lengths = one.model.encoder(pack(conv).float(), torch.tensor([len(array) for array in conv]))
-        assert torch.equal(lengths, cached.lengths)
-        torch.testing.assert_close(states, cached.features, atol=5e-3, rtol=5e-3)
+        live = one.model.encoder(pack(conv).float(), torch.tensor([len(array) for array in conv]))
+        assert isinstance(cached.features, Encoded)
+        assert torch.equal(live.lengths, cached.lengths)
+        torch.testing.assert_close(live.states, cached.features.states, atol=5e-3, rtol=5e-3)
+        torch.testing.assert_close(live.statistics, cached.features.statistics, atol=1e-5, rtol=1e-4)
 
 
 def test_what_lies_below_the_boundary_comes_from_the_cache_and_is_shared_with_the_frozen_condition(
@@ -309,9 +312,8 @@ def test_the_guard_stops_an_unfrozen_trial_whose_encoder_gets_no_gradient(
     """The old script's mistake: features detached from the encoder that should learn."""
     forward = SpeechEncoder.forward
 
-    def detached(self: Any, conv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        states, n = forward(self, conv, lengths)
-        return states.detach(), n
+    def detached(self: Any, conv: Tensor, lengths: Tensor) -> Encoded:
+        return Encoded(*(part.detach() for part in forward(self, conv, lengths)))
 
     monkeypatch.setattr(SpeechEncoder, "forward", detached)
     with pytest.raises(WeightChangeError, match="the loss does not reach it"):

@@ -1,4 +1,4 @@
-"""The linear probe: ridge on statistics of the frozen hidden states, against plain scikit-learn and numpy."""
+"""The linear probe as a trial: its features, its files, its key."""
 
 from __future__ import annotations
 
@@ -14,24 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
-from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
 
 from cvrunner.errors import EncoderError, Stopped
 from cvrunner.orchestration.trials import plan_probes
 from cvrunner.records.results import FeatureProgress, ProbeResult
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.training import linear_probe
+from cvrunner.training import linear_probe, ridge
 from cvrunner.training.fold_trainer import TrialContext
-from cvrunner.training.inputs import hidden_states, hidden_states_and_statistics
-from cvrunner.training.linear_probe import PENALTIES, apply, best_stretch, choose, fit_fold, fit_ridge
+from cvrunner.training.inputs import hidden_states_and_statistics
+from cvrunner.training.linear_probe import fit_fold
+from cvrunner.training.ridge import PENALTIES
 from cvrunner.training.trial import PACKAGE, PROBE_HASHED, LinearProbe, code_digest
 from cvrunner.verdict.ccc import ccc
 from tests.tiny_encoders import tiny_encoder
 from tests.trials import pick, tiny_trials, train
-
-LAYERS, WIDTH, DIMENSIONS = 3, 4, 2
 
 
 def tiny_probe(folder: Path, **sections: Any) -> LinearProbe:
@@ -52,52 +48,6 @@ def outcome(probe: LinearProbe, folder: Path, name: str) -> tuple[dict[str, Any]
     return result, files.predictions.read_bytes()
 
 
-# --- the regression ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [15, 60])  # fewer and more utterances than the 24 features
-def test_every_penalty_predicts_as_ridge_regression_on_standardised_features(count: int) -> None:
-    random = np.random.default_rng(count)
-    scale, shift = random.uniform(0.1, 10, LAYERS * 2 * WIDTH), random.normal(0, 5, LAYERS * 2 * WIDTH)
-    features = (random.normal(size=(count + 20, LAYERS * 2 * WIDTH)) * scale + shift).astype(np.float32)
-    features[:, 5] = 1.5  # a constant feature
-    labels = features[:count, :DIMENSIONS] + random.normal(size=(count, DIMENSIONS))
-    by_layer = features.reshape(-1, LAYERS, 2 * WIDTH)
-    ridge = fit_ridge(lambda layer: by_layer[:count, layer], LAYERS, labels)
-    found = ridge.centre + ridge.deviations(lambda layer: by_layer[count:, layer])
-    scaler = StandardScaler().fit(features[:count].astype(np.float64))
-    known, new = (scaler.transform(part.astype(np.float64)) for part in (features[:count], features[count:]))
-    for penalty, predicted in zip(PENALTIES, found, strict=True):
-        plain = Ridge(alpha=penalty * LAYERS * 2 * WIDTH).fit(known, labels)
-        np.testing.assert_allclose(predicted, plain.predict(new), rtol=1e-3, atol=1e-3)
-
-
-def test_the_stretch_is_the_best_of_all_factors() -> None:
-    random = np.random.default_rng(0)
-    truth = random.normal(0.4, 1, 50)
-    deviation = 0.1 * truth + random.normal(0.05, 0.1, 50)
-    best = minimize_scalar(lambda s: -ccc(s * deviation, truth), bounds=(0.01, 100), method="bounded")
-    assert best_stretch(deviation, truth) == pytest.approx(best.x, rel=1e-3)
-    assert best_stretch(np.zeros(50), truth) == 1
-
-
-def test_each_dimension_gets_the_penalty_with_the_best_ccc_of_the_validation_part() -> None:
-    random = np.random.default_rng(1)
-    labels, centre = random.normal(3, 1, (40, 2)), np.array([2.9, 3.2])
-    deviations = random.normal(size=(len(PENALTIES), 40, 2))
-    for k, best in enumerate((4, 9)):
-        deviations[best, :, k] += 0.5 * (labels[:, k] - centre[k])
-    choices = choose(deviations, labels, centre)
-    assert [choice.penalty for choice in choices] == [4, 9]
-    predicted = apply(choices, deviations, centre)
-    for k, choice in enumerate(choices):
-        assert choice.ccc == pytest.approx(ccc(predicted[:, k], labels[:, k]))
-        one_by_one = [
-            ccc(centre[k] + best_stretch(d, labels[:, k] - centre[k]) * d, labels[:, k]) for d in deviations[:, :, k]
-        ]
-        assert choice.ccc == pytest.approx(max(one_by_one))
-
-
 # --- the features -----------------------------------------------------------------------------------------------------
 
 
@@ -110,8 +60,12 @@ def test_statistics_are_of_all_layers_at_the_encoders_frame_rate_and_leave_the_h
     conv = [encoder.conv_features(torch.randn(n)).half().numpy() for n in (16000, 400, 11111)]
     cpu = torch.device("cpu")
     found = hidden_states_and_statistics(encoder, conv, cpu)
-    for (hidden, _), alone in zip(found, hidden_states(encoder, conv, cpu), strict=True):
-        assert np.array_equal(hidden, alone)
+    packed = torch.from_numpy(np.concatenate(conv)).float()
+    with torch.no_grad():
+        encoded = encoder(packed, torch.tensor([len(one) for one in conv]))
+    assert np.array_equal(np.concatenate([hidden for hidden, _ in found]), encoded.states.half().numpy())
+    stored = np.concatenate([statistics[:, encoder.layers] for _, statistics in found])
+    assert np.array_equal(stored, encoded.statistics.numpy())
     everything = tiny_encoder(stable, frame_rate_hz=50.0).eval()
     for (_, statistics), one in zip(found, conv, strict=True):
         with torch.no_grad():
@@ -166,7 +120,7 @@ def test_a_result_is_not_made_again_and_a_result_of_other_code_or_data_is(
     probe = tiny_probe(tmp_path)
     first = fit(probe, tmp_path)[-1]
     with monkeypatch.context() as patched:
-        patched.setattr(linear_probe, "fit_ridge", lambda *_: pytest.fail("fitted again"))
+        patched.setattr(linear_probe, "fit", lambda *_: pytest.fail("fitted again"))
         assert fit(probe, tmp_path) == [first]
     other = replace(probe, corpus_digest="another")
     assert other.key != probe.key
@@ -191,7 +145,7 @@ def test_the_result_has_the_scores_of_the_predictions_and_all_that_was_chosen(tm
 
 def test_of_a_large_corpus_evenly_spaced_utterances_are_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = tiny_probe(tmp_path)
-    monkeypatch.setattr(linear_probe, "MOST_TRAINING", 7)
+    monkeypatch.setattr(ridge, "MOST_TRAINING", 7)
     assert fit(probe, tmp_path)[-1].train_utterances == 7
 
 
@@ -257,7 +211,7 @@ def test_its_code_is_in_its_key_and_not_in_that_of_trials(tmp_path: Path) -> Non
     )
     before = code_digest(copy), code_digest(copy, PROBE_HASHED, ())
     file = copy / "training" / "linear_probe.py"
-    file.write_text(file.read_text().replace("range(-6, 7)", "range(-6, 8)"))
+    file.write_text(file.read_text().replace("OPERATIONS_PER_S = 4e10", "OPERATIONS_PER_S = 5e10"))
     code_digest.cache_clear()
     after = code_digest(copy), code_digest(copy, PROBE_HASHED, ())
     assert before[0] == after[0]

@@ -45,7 +45,7 @@ def test_a_probe_measures_time_memory_features_and_what_a_checkpoint_takes(
     assert (found.condition, found.device, found.precision, found.memory) == (condition, "cpu", "float32", "host")
     assert min(found.typical.step_s, found.longest.step_s, found.validation_s) > 0
     assert found.peak_memory_mib >= 0
-    assert [one.kind for one in found.features] == (["conv", "hidden"] if condition == "frozen" else ["conv"])
+    assert [one.kind for one in found.features] == ["conv", "hidden" if condition == "frozen" else "statistics"]
     assert all(one.cost > 0 and one.size > 0 for one in found.features)
     assert found.checkpoint_bytes == 3 * found.trained_bytes > 0
     assert (found.batch_size, found.configured, found.fits, found.larger_mib) == (2, 2, None, {})

@@ -23,7 +23,9 @@ def test_it_trains_without_the_test_audio_and_leaves_no_result(tmp_path: Path) -
     assert isinstance(cut[-1], TrainingFinished)
     assert cut[-1].epochs_run == 3
     scores = [[e.validation_ccc for e in some if isinstance(e, EpochRecord)] for some in (events, cut)]
-    assert scores[0] == scores[1]
+    # To rounding: the statistics of the linear path were computed in the company of other utterances.
+    for with_test, without in zip(*scores, strict=True):
+        assert without == pytest.approx(with_test, abs=1e-4)
     left = {path.name for path in (tmp_path / "fresh" / "cut" / trial.name).iterdir() if not path.name.startswith(".")}
     assert left == {"journal.jsonl", "checkpoint"}
     assert [type(event) for event in train(trial, tmp_path / "fresh", "cut") if isinstance(event, EpochRecord)] == []
