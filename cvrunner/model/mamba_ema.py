@@ -11,10 +11,13 @@ model's frame rate, utterance after utterance; `K` dimensions; outputs are label
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import EmaConfig, ModelConfig
+from cvrunner.encoders.dropout import Draws, Dropout
 from cvrunner.encoders.encoder import Boundary, SpeechEncoder
 from cvrunner.encoders.packing import Packing
 from cvrunner.model.mamba import MambaStack
@@ -110,7 +113,8 @@ class Head(nn.Module):
         self.output = config.output
         self.mix = LayerMix(dimensions, layers, encoder_width, config.layer_norm)
         self.projection = nn.Linear(dimensions * encoder_width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout, "head frames")
+        self.output_dropout = Dropout(config.dropout, "head outputs")
         self.frame_mamba = MambaStack(config.width, config.mamba.layers, config.mamba, config.mamba.bidirectional)
         pooling = MeanPooling if config.pooling == "mean" else AttentiveStatisticsPooling
         self.pooling = pooling(config.width)
@@ -125,14 +129,15 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.full((dimensions,), 0.0 if config.output == "sigmoid" else 0.5))
         nn.init.xavier_uniform_(self.weight)
 
-    def encode(self, states: Tensor, lengths: Tensor) -> Tensor:
+    def encode(self, states: Tensor, lengths: Tensor, keys: Sequence[int] = ()) -> Tensor:
         """Hidden states `[S, L, D]` and lengths `[B]` to utterance vectors `z [B, Z]`."""
-        packing = Packing(lengths.tolist(), states.device)
-        x = self.dropout(self.projection(self.mix(states)))
+        packing = Packing(lengths.tolist(), states.device, keys)
+        with packing.draws.used():
+            x = self.dropout(self.projection(self.mix(states)))
         z: Tensor = self.pooling(self.frame_mamba(x, packing), packing)
         return z
 
-    def predict(self, z: Tensor, turns: list[int]) -> Tensor:
+    def predict(self, z: Tensor, turns: list[int], keys: Sequence[int] = ()) -> Tensor:
         """Map `z [B, Z]`, dialogue after dialogue with `turns` utterances each, to `[B, K]` on the scale 0..1."""
         if self.protocol == "dialogue":
             # `[B, K, W]`: what the turns of the dialogue so far contribute to each turn.
@@ -143,7 +148,8 @@ class Head(nn.Module):
             inputs = torch.cat([z[:, None].expand(-1, context.shape[1], -1), context], dim=-1)
         else:
             inputs = z[:, None]
-        y: Tensor = (self.dropout(inputs) * self.weight).sum(-1) + self.bias
+        with Draws(keys, [1] * len(z), z.device).used():
+            y: Tensor = (self.output_dropout(inputs) * self.weight).sum(-1) + self.bias
         return y.sigmoid() if self.output == "sigmoid" else y
 
 
@@ -155,24 +161,25 @@ class MambaEMAModel(nn.Module):
         self.encoder = encoder
         self.head = Head(config, dimensions, len(encoder.layers), encoder.width)
 
-    def encode(self, features: Tensor | Boundary, lengths: Tensor) -> Tensor:
+    def encode(self, features: Tensor | Boundary, lengths: Tensor, keys: Sequence[int] = ()) -> Tensor:
         """Return utterance vectors `z [B, Z]`.
 
         `features`: conv features `[S, C]`, the boundary of a partly frozen encoder, or, for a frozen encoder, cached
-        hidden states `[S, L, D]`, each utterance after utterance. `lengths`: `[B]`.
+        hidden states `[S, L, D]`, each utterance after utterance. `lengths`: `[B]`. `keys`: what the dropout of
+        each utterance is drawn from, while training.
         """
         if isinstance(features, Boundary):
-            states, lengths = self.encoder.from_boundary(features, lengths)
+            states, lengths = self.encoder.from_boundary(features, lengths, keys)
         elif features.ndim == 2:
-            states, lengths = self.encoder(features, lengths)
+            states, lengths = self.encoder(features, lengths, keys)
         else:
             states = features
-        z: Tensor = self.head.encode(states.to(self.head.bias.dtype), lengths)
+        z: Tensor = self.head.encode(states.to(self.head.bias.dtype), lengths, keys)
         return z
 
-    def predict(self, z: Tensor, turns: list[int]) -> Tensor:
+    def predict(self, z: Tensor, turns: list[int], keys: Sequence[int] = ()) -> Tensor:
         """Return labels `[B, K]` on the scale 0..1; see `Head.predict`."""
-        return self.head.predict(z, turns)
+        return self.head.predict(z, turns, keys)
 
     def layer_weights(self) -> list[list[float]]:
         """Return the softmax weights of the mixed layers, one list per dimension."""

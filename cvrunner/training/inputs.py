@@ -42,8 +42,8 @@ class Batch:
     states `[S', L, D]`."""
     lengths: Tensor
     """`[b]` real frames, on the CPU."""
-    positions: Tensor
-    """`[b]` places in the effective batch, on the device."""
+    positions: tuple[int, ...]
+    """Places of the `b` utterances in the effective batch."""
 
 
 class Inputs:
@@ -115,7 +115,7 @@ class Inputs:
         """Yield the micro-batches of an update."""
         for positions in update.micro_batches:
             features, lengths = self._read([update.utterances[i] for i in positions])
-            yield Batch(features, lengths, torch.tensor(positions).to(self.device, non_blocking=True))
+            yield Batch(features, lengths, positions)
 
     def _read(self, utterances: Sequence[Utterance]) -> tuple[Tensor | Boundary, Tensor]:
         """Return the features of a micro-batch and the number of frames `[b]` of each utterance."""

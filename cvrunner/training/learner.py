@@ -6,6 +6,7 @@ The learner knows no loop and no files but the feature cache; `fold_trainer.py` 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -86,12 +87,14 @@ class Learner:
         Raises NonFiniteError before the step if loss or gradient is not finite, and torch.OutOfMemoryError.
         """
         train = self.trial.config.train
-        # Dropout depends on these four alone, so a resumed epoch repeats nothing and skips nothing.
-        torch.manual_seed(draw_seed(self.trial.seed, self.trial.fold.number, position.epoch, position.step + 1))
+        # Dropout depends on these and the utterance alone: a resumed epoch repeats nothing and skips nothing, and an
+        # update is the same in micro-batches of any size.
+        seed = draw_seed(self.trial.seed, self.trial.fold.number, position.epoch, position.step + 1)
+        keys = [utterance_key(seed, u.id) for u in update.utterances]
         backward = exact_backward if train.accumulation == "exact" else averaged_backward
         labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
         self.optimizer.zero_grad()
-        computed = backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns))
+        computed = backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns), keys)
         # Norms before clipping: the journal and the guard need what the loss asked for.
         by_group = self.schedule.gradient_norms()
         # The only place where an update waits for a GPU: loss and norms come in one copy.
@@ -169,9 +172,9 @@ class Learner:
         by_dialogue = self.trial.config.model.protocol == "dialogue"
         update = evaluation_update(utterances, batch_size, by_dialogue, self.trial.config.train.max_batch_s)
         # One batch in memory at a time, whatever the size of the set.
-        encoded = [(self.model.encode(b.features, b.lengths), b.positions) for b in self.inputs.batches(update)]
-        z, positions = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-        scaled = self.model.predict(z[positions.argsort()], list(update.turns))
+        z = torch.cat([self.model.encode(b.features, b.lengths) for b in self.inputs.batches(update)])
+        order = np.argsort([i for batch in update.micro_batches for i in batch])
+        scaled = self.model.predict(z[torch.from_numpy(order).to(self.device)], list(update.turns))
         rated = ratings(scaled, self.trial.config.corpus.scale)
         if not np.isfinite(rated).all():
             broken = np.flatnonzero(~np.isfinite(rated).all(1))
@@ -272,3 +275,8 @@ def draw_seed(seed: int, fold: int, epoch: int, update: int) -> int:
     """
     state = np.random.SeedSequence([seed, fold, epoch, update]).generate_state(2)
     return int(state[0]) << 31 | int(state[1]) >> 1
+
+
+def utterance_key(seed: int, utterance: str) -> int:
+    """Return what the dropout of one utterance is drawn from, in the update with this `draw_seed`."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {utterance}".encode(), digest_size=8).digest())
