@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
+from cvrunner.data.batches import MemoryFormula
 from cvrunner.files import patiently, write_atomically, write_folder_atomically
 from cvrunner.records.run_directory import GENERATIONS
 
@@ -62,6 +63,8 @@ class LoopState:
     """Validation CCC-Avg of the best epoch; None if it is undefined."""
     best_sha256: str = ""
     """Hash of the file with the weights of the best epoch."""
+    memory: dict[str, MemoryFormula] = field(default_factory=dict)
+    """GPU memory of a micro-batch, by `training` and `prediction`; empty if batches are cut by count."""
 
     @property
     def position(self) -> Position:
@@ -174,6 +177,7 @@ def _read(path: Path) -> tuple[LoopState, Tensors]:
             raise ValueError(f"{name} does not match its hash")
     fields: dict[str, Any] = json.loads((path / "state.json").read_text())
     loaded = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer", "averages")}
+    fields["memory"] = {name: MemoryFormula(*terms) for name, terms in fields["memory"].items()}
     return LoopState(**fields), Tensors(**loaded)
 
 

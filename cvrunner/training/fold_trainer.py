@@ -147,7 +147,8 @@ class FoldTrainer:
         state, tensors, note = self.checkpoints.load(self.trial.key)
         if state is None or tensors is None:
             self.checkpoints.remove()
-            state = LoopState(key=self.trial.key, batch_size=self.learner.batch_size)
+            memory = self.learner.fit_memory()
+            state = LoopState(key=self.trial.key, batch_size=self.learner.batch_size, memory=memory)
             # Saved before any training: a disk that is too small shows now, not after an hour.
             self._save(state)
             # The first checkpoint lacks the optimizer's moments, which later ones hold.
@@ -155,6 +156,7 @@ class FoldTrainer:
         else:
             self.learner.load(tensors)
             growth = 1.0
+        self.learner.memory = state.memory
         record = TrialStarted(
             parameters=self.learner.schedule.count(),
             device=device_name(self.context.device),

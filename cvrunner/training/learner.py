@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cvrunner.data.batches import Update, evaluation_update, training_updates
+from cvrunner.data.batches import MemoryFormula, Update, evaluation_update, training_updates
 from cvrunner.data.utterance import Utterance
 from cvrunner.encoders.loading import build_encoder
 from cvrunner.errors import MemoryLimitError, NonFiniteError
@@ -24,19 +24,22 @@ from cvrunner.training.accumulation import averaged_backward, exact_backward
 from cvrunner.training.checkpoint import Position, Tensors
 from cvrunner.training.device import (
     choose_precision,
+    free_bytes,
     free_memory,
     memory_errors,
+    memory_growth,
     start_memory_count,
     use_deterministic_algorithms,
 )
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, ratings, scaled_labels
+from cvrunner.training.memory import fit_memory
 from cvrunner.training.trial import Trial
 
 Predictions = dict[str, npt.NDArray[np.float64]]
 """Values on the rating scale by dimension, one per utterance."""
-HEAD_BATCH = 32
-"""Utterances that a frozen condition predicts at once."""
+MANY = 32
+"""Utterances that are predicted at once by a head alone, or, if they fit, by an encoder on a GPU."""
 
 
 class Learner:
@@ -67,11 +70,13 @@ class Learner:
         self.inputs = Inputs(
             encoder, trial.encoder, trial.fold.utterances, cache_dir, device, trial.config.corpus.resample
         )
+        self.memory: dict[str, MemoryFormula] = {}
+        """What micro-batches are cut by on a GPU, besides `batch_size`; see `fit_memory`."""
         self.updates_per_epoch = len(self.updates(epoch=1))
 
     def updates(self, epoch: int, batch_size: int | None = None) -> list[Update]:
         """Updates of one epoch, cut into micro-batches of at most `batch_size` utterances (None: as configured)."""
-        return updates_of(self.trial, batch_size or self.batch_size, epoch)
+        return updates_of(self.trial, batch_size or self.batch_size, epoch, self.memory.get("training"))
 
     def begin_epoch(self, epoch: int) -> None:
         """Enable gradients for the groups that train in this epoch, and dropout."""
@@ -91,10 +96,8 @@ class Learner:
         # update is the same in micro-batches of any size.
         seed = draw_seed(self.trial.seed, self.trial.fold.number, position.epoch, position.step + 1)
         keys = [utterance_key(seed, u.id) for u in update.utterances]
-        backward = exact_backward if train.accumulation == "exact" else averaged_backward
-        labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
         self.optimizer.zero_grad()
-        computed = backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns), keys)
+        computed = self._backward(update, keys)
         # Norms before clipping: the journal and the guard need what the loss asked for.
         by_group = self.schedule.gradient_norms()
         # The only place where an update waits for a GPU: loss and norms come in one copy.
@@ -116,6 +119,43 @@ class Learner:
         self.optimizer.step()
         self.averages.update()
         return loss, norms
+
+    def _backward(self, update: Update, keys: Sequence[int]) -> Tensor:
+        """Add the gradients of an update; return its loss."""
+        backward = exact_backward if self.trial.config.train.accumulation == "exact" else averaged_backward
+        labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
+        return backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns), keys)
+
+    def fit_memory(self) -> dict[str, MemoryFormula]:
+        """Return what micro-batches are cut by: fitted on a GPU for a trained encoder, with exact accumulation, which
+        any cut leaves as it is; otherwise nothing. Call it before the first update. No weight changes.
+        """
+        config, utterances = self.trial.config, self.trial.fold.train
+        # The optimizer's two moments do not exist yet.
+        reserved = 2 * sum(p.nbytes for p in self.weights.values())
+        room = free_bytes(self.device, config.cluster.gpus_per_trial, reserved)
+        if room is None or not config.adaptation.trains_encoder or config.train.accumulation != "exact":
+            return {}
+
+        @memory_errors()
+        def train(batch: Sequence[Utterance]) -> float:
+            # In the last epoch every group trains.
+            self.begin_epoch(config.train.epochs)
+            update = evaluation_update(batch, len(batch), by_dialogue=False)
+            grown = memory_growth(self.device, lambda: self._backward(update, range(len(batch))))
+            self.optimizer.zero_grad()
+            return grown
+
+        def predict(batch: Sequence[Utterance]) -> float:
+            return memory_growth(self.device, lambda: self._predict(len(batch), batch))
+
+        fitted = {
+            "training": fit_memory(train, utterances, room),
+            "prediction": fit_memory(predict, utterances, room),
+        }
+        self.discard_update()
+        start_memory_count(self.device)
+        return {name: formula for name, formula in fitted.items() if formula is not None}
 
     @property
     def can_split(self) -> bool:
@@ -151,10 +191,10 @@ class Learner:
 
     def predict(self, utterances: Sequence[Utterance]) -> Predictions:
         """Predict utterances on the rating scale, in their order. Raises NonFiniteError."""
-        # A head alone needs little memory; an encoder gets the batch size that fits while it trains.
+        # A head alone needs little memory. An encoder gets what fits; if that is not known, what fits while it trains.
         batch_size = self.batch_size
-        if not self.trial.config.adaptation.trains_encoder:
-            batch_size = max(batch_size, HEAD_BATCH)
+        if "prediction" in self.memory or not self.trial.config.adaptation.trains_encoder:
+            batch_size = max(batch_size, MANY)
         while True:
             try:
                 return self._predict(batch_size, utterances)
@@ -170,7 +210,8 @@ class Learner:
     def _predict(self, batch_size: int, utterances: Sequence[Utterance]) -> Predictions:
         self.model.eval()
         by_dialogue = self.trial.config.model.protocol == "dialogue"
-        update = evaluation_update(utterances, batch_size, by_dialogue, self.trial.config.train.max_batch_s)
+        limit, memory = self.trial.config.train.max_batch_s, self.memory.get("prediction")
+        update = evaluation_update(utterances, batch_size, by_dialogue, limit, memory)
         # One batch in memory at a time, whatever the size of the set.
         z = torch.cat([self.model.encode(b.features, b.lengths) for b in self.inputs.batches(update)])
         order = np.argsort([i for batch in update.micro_batches for i in batch])
@@ -251,14 +292,16 @@ class WeightAverages:
                 self.weights[name].copy_(weight)
 
 
-def updates_of(trial: Trial, batch_size: int, epoch: int) -> list[Update]:
-    """Return the updates of one epoch of a trial, in micro-batches of at most `batch_size` utterances."""
+def updates_of(trial: Trial, batch_size: int, epoch: int, memory: MemoryFormula | None = None) -> list[Update]:
+    """Return the updates of one epoch of a trial, in micro-batches of at most `batch_size` utterances that fit into
+    `memory`."""
     train = trial.config.train
     return training_updates(
         trial.fold.train,
         effective_batch=train.effective_batch,
         batch_size=batch_size,
         max_batch_s=train.max_batch_s,
+        memory=memory,
         length_bucket_batches=train.length_bucket_batches,
         by_dialogue=trial.config.model.protocol == "dialogue",
         seed=trial.seed,
