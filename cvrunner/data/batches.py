@@ -1,7 +1,7 @@
 """The utterances of each update, from (seed, fold, epoch) alone: no loader state, so a resumed epoch is the same.
 
-An update is an effective batch. It is encoded in micro-batches of at most `batch_size` utterances of similar length and
-at most `max_batch_s` seconds of audio; on a GPU, of no more than fits into its memory. The conditions of a fold with the
+An update is an effective batch. It is encoded in micro-batches of at most `batch_size` utterances of similar length, at
+most `max_batch_s` seconds of audio and, on a GPU, no more than fits into its memory. The conditions of a fold with the
 same effective batch and seed get the same updates in the same order.
 """
 
