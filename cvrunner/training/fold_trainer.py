@@ -160,6 +160,7 @@ class FoldTrainer:
             self.learner.load(tensors)
             growth = 1.0
         self.learner.memory = state.memory
+        self.learner.inputs.keep_on_gpu(self.learner.free_bytes())
         record = TrialStarted(
             parameters=self.learner.schedule.count(),
             device=device_name(self.context.device),
@@ -194,7 +195,7 @@ class FoldTrainer:
                 saved = time.monotonic()
             update = updates[state.step]
             try:
-                loss, norms = take_update(update, state.position)
+                loss, norms = take_update(update, state.position, *updates[state.step + 1 : state.step + 2])
             except torch.OutOfMemoryError as error:
                 # Only this update: the next ones may be shorter, and run as configured.
                 updates[state.step] = self.learner.split(update, state.position, error)

@@ -86,8 +86,12 @@ class Learner:
     # --- one update ---------------------------------------------------------------------------------------------------
 
     @memory_errors()
-    def update(self, update: Update, position: Position) -> tuple[float, dict[str, float]]:
+    def update(
+        self, update: Update, position: Position, following: Update | None = None
+    ) -> tuple[float, dict[str, float]]:
         """Take one optimizer step over an effective batch; return its loss and the gradient norm of each group.
+
+        `following`: the next update, which is read meanwhile for a GPU.
 
         Raises NonFiniteError before the step if loss or gradient is not finite, and torch.OutOfMemoryError.
         """
@@ -97,7 +101,7 @@ class Learner:
         seed = draw_seed(self.trial.seed, self.trial.fold.number, position.epoch, position.step + 1)
         keys = [utterance_key(seed, u.id) for u in update.utterances]
         self.optimizer.zero_grad()
-        computed = self._backward(update, keys)
+        computed = self._backward(update, keys, following)
         # Norms before clipping: the journal and the guard need what the loss asked for.
         by_group = self.schedule.gradient_norms()
         # The only place where an update waits for a GPU: loss and norms come in one copy.
@@ -120,20 +124,27 @@ class Learner:
         self.averages.update()
         return loss, norms
 
-    def _backward(self, update: Update, keys: Sequence[int]) -> Tensor:
+    def _backward(self, update: Update, keys: Sequence[int], following: Update | None = None) -> Tensor:
         """Add the gradients of an update; return its loss."""
         backward = exact_backward if self.trial.config.train.accumulation == "exact" else averaged_backward
         labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
-        return backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns), keys)
+        batches = list(self.inputs.batches(update))
+        if following is not None:
+            self.inputs.read_ahead(following)
+        return backward(self.model, batches, labels, list(update.turns), keys)
+
+    def free_bytes(self) -> float | None:
+        """Return the memory that is left of the trial's share of a GPU; None on a CPU."""
+        # The optimizer's two moments do not exist before the first update.
+        moments = 0 if self.optimizer.state else 2 * sum(p.nbytes for p in self.weights.values())
+        return free_bytes(self.device, self.trial.config.cluster.gpus_per_trial, moments)
 
     def fit_memory(self) -> dict[str, MemoryFormula]:
         """Return what micro-batches are cut by: fitted on a GPU for a trained encoder, with exact accumulation, which
         any cut leaves as it is; otherwise nothing. Call it before the first update. No weight changes.
         """
         config, utterances = self.trial.config, self.trial.fold.train
-        # The optimizer's two moments do not exist yet.
-        reserved = 2 * sum(p.nbytes for p in self.weights.values())
-        room = free_bytes(self.device, config.cluster.gpus_per_trial, reserved)
+        room = self.free_bytes()
         if room is None or not config.adaptation.trains_encoder or config.train.accumulation != "exact":
             return {}
 
