@@ -496,9 +496,9 @@ class TestOutOfMemory:
         largest, update, encode = 2, Learner.update, MambaEMAModel.encode
         sizes: list[tuple[Position, list[int]]] = []
 
-        def recorded(self: Learner, batch: Update, position: Position) -> Any:
+        def recorded(self: Learner, batch: Update, position: Position, *following: Update) -> Any:
             sizes.append((position, [len(micro) for micro in batch.micro_batches]))
-            return update(self, batch, position)
+            return update(self, batch, position, *following)
 
         def limited(self: Any, features: Tensor, lengths: Tensor, *keys: Any) -> Tensor:
             if sizes[-1][0].updates == 1 and torch.is_grad_enabled() and len(lengths) > largest:
