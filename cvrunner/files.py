@@ -83,6 +83,14 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     sync_folder(path.parent)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that nobody changes a second name; where the file system has no hard links, copy it."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete the unfinished files of a killed process. No other process may be writing in the folder."""
     for path in folder.glob(".*.tmp"):

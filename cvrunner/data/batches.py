@@ -1,8 +1,8 @@
 """The utterances of each update, from (seed, fold, epoch) alone: no loader state, so a resumed epoch is the same.
 
-An update is an effective batch. It is encoded in micro-batches of at most `batch_size` utterances of similar length and
-at most `max_batch_s` seconds of audio. The conditions of a fold with the same effective batch and seed get the same
-updates in the same order.
+An update is an effective batch. It is encoded in micro-batches of at most `batch_size` utterances of similar length, at
+most `max_batch_s` seconds of audio and, on a GPU, no more than fits into its memory. The conditions of a fold with the
+same effective batch and seed get the same updates in the same order.
 """
 
 from __future__ import annotations
@@ -11,10 +11,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
 from cvrunner.data.utterance import Utterance
+
+
+class MemoryFormula(NamedTuple):
+    """Memory of a micro-batch by the durations `d` in seconds: `constant + linear sum(d) + quadratic sum(d^2)`."""
+
+    constant: float
+    """In bytes, as the other terms."""
+    linear: float
+    quadratic: float
+    limit: float
+    """Bytes that a micro-batch may take."""
+
+    def fits(self, durations_s: Sequence[float]) -> bool:
+        """Whether utterances of these durations can be encoded at once."""
+        total = self.linear * sum(durations_s) + self.quadratic * sum(d * d for d in durations_s)
+        return self.constant + total <= self.limit
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ def training_updates(
     effective_batch: int,
     batch_size: int,
     max_batch_s: float | None = None,
+    memory: MemoryFormula | None = None,
     length_bucket_batches: int,
     by_dialogue: bool,
     seed: int,
@@ -50,7 +68,7 @@ def training_updates(
     random = np.random.default_rng([seed, fold, epoch])
     if by_dialogue:
         groups = _pack_dialogues(dialogues(utterances), effective_batch, random)
-        return [_update(group, batch_size, max_batch_s, by_dialogue=True) for group in groups]
+        return [_update(group, batch_size, max_batch_s, memory, by_dialogue=True) for group in groups]
     order = random.permutation(len(utterances))
     bucket = effective_batch * length_bucket_batches
     groups = []
@@ -61,15 +79,20 @@ def training_updates(
         groups += [members[i : i + effective_batch] for i in range(0, len(members), effective_batch)]
     groups = _without_single(groups)
     # Otherwise the updates of a bucket would run from its shortest utterances to its longest.
-    return [_update(groups[i], batch_size, max_batch_s, by_dialogue=False) for i in random.permutation(len(groups))]
+    shuffled = [groups[i] for i in random.permutation(len(groups))]
+    return [_update(group, batch_size, max_batch_s, memory, by_dialogue=False) for group in shuffled]
 
 
 def evaluation_update(
-    utterances: Sequence[Utterance], batch_size: int, by_dialogue: bool, max_batch_s: float | None = None
+    utterances: Sequence[Utterance],
+    batch_size: int,
+    by_dialogue: bool,
+    max_batch_s: float | None = None,
+    memory: MemoryFormula | None = None,
 ) -> Update:
     """Return all utterances as one update, in micro-batches sorted by length, the longest first."""
     ordered = [u for dialogue in dialogues(utterances) for u in dialogue]
-    update = _update(ordered, batch_size, max_batch_s, by_dialogue)
+    update = _update(ordered, batch_size, max_batch_s, memory, by_dialogue)
     # Longest first: all later micro-batches fit into memory that the allocator already holds.
     return replace(update, micro_batches=update.micro_batches[::-1])
 
@@ -104,8 +127,14 @@ def _without_single(groups: list[list[Utterance]]) -> list[list[Utterance]]:
     return groups
 
 
-def _update(members: Sequence[Utterance], batch_size: int, max_batch_s: float | None, by_dialogue: bool) -> Update:
-    micro = micro_batches(members, batch_size, max_batch_s or math.inf)
+def _update(
+    members: Sequence[Utterance],
+    batch_size: int,
+    max_batch_s: float | None,
+    memory: MemoryFormula | None,
+    by_dialogue: bool,
+) -> Update:
+    micro = micro_batches(members, batch_size, max_batch_s or math.inf, memory)
     turns = [1] * len(members)
     if by_dialogue:
         # Members come dialogue after dialogue, so equal neighbours are one dialogue.
@@ -113,13 +142,18 @@ def _update(members: Sequence[Utterance], batch_size: int, max_batch_s: float | 
     return Update(tuple(members), tuple(turns), tuple(micro))
 
 
-def micro_batches(members: Sequence[Utterance], batch_size: int, max_batch_s: float) -> list[tuple[int, ...]]:
-    """Return positions sorted by length, in groups within `batch_size` utterances and `max_batch_s` seconds."""
+def micro_batches(
+    members: Sequence[Utterance], batch_size: int, max_batch_s: float, memory: MemoryFormula | None = None
+) -> list[tuple[int, ...]]:
+    """Return positions sorted by length, in groups within `batch_size` utterances, `max_batch_s` seconds and `memory`;
+    a group of one utterance may exceed the latter two.
+    """
     batches: list[list[int]] = []
     # Similar lengths together: padding costs time. Utterances of equal length keep their order.
     for i in sorted(range(len(members)), key=lambda i: (members[i].samples, i)):
         full = not batches or len(batches[-1]) == batch_size
-        if full or sum(members[j].duration_s for j in (*batches[-1], i)) > max_batch_s:
+        durations = [] if full else [members[j].duration_s for j in (*batches[-1], i)]
+        if full or sum(durations) > max_batch_s or not (memory is None or memory.fits(durations)):
             batches.append([])
         batches[-1].append(i)
     return [tuple(batch) for batch in batches]

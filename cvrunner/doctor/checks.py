@@ -159,11 +159,11 @@ def check_memory(facts: Facts) -> Finding:
     # Ray spreads the trials over its nodes; this machine gets its share, rounded up.
     if facts.cluster is not None and facts.cluster.nodes > 1:
         count = -(-count // facts.cluster.nodes)
-    # Main memory holds the weights that training started from, and passes on the largest file of a checkpoint.
-    copies = 1 + MOMENTS
+    # Main memory holds the weights that training started from, and a copy of the checkpoint that is being written.
+    copies = 1 + (1 + MOMENTS)
     if not hardware.gpus or facts.packages.torch_cuda is None or facts.config.train.device == "cpu":
         # On a CPU, weights, gradients and moments are there themselves.
-        copies = 1 + 2 + MOMENTS
+        copies += 2 + MOMENTS
     each = TRIAL_BYTES + copies * facts.encoder.weights_bytes
     available, need = hardware.available_bytes, count * each
     what = f"{format_bytes(available)} available, about {format_bytes(need)} needed for {count} at a time"

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cvrunner.encoders.packing import Packing
+from cvrunner.encoders.dropout import Draws, Place, drop
+from cvrunner.encoders.packing import Group, Packing
 
 CUDA_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Fused kernels with a gradient for an additive mask. On sm_90 and above torch would choose cuDNN's, which has none."""
@@ -40,9 +41,11 @@ def self_attention(attention: Any, hidden: Tensor, bias: Tensor | None, packing:
     inputs = torch.cat([projection(hidden) for projection in projections], dim=1)
     # Apart: under autocast the gate is in float32, to which it would promote the others, at twice their memory.
     gates = None if bias is None else _gate(attention, hidden)
-    dropout = attention.dropout if attention.training else 0.0
+    place: Place = attention.place
+    # A fused kernel draws its dropout from one stream for the whole batch: so each utterance goes by itself.
+    alone = place.drops and packing.draws.keys and hidden.device.type != "cpu"
     context = []
-    for group in packing.groups:
+    for group in packing.singles if alone else packing.groups:
         query, key, value = torch.split(group.pad(inputs), width, dim=2)
         # Added to the scores `[B, H, F, F]`: the gated bias, and -inf for padding.
         mask = None
@@ -55,7 +58,8 @@ def self_attention(attention: Any, hidden: Tensor, bias: Tensor | None, packing:
             mask = mask.to(query.dtype).expand(-1, attention.num_heads, -1, -1)
         # `[B, F, D]` to `[B, H, F, D / H]`.
         query, key, value = (x.view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2) for x in (query, key, value))
-        context.append(group.pack(_attend(query, key, value, mask, dropout, attention.training).transpose(1, 2)))
+        found = _attend(query, key, value, mask, place, group, packing.draws)
+        context.append(group.pack(found.transpose(1, 2)))
     return attention.out_proj(torch.cat(context))  # type: ignore[no-any-return]
 
 
@@ -69,16 +73,28 @@ def _gate(attention: Any, hidden: Tensor) -> Tensor:
     return first * (second * attention.gru_rel_pos_const.flatten() - 1.0) + 2.0  # type: ignore[no-any-return]
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, training: bool) -> Tensor:
-    """Return the context `[B, H, F, D / H]`."""
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, place: Place, group: Group, draws: Draws
+) -> Tensor:
+    """Return the context `[B, H, F, D / H]`. `place`: of the dropout of attention weights."""
+    dropout = place.p if place.drops else 0.0
     if query.device.type == "cuda":
+        if place.drops and draws.keys:
+            # The kernel takes its seed from torch's own stream on the host; no launch is needed to set it.
+            generator = torch.cuda.default_generators[query.get_device()]
+            generator.manual_seed(draws.seed(group.first, f"{place.kind} {place.number}"))
         with sdpa_kernel(DETERMINISTIC_KERNELS if torch.are_deterministic_algorithms_enabled() else CUDA_KERNELS):
             return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     # On a CPU, explicit products train faster than torch's fused attention.
-    if not training or query.device.type != "cpu":
+    if not place.training or query.device.type != "cpu":
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))
     # With `beta` 0 the first argument is ignored.
     m, beta = (q.new_zeros(1), 0) if mask is None else (mask.flatten(0, 1), 1)
     weights = torch.baddbmm(m, q, k.transpose(1, 2), beta=beta, alpha=q.shape[2] ** -0.5).softmax(dim=2)
-    return torch.bmm(functional.dropout(weights, dropout), v).view_as(query)
+    if place.drops and draws.keys:
+        kept = draws.attention_mask(place, group.first, group.lengths, query.shape[1])
+        weights = drop(weights, kept.flatten(0, 1), place.p)
+    else:
+        weights = functional.dropout(weights, dropout)
+    return torch.bmm(weights, v).view_as(query)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cvrunner.config.adaptation import FROZEN, Adaptation
+from cvrunner.encoders.dropout import Place, number_places, replace_dropouts
 from cvrunner.encoders.packing import Packing
 from cvrunner.errors import EncoderError
 
@@ -66,6 +67,8 @@ class SpeechEncoder(nn.Module, abc.ABC):
     """Names of its modules between the cached features and the first transformer layer."""
     LAYERS: ClassVar[str]
     """Name of its list of transformer layers."""
+    ATTENTION: ClassVar[str] = "attention"
+    """Name of the attention in a layer."""
     NORM: ClassVar[str]
     """Name of its layer norm: before the first transformer layer, or after the last one."""
     WINDOW: ClassVar[str] = "unpadded"
@@ -115,6 +118,10 @@ class SpeechEncoder(nn.Module, abc.ABC):
             backbone.get_submodule(name).requires_grad_(False)
         if not adaptation.trains_encoder:
             self.requires_grad_(False)
+        replace_dropouts(backbone, lambda name: "inner" if name.endswith("intermediate_dropout") else "hidden")
+        for layer in self.transformer:
+            attention: Any = layer.get_submodule(self.ATTENTION)
+            attention.place = Place(attention.dropout, "attention")
         self.train(self.training)
 
     # --- what a family implements -------------------------------------------------------------------------------------
@@ -191,6 +198,7 @@ class SpeechEncoder(nn.Module, abc.ABC):
             frozen += [*map(self.backbone.get_submodule, self.INPUTS), *self.transformer[: self.below]]
         for part in frozen:
             part.eval()
+        number_places(self)
         return self
 
     def averaged_frames(self, samples: int) -> int:
@@ -204,22 +212,25 @@ class SpeechEncoder(nn.Module, abc.ABC):
             waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
         return self.front_end(waveform)
 
-    def forward(self, conv: Tensor, lengths: Tensor) -> Encoded:
-        """Encode features of the front-end `[S, C]` and lengths `[B]`."""
-        states, packing = self.states(conv, lengths, max(self.layers))
+    def forward(self, conv: Tensor, lengths: Tensor, keys: Sequence[int] = ()) -> Encoded:
+        """Encode features of the front-end `[S, C]` and lengths `[B]`. `keys`: what the dropout of each utterance is
+        drawn from."""
+        states, packing = self.states(conv, lengths, max(self.layers), keys)
         return self._encoded(states, self.layers, packing)
 
-    def states(self, conv: Tensor, lengths: Tensor, top: int | None = None) -> tuple[dict[int, Tensor], Packing]:
+    def states(
+        self, conv: Tensor, lengths: Tensor, top: int | None = None, keys: Sequence[int] = ()
+    ) -> tuple[dict[int, Tensor], Packing]:
         """Map features `[S, C]` and lengths `[B]` to the hidden states `[S, D]` by layer, up to layer `top` (None:
         all), at the encoder's own frame rate, and to the layout of their frames.
         """
-        packing = Packing(lengths.tolist(), conv.device)
-        with self._computing(conv.device):
+        packing = Packing(lengths.tolist(), conv.device, keys)
+        with self._computing(packing):
             return self._above(0, self.first(conv, packing), packing, self.depth if top is None else top), packing
 
-    def from_boundary(self, boundary: Boundary, lengths: Tensor) -> Encoded:
+    def from_boundary(self, boundary: Boundary, lengths: Tensor, keys: Sequence[int] = ()) -> Encoded:
         """Return the same as `forward`, from the states at the boundary."""
-        states, packing = self.states_from_boundary(boundary.hidden, lengths)
+        states, packing = self.states_from_boundary(boundary.hidden, lengths, keys)
         above = [number for number in self.layers if number > self.below]
         encoded = self._encoded(states, above, packing)
         if boundary.mixed is None:
@@ -232,10 +243,12 @@ class SpeechEncoder(nn.Module, abc.ABC):
             mixed, statistics = mixed[:, order], statistics[:, order]
         return Encoded(mixed, encoded.lengths, statistics)
 
-    def states_from_boundary(self, hidden: Tensor, lengths: Tensor) -> tuple[dict[int, Tensor], Packing]:
+    def states_from_boundary(
+        self, hidden: Tensor, lengths: Tensor, keys: Sequence[int] = ()
+    ) -> tuple[dict[int, Tensor], Packing]:
         """Map the states at the boundary `[S, D]` and lengths `[B]` to what `states` returns, for the layers above."""
-        packing = Packing(lengths.tolist(), hidden.device)
-        with self._computing(hidden.device):
+        packing = Packing(lengths.tolist(), hidden.device, keys)
+        with self._computing(packing):
             return self._above(self.below, hidden, packing, max(self.layers)), packing
 
     @torch.no_grad()
@@ -251,9 +264,10 @@ class SpeechEncoder(nn.Module, abc.ABC):
         return Encoded(packing.averaged(chosen, self.group), lengths, packing.statistics(chosen))
 
     @contextlib.contextmanager
-    def _computing(self, device: torch.device) -> Iterator[None]:
+    def _computing(self, packing: Packing) -> Iterator[None]:
         gradient: Any = contextlib.nullcontext() if self.adaptation.trains_encoder else torch.no_grad()
-        with gradient, torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+        autocast = torch.autocast(packing.device.type, self.precision, enabled=self.precision != torch.float32)
+        with gradient, autocast, packing.draws.used():
             yield
 
     def _above(self, below: int, hidden: Tensor, packing: Packing, top: int) -> dict[int, Tensor]:
@@ -262,7 +276,9 @@ class SpeechEncoder(nn.Module, abc.ABC):
         states = {below: hidden}
         for number, layer in enumerate(self.transformer[below:top], start=below + 1):
             if self.gradient_checkpointing and hidden.requires_grad:
-                hidden = checkpoint(self.layer, layer, hidden, shared, packing, use_reentrant=False)
+                # The backward pass runs the layer again, with the same draws.
+                run = packing.draws.around(self.layer)
+                hidden = checkpoint(run, layer, hidden, shared, packing, use_reentrant=False)
             else:
                 hidden = self.layer(layer, hidden, shared, packing)
             states[number] = hidden

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cvrunner.encoders.dropout import Draws
+
 GROUP_PADDING = 0.1
 """Largest padding of a group, as a share of its real frames: more padding would give fewer, larger matrix products."""
 
@@ -26,6 +28,8 @@ GROUP_PADDING = 0.1
 class Group:
     """Neighbouring utterances that are padded together."""
 
+    first: int
+    """Number of the first utterance."""
     start: int
     """First frame of the group among the `S`."""
     lengths: tuple[int, ...]
@@ -68,26 +72,36 @@ class Group:
 
 
 class Packing:
-    """Layout of concatenated utterances. Sort them by length before: groups are then larger."""
+    """Layout of concatenated utterances. Sort them by length before: groups are then larger.
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+    `keys`: what the dropout of each utterance is drawn from; see `dropout.py`.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device, keys: Sequence[int] = ()) -> None:
         self.lengths = tuple(lengths)
         self.device = device
-        self.whole = Group(0, self.lengths, device)
+        self.draws = Draws(keys, lengths, device)
+        self.whole = Group(0, 0, self.lengths, device)
         """All utterances padded together."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """Neighbours of similar length that are padded together."""
         groups: list[Group] = []
-        start, members = 0, [self.lengths[0]]
-        for length in self.lengths[1:]:
+        first, start, members = 0, 0, [self.lengths[0]]
+        for number, length in enumerate(self.lengths[1:], start=1):
             together = [*members, length]
             if max(together) * len(together) > (1 + GROUP_PADDING) * sum(together):
-                groups.append(Group(start, tuple(members), self.device))
-                start, together = start + sum(members), [length]
+                groups.append(Group(first, start, tuple(members), self.device))
+                first, start, together = number, start + sum(members), [length]
             members = together
-        return (*groups, Group(start, tuple(members), self.device))
+        return (*groups, Group(first, start, tuple(members), self.device))
+
+    @cached_property
+    def singles(self) -> tuple[Group, ...]:
+        """Each utterance by itself."""
+        starts = enumerate(itertools.accumulate(self.lengths, initial=0))
+        return tuple(Group(i, start, (n,), self.device) for (i, start), n in zip(starts, self.lengths, strict=False))
 
     @property
     def padded_frames(self) -> int:

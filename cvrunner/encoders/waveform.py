@@ -7,7 +7,7 @@ arXiv 2110.13900); data2vec has several positional convolutions instead of one. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class WaveformEncoder(SpeechEncoder):
         if isinstance(hidden, tuple):
             hidden = hidden[0]
         if self.adaptation.masks_input and self.training:
-            hidden = self._mask_spans(hidden, packing.lengths)
+            hidden = self._mask_spans(hidden, packing)
         hidden = hidden + self._positions(hidden, packing)
         if not self.norm_is_last:
             hidden = encoder.layer_norm(hidden)
@@ -89,16 +89,17 @@ class WaveformEncoder(SpeechEncoder):
             hidden = torch.cat([group.pack(step(group.pad(hidden))) for group in packing.groups])
         return hidden
 
-    def _mask_spans(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+    def _mask_spans(self, hidden: Tensor, packing: Packing) -> Tensor:
         """Mask spans of frames (SpecAugment, Park et al. 2019, arXiv 1904.08779); short utterances are left alone."""
         span = self.backbone.config.mask_time_length
         share = self.backbone.config.mask_time_prob
         masked = torch.zeros(len(hidden), dtype=torch.bool)
         first = 0
-        for frames in lengths:
+        for i, frames in enumerate(packing.lengths):
             if frames > span:
-                count = int(share * frames / span + torch.rand(()).item())
-                for start in torch.randint(frames - span + 1, (count,)).tolist():
+                random = packing.draws.generator(i, "spans")
+                count = int(share * frames / span + torch.rand((), generator=random).item())
+                for start in torch.randint(frames - span + 1, (count,), generator=random).tolist():
                     masked[first + start : first + start + span] = True
             first += frames
         masked = masked.to(hidden.device)

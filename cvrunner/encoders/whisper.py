@@ -7,14 +7,16 @@ are the front-end: always frozen, and cached. Shapes as in `encoder.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WhisperFeatureExtractor
 
 from cvrunner.encoders.attention import self_attention
+from cvrunner.encoders.dropout import Dropout
 from cvrunner.encoders.encoder import SpeechEncoder
 from cvrunner.encoders.packing import Packing
 
@@ -25,12 +27,23 @@ class WhisperEncoder(SpeechEncoder):
     # The position table is fixed: sinusoids, which no one trains.
     FRONT_END = ("conv1", "conv2", "embed_positions")
     LAYERS = "layers"
+    ATTENTION = "self_attn"
     NORM = "layer_norm"
     norm_is_last = True
 
     def __init__(self, backbone: Any, extractor: WhisperFeatureExtractor, **settings: Any) -> None:
+        # transformers has no modules for these dropouts, only numbers.
+        backbone.input_dropout = Dropout(backbone.dropout, "hidden")
+        for layer in backbone.layers:
+            layer.attended_dropout = Dropout(layer.dropout, "hidden")
+            layer.inner_dropout = Dropout(layer.activation_dropout, "inner")
+            layer.output_dropout = Dropout(layer.dropout, "hidden")
         super().__init__(backbone, **settings)
         self.extractor = extractor
+
+    def always_in_evaluation(self) -> list[nn.Module]:
+        parts = super().always_in_evaluation()
+        return [*parts, self.backbone.input_dropout] if self.below else parts
 
     def frames(self, samples: int) -> int:
         mel_frames = samples // int(self.extractor.hop_length)
@@ -51,14 +64,14 @@ class WhisperEncoder(SpeechEncoder):
     def first(self, conv: Tensor, packing: Packing) -> Tensor:
         positions = torch.cat([torch.arange(frames) for frames in packing.lengths]).to(conv.device, non_blocking=True)
         hidden = conv + self.backbone.embed_positions(positions)
-        return functional.dropout(hidden, self.backbone.dropout, self.training and not self.below)
+        first: Tensor = self.backbone.input_dropout(hidden)
+        return first
 
     def layer(self, layer: Any, hidden: Tensor, shared: Tensor | None, packing: Packing) -> Tensor:
         attended = self_attention(layer.self_attn, layer.self_attn_layer_norm(hidden), shared, packing)
-        hidden = hidden + functional.dropout(attended, layer.dropout, layer.training)
-        inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
-        inner = functional.dropout(inner, layer.activation_dropout, layer.training)
-        return hidden + functional.dropout(layer.fc2(inner), layer.dropout, layer.training)
+        hidden = hidden + layer.attended_dropout(attended)
+        inner = layer.inner_dropout(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
+        return hidden + layer.output_dropout(layer.fc2(inner))  # type: ignore[no-any-return]
 
 
 class PaddedWhisperEncoder(WhisperEncoder):
@@ -87,11 +100,15 @@ class PaddedWhisperEncoder(WhisperEncoder):
         real = torch.arange(self.window_frames, device=waveform.device) < super().frames(len(waveform))
         return torch.cat([features, real[:, None].to(features)], dim=1)
 
-    def states(self, conv: Tensor, lengths: Tensor, top: int | None = None) -> tuple[dict[int, Tensor], Packing]:
-        return _real_frames(super().states(conv[:, :-1], lengths, top)[0], conv[:, -1], lengths)
+    def states(
+        self, conv: Tensor, lengths: Tensor, top: int | None = None, keys: Sequence[int] = ()
+    ) -> tuple[dict[int, Tensor], Packing]:
+        return _real_frames(super().states(conv[:, :-1], lengths, top, keys)[0], conv[:, -1], lengths)
 
-    def states_from_boundary(self, hidden: Tensor, lengths: Tensor) -> tuple[dict[int, Tensor], Packing]:
-        return _real_frames(super().states_from_boundary(hidden[:, :-1], lengths)[0], hidden[:, -1], lengths)
+    def states_from_boundary(
+        self, hidden: Tensor, lengths: Tensor, keys: Sequence[int] = ()
+    ) -> tuple[dict[int, Tensor], Packing]:
+        return _real_frames(super().states_from_boundary(hidden[:, :-1], lengths, keys)[0], hidden[:, -1], lengths)
 
     @torch.no_grad()
     def to_boundary(self, conv: Tensor, lengths: Tensor) -> Tensor:

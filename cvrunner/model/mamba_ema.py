@@ -12,10 +12,13 @@ model's frame rate, utterance after utterance; `K` dimensions; outputs are label
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from cvrunner.config.sections import EmaConfig, ModelConfig
+from cvrunner.encoders.dropout import Draws, Dropout
 from cvrunner.encoders.encoder import Boundary, Encoded, Features, SpeechEncoder
 from cvrunner.encoders.packing import Packing
 from cvrunner.model.mamba import MambaStack
@@ -129,7 +132,8 @@ class Head(nn.Module):
         self.output = config.output
         self.mix = LayerMix(dimensions, layers, encoder_width, config.layer_norm)
         self.projection = nn.Linear(dimensions * encoder_width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout, "head frames")
+        self.output_dropout = Dropout(config.dropout, "head outputs")
         self.linear_path = LinearPath(dimensions, layers, encoder_width) if config.linear_path else None
         self.frame_mamba = MambaStack(config.width, config.mamba.layers, config.mamba, config.mamba.bidirectional)
         pooling = MeanPooling if config.pooling == "mean" else AttentiveStatisticsPooling
@@ -145,18 +149,19 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.full((dimensions,), 0.0 if config.output == "sigmoid" else 0.5))
         nn.init.xavier_uniform_(self.weight)
 
-    def encode(self, encoded: Encoded) -> Tensor:
+    def encode(self, encoded: Encoded, keys: Sequence[int] = ()) -> Tensor:
         """Map hidden states and statistics to utterance vectors `z [B, Z]`; their last K values are the outputs of the
-        linear path, if there is one."""
+        linear path, if there is one. `keys`: what the dropout of each utterance is drawn from."""
         states, lengths, statistics = encoded
-        packing = Packing(lengths.tolist(), states.device)
-        x = self.dropout(self.projection(self.mix(states.to(self.bias.dtype))))
+        packing = Packing(lengths.tolist(), states.device, keys)
+        with packing.draws.used():
+            x = self.dropout(self.projection(self.mix(states.to(self.bias.dtype))))
         z: Tensor = self.pooling(self.frame_mamba(x, packing), packing)
         if self.linear_path is None:
             return z
         return torch.cat([z, self.linear_path(statistics.to(self.bias.dtype))], dim=1)
 
-    def predict(self, z: Tensor, turns: list[int]) -> Tensor:
+    def predict(self, z: Tensor, turns: list[int], keys: Sequence[int] = ()) -> Tensor:
         """Map `z [B, Z]`, dialogue after dialogue with `turns` utterances each, to `[B, K]` on the scale 0..1.
 
         With a linear path that is the mean of two predictions. In training mode both are returned, `[B, 2, K]`, since
@@ -173,7 +178,8 @@ class Head(nn.Module):
             inputs = torch.cat([z[:, None].expand(-1, context.shape[1], -1), context], dim=-1)
         else:
             inputs = z[:, None]
-        y: Tensor = (self.dropout(inputs) * self.weight).sum(-1) + self.bias
+        with Draws(keys, [1] * len(z), z.device).used():
+            y: Tensor = (self.output_dropout(inputs) * self.weight).sum(-1) + self.bias
         if self.output == "sigmoid":
             y, linear = y.sigmoid(), linear.clamp(0, 1)
         if self.linear_path is None:
@@ -190,24 +196,25 @@ class MambaEMAModel(nn.Module):
         self.encoder = encoder
         self.head = Head(config, dimensions, len(encoder.layers), encoder.width)
 
-    def encode(self, features: Features, lengths: Tensor) -> Tensor:
+    def encode(self, features: Features, lengths: Tensor, keys: Sequence[int] = ()) -> Tensor:
         """Return utterance vectors `z [B, Z]`.
 
         `features`: conv features `[S, C]`, utterance after utterance, the boundary of a partly frozen encoder, or what
         a frozen encoder has returned. `lengths [B]`: frames of each utterance among the conv features or the states.
+        `keys`: what the dropout of each utterance is drawn from, while training.
         """
         if isinstance(features, Encoded):
             encoded = features
         elif isinstance(features, Boundary):
-            encoded = self.encoder.from_boundary(features, lengths)
+            encoded = self.encoder.from_boundary(features, lengths, keys)
         else:
-            encoded = self.encoder(features, lengths)
-        z: Tensor = self.head.encode(encoded)
+            encoded = self.encoder(features, lengths, keys)
+        z: Tensor = self.head.encode(encoded, keys)
         return z
 
-    def predict(self, z: Tensor, turns: list[int]) -> Tensor:
+    def predict(self, z: Tensor, turns: list[int], keys: Sequence[int] = ()) -> Tensor:
         """Return labels `[B, K]` on the scale 0..1; see `Head.predict`."""
-        return self.head.predict(z, turns)
+        return self.head.predict(z, turns, keys)
 
     def layer_weights(self) -> list[list[float]]:
         """Return the softmax weights of the mixed layers, one list per dimension."""

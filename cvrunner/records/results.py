@@ -228,6 +228,9 @@ class TrialResult(Result):
     batch_size: int = 0
     """Utterances encoded at once by the update that needed the smallest micro-batches: less than configured after an
     out-of-memory error. 0: not recorded."""
+    memory: dict[str, list[float]] = {}
+    """GPU memory of a micro-batch in `training` and `prediction`, by which updates were cut: constant, bytes per second
+    of audio, bytes per square second of each utterance, and the limit. Empty: cut by count."""
     labels_outside_scale: int
     split_digest: str
     corpus_digest: str

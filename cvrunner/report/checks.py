@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from cvrunner.records.summary import Convergence, Reference
 from cvrunner.report.report import Report
 from cvrunner.text import Table, plural
+from cvrunner.verdict.comparison import mixed_precision
 from cvrunner.verdict.convergence import convergence
 
 LABELS = {
@@ -189,14 +190,9 @@ def _out_of_memory(report: Report) -> str:
 
 
 def _precision(report: Report) -> str:
-    found: dict[str, set[str]] = {}
-    for result in report.results.values():
-        requested = report.config.for_condition(result.condition).train.precision
-        found.setdefault(requested, set()).add(result.precision)
-    mixed = [f"{requested} became {' and '.join(sorted(of))}" for requested, of in found.items() if len(of) > 1]
-    if mixed:
-        return f"NOT THE SAME on all devices: {'; '.join(mixed)}"
-    return f"{', '.join(sorted(set().union(*found.values())))}, as requested on every device"
+    if mixed := mixed_precision(report.config, report.results.values()):
+        return f"NOT THE SAME on all devices, so nothing is compared: {mixed}"
+    return f"{', '.join(sorted({r.precision for r in report.results.values()}))}, as requested on every device"
 
 
 def _outside_scale(report: Report) -> str:

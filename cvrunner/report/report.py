@@ -11,7 +11,7 @@ from cvrunner.errors import ResultsError
 from cvrunner.records.results import EpochRecord, RunRecord, TrialResult, ccc_label
 from cvrunner.records.run_directory import RunDirectory, read_events
 from cvrunner.records.summary import Summary
-from cvrunner.verdict.comparison import compare_conditions, missing_trials, unfinished
+from cvrunner.verdict.comparison import compare_conditions, missing_trials, mixed_precision, unfinished
 from cvrunner.verdict.convergence import convergence
 from cvrunner.verdict.floor import floor_references, with_controlled_scores
 from cvrunner.verdict.predictions import (
@@ -80,7 +80,14 @@ def read_report(directory: RunDirectory, links: dict[str, str] | None = None, re
             references["linear probe"] = probe.predicted[None]
         added = protocol.added_after_look if protocol else []
         summary = compare_conditions(
-            run, results, lined_up, config.verdict, references, convergence(epochs, run), added
+            run,
+            results,
+            lined_up,
+            config.verdict,
+            references,
+            convergence(epochs, run),
+            added,
+            mixed_precision(config, results.values()),
         )
         if run.floor is not None:
             run = run.model_copy(update={"floor": with_controlled_scores(run.floor, run, tables)})

@@ -3,11 +3,12 @@
 The CCC is not additive: means of micro-batch CCCs are not the CCC of the batch. Exact accumulation is gradient caching
 (Gao et al. 2021, arXiv 2101.06983) cut at the utterance vector `z`:
 
-    1. each micro-batch but the last: encode without gradient, keep `z` and the random state before it
+    1. each micro-batch but the last: encode without gradient, keep `z`
     2. the last micro-batch: encode with gradient
     3. all `z` together -> predictions -> loss -> backward, to the head's gradients and to `dL/dz`
-    4. each earlier micro-batch again, from its random state, with gradient; backward from its `dL/dz`
+    4. each earlier micro-batch again, with gradient; backward from its `dL/dz`
 
+Dropout is drawn from a key per utterance (`encoders/dropout.py`), so it is the same in both encodings and in every cut.
 So `batch_size` affects memory only: at any time one micro-batch has a graph through the encoder.
 """
 
@@ -28,9 +29,9 @@ EPSILON = 1e-8
 class Encodes(Protocol):
     """The part of a model that accumulation uses; see `MambaEMAModel`."""
 
-    def encode(self, features: Features, lengths: Tensor) -> Tensor: ...
+    def encode(self, features: Features, lengths: Tensor, keys: Sequence[int]) -> Tensor: ...
 
-    def predict(self, z: Tensor, turns: list[int]) -> Tensor: ...
+    def predict(self, z: Tensor, turns: list[int], keys: Sequence[int]) -> Tensor: ...
 
 
 class MicroBatch(Protocol):
@@ -43,8 +44,8 @@ class MicroBatch(Protocol):
     def lengths(self) -> Tensor: ...
 
     @property
-    def positions(self) -> Tensor:
-        """`[b]`: places of these utterances in the effective batch."""
+    def positions(self) -> Sequence[int]:
+        """Places of these `b` utterances in the effective batch."""
         ...
 
 
@@ -73,55 +74,51 @@ def ccc_loss(predicted: Tensor, true: Tensor) -> Tensor:
     return 1 - batch_ccc(predicted, true).mean()
 
 
-def exact_backward(model: Encodes, batches: Sequence[MicroBatch], labels: Tensor, turns: list[int]) -> Tensor:
+def exact_backward(
+    model: Encodes, batches: Sequence[MicroBatch], labels: Tensor, turns: list[int], keys: Sequence[int]
+) -> Tensor:
     """Add the gradients of `ccc_loss` over all micro-batches together; return the loss, detached.
 
-    `labels [B, K]` and `turns` in the order of prediction. Dropout repeats itself exactly in the second encoding.
+    `labels [B, K]`, `turns` and `keys` (what dropout is drawn from, per utterance) in the order of prediction.
     """
+
+    def encode(batch: MicroBatch) -> Tensor:
+        return model.encode(batch.features, batch.lengths, [keys[i] for i in batch.positions])
+
     *earlier, last = batches
-    states, leaves = [], []
     # By itself this context casts nothing. It keeps what autocast casts within it: otherwise every weight would be cast
     # again for every micro-batch.
     with torch.autocast(labels.device.type, enabled=False):
-        for batch in earlier:
-            states.append(_random_state())
-            with torch.no_grad():
-                leaves.append(model.encode(batch.features, batch.lengths))
+        with torch.no_grad():
+            leaves = [encode(batch) for batch in earlier]
         # Casts made without gradient would cut the weights off from the encodings that follow.
         torch.clear_autocast_cache()
         leaves = [z.requires_grad_() for z in leaves]
-        z = torch.cat([*leaves, model.encode(last.features, last.lengths)])
+        z = torch.cat([*leaves, encode(last)])
         # `z` is in the order of the micro-batches; labels and turns are in the order of the effective batch.
-        order = torch.cat([batch.positions for batch in batches]).argsort()
-        loss = ccc_loss(model.predict(z[order], turns), labels)
+        loss = ccc_loss(model.predict(z[in_order(batches, z.device)], turns, keys), labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        after = _random_state()
-        for batch, state, leaf in zip(earlier, states, leaves, strict=True):
-            _set_random_state(state)
-            model.encode(batch.features, batch.lengths).backward(leaf.grad)  # type: ignore[no-untyped-call]
-    # Draws after this update do not depend on how many micro-batches were encoded twice.
-    _set_random_state(after)
+        for batch, leaf in zip(earlier, leaves, strict=True):
+            encode(batch).backward(leaf.grad)  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
-def averaged_backward(model: Encodes, batches: Sequence[MicroBatch], labels: Tensor, turns: list[int]) -> Tensor:
+def averaged_backward(
+    model: Encodes, batches: Sequence[MicroBatch], labels: Tensor, turns: list[int], keys: Sequence[int]
+) -> Tensor:
     """Add the mean of the CCC gradients of each micro-batch, as the old script did; return the mean loss, detached."""
     total = torch.zeros((), device=labels.device)
     for batch in batches:
-        z = model.encode(batch.features, batch.lengths)
-        loss = ccc_loss(model.predict(z, [turns[i] for i in batch.positions.tolist()]), labels[batch.positions])
+        positions = list(batch.positions)
+        own = [keys[i] for i in positions]
+        z = model.encode(batch.features, batch.lengths, own)
+        loss = ccc_loss(model.predict(z, [turns[i] for i in positions], own), labels[positions])
         (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / len(batches)
     return total
 
 
-def _random_state() -> tuple[Tensor, Tensor | None]:
-    """Return torch's random state on the CPU and on the current GPU."""
-    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return torch.get_rng_state(), on_gpu
-
-
-def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
+def in_order(batches: Sequence[MicroBatch], device: torch.device) -> Tensor:
+    """Return the indices that bring the utterances of all micro-batches into the order of the effective batch."""
+    order = torch.tensor([i for batch in batches for i in batch.positions]).argsort()
+    return order.to(device, non_blocking=True)

@@ -3,25 +3,35 @@
 checkpoint/
     0003-000040/            epoch 3, 40 of its updates done
         weights.safetensors  optimizer.safetensors  averages.safetensors  state.json  sha256.json
-    best-0002.safetensors   the trained tensors at the best epoch so far
+    best-0002.safetensors   the trained tensors at the best epoch so far; the checkpoint at the end of that epoch shares
+                            this file
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from safetensors.torch import load_file, save, save_file
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from cvrunner.files import patiently, write_atomically, write_folder_atomically
+from cvrunner.data.batches import MemoryFormula
+from cvrunner.files import link_or_copy, patiently, write_file_atomically, write_folder_atomically
 from cvrunner.records.run_directory import GENERATIONS
+
+GROUPS = ("weights", "optimizer", "averages")
+"""Fields of `Tensors`; each is a file of a generation."""
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
+"""Names of types in the format of safetensors."""
 
 
 class Position(NamedTuple):
@@ -62,6 +72,8 @@ class LoopState:
     """Validation CCC-Avg of the best epoch; None if it is undefined."""
     best_sha256: str = ""
     """Hash of the file with the weights of the best epoch."""
+    memory: dict[str, MemoryFormula] = field(default_factory=dict)
+    """GPU memory of a micro-batch, by `training` and `prediction`; empty if batches are cut by count."""
 
     @property
     def position(self) -> Position:
@@ -97,22 +109,63 @@ class Tensors:
 
 
 class Checkpoints:
-    """Checkpoint folder of one trial."""
+    """Checkpoint folder of one trial. One thread writes; training waits for the copy to host memory alone."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
 
-    def save(self, state: LoopState, tensors: Tensors) -> None:
-        """Write a generation, then drop all but the newest two."""
-        path = self.folder / f"{state.epoch:04d}-{state.step:06d}"
+    def save(self, state: LoopState, tensors: Tensors, best: bool = False) -> None:
+        """Copy a generation and start to write it; all but the newest two are then dropped. First wait for the
+        generation before, and raise what went wrong with it.
+
+        `best`: the averages, or without them the weights, are those of a new best epoch. They are stored under both
+        names, but once, and `state.best_sha256` is set before the next `wait` returns.
+        """
+        self.wait()
+        copied = {name: {n: t.detach().to("cpu", copy=True) for n, t in vars(tensors)[name].items()} for name in GROUPS}
+        evaluated = "averages" if tensors.averages else "weights"
+        self._pending = self._writer.submit(self._write, state, asdict(state), copied, evaluated if best else None)
+
+    def wait(self) -> None:
+        """Wait until the last generation is durable. Raises what went wrong with it, such as OSError."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Let the writer finish; what went wrong with it does not matter any more."""
+        self._writer.shutdown()
+
+    def _write(
+        self, state: LoopState, fields: dict[str, Any], tensors: dict[str, dict[str, Tensor]], best: str | None
+    ) -> None:
+        path = self.folder / f"{fields['epoch']:04d}-{fields['step']:06d}"
         # A damaged checkpoint of the same place in the training may be left; it was passed over when resuming.
         shutil.rmtree(path, ignore_errors=True)
+        hashes: dict[str, str] = {}
+
+        def write(name: str, file: BinaryIO) -> None:
+            hashes[f"{name}.safetensors"] = write_tensors(file, tensors[name])
+
+        if best is not None:
+            # One file per epoch: the checkpoint before still refers to the weights of its own best epoch.
+            write_file_atomically(self._best(fields["best_epoch"]), lambda file: write(best, file))
+            fields["best_sha256"] = state.best_sha256 = hashes[f"{best}.safetensors"]
 
         def fill(folder: Path) -> None:
-            for name, group in vars(tensors).items():
-                save_file(_contiguous(group), folder / f"{name}.safetensors")
-            (folder / "state.json").write_text(json.dumps(asdict(state)))
-            (folder / "sha256.json").write_text(json.dumps({p.name: _sha256(p) for p in sorted(folder.iterdir())}))
+            for name in GROUPS:
+                target = folder / f"{name}.safetensors"
+                if name == best:
+                    link_or_copy(self._best(fields["best_epoch"]), target)
+                    continue
+                with target.open("wb") as file:
+                    write(name, file)
+            text = json.dumps(fields)
+            (folder / "state.json").write_text(text)
+            hashes["state.json"] = hashlib.sha256(text.encode()).hexdigest()
+            (folder / "sha256.json").write_text(json.dumps(hashes))
 
         write_folder_atomically(path, fill)
         generations = self._generations()
@@ -122,8 +175,8 @@ class Checkpoints:
         for generation in generations[-GENERATIONS:]:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 kept.add(self._best(int(json.loads((generation / "state.json").read_text())["best_epoch"])))
-        for best in set(self.folder.glob("best-*.safetensors")) - kept:
-            best.unlink()
+        for unused in set(self.folder.glob("best-*.safetensors")) - kept:
+            unused.unlink()
 
     def load(self, key: str) -> tuple[LoopState | None, Tensors | None, str | None]:
         """Return the newest intact checkpoint with this trial key, if there is one, and a note about damaged ones."""
@@ -139,14 +192,9 @@ class Checkpoints:
                 return state, tensors, note
         return None, None, note
 
-    def save_best(self, epoch: int, weights: Mapping[str, Tensor]) -> str:
-        """Write the weights of a new best epoch; return their SHA-256, which the next state refers to."""
-        # One file per epoch: the checkpoint before still refers to the weights of its own best epoch.
-        write_atomically(self._best(epoch), save(_contiguous(weights)))
-        return _sha256(self._best(epoch))
-
     def load_best(self, state: LoopState) -> dict[str, Tensor]:
         """Return the weights of the best epoch. Raises ValueError if the file differs from what was saved."""
+        self.wait()
         self._check_best(state)
         return load_file(self._best(state.best_epoch))
 
@@ -157,6 +205,7 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Delete everything, once the trial has its result."""
+        self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _best(self, epoch: int) -> Path:
@@ -173,7 +222,8 @@ def _read(path: Path) -> tuple[LoopState, Tensors]:
         if _sha256(path / name) != value:
             raise ValueError(f"{name} does not match its hash")
     fields: dict[str, Any] = json.loads((path / "state.json").read_text())
-    loaded = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "optimizer", "averages")}
+    loaded = {name: load_file(path / f"{name}.safetensors") for name in GROUPS}
+    fields["memory"] = {name: MemoryFormula(*terms) for name, terms in fields["memory"].items()}
     return LoopState(**fields), Tensors(**loaded)
 
 
@@ -182,5 +232,24 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> str:
+    """Write tensors of the CPU in the format of safetensors; return the SHA-256 of all that is written.
+
+    safetensors itself would have to be read again for the hash, or would hold a second copy in memory.
+    """
+    flat = [tensor.reshape(-1).view(torch.uint8).numpy() for tensor in tensors.values()]
+    parts = [memoryview(array) for array in flat]  # type: ignore[arg-type]
+    ends = list(itertools.accumulate((part.nbytes for part in parts), initial=0))
+    header = {
+        name: {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        for (name, tensor), offsets in zip(tensors.items(), itertools.pairwise(ends), strict=True)
+    }
+    text = json.dumps(header).encode()
+    # The data start at a multiple of 8 bytes.
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    blocks: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text, *parts]
+    for part in blocks:
+        file.write(part)
+        digest.update(part)
+    return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -90,6 +90,23 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def free_bytes(device: torch.device, share: float, reserved: int) -> float | None:
+    """Return the bytes of the GPU that are left to a trial with a `share` of it, apart from what it already holds and
+    from `reserved`; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    total = torch.cuda.get_device_properties(device).total_memory
+    return total * share - torch.cuda.memory_allocated(device) - reserved
+
+
+def memory_growth(device: torch.device, work: Callable[[], object]) -> int:
+    """Return the bytes by which some work on the GPU exceeds what is allocated before."""
+    start_memory_count(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def find_device(uuid: str) -> torch.device | None:

@@ -67,13 +67,13 @@ def with_faults(
     device, or does nothing if micro-batches cannot get smaller. A fault happens once, even if its update is repeated.
     """
 
-    def update(batch: object, position: tuple[int, int, int]) -> Outcome:
+    def update(batch: object, position: tuple[int, int, int], *following: object) -> Outcome:
         fault = faults.pop(position[1], None)
         if fault == "kill":
             die()
         if fault == "oom":
             out_of_memory()
-        return take_update(batch, position)
+        return take_update(batch, position, *following)
 
     return update
 

@@ -89,6 +89,8 @@ class FoldTrainer:
         try:
             yield from self._run()
         finally:
+            # Whoever takes the lock next must find the checkpoints complete.
+            self.checkpoints.close()
             lock.release()
 
     def _run(self) -> Iterator[Event]:
@@ -148,14 +150,18 @@ class FoldTrainer:
         if state is None or tensors is None:
             self.checkpoints.remove()
             self.learner.fit_linear_path(self.context.should_stop)
-            state = LoopState(key=self.trial.key, batch_size=self.learner.batch_size)
+            memory = self.learner.fit_memory()
+            state = LoopState(key=self.trial.key, batch_size=self.learner.batch_size, memory=memory)
             # Saved before any training: a disk that is too small shows now, not after an hour.
             self._save(state)
+            self.checkpoints.wait()
             # The first checkpoint lacks the optimizer's moments, which later ones hold.
             growth = 2.0 if self.learner.averages.averages else 3.0
         else:
             self.learner.load(tensors)
             growth = 1.0
+        self.learner.memory = state.memory
+        self.learner.inputs.keep_on_gpu(self.learner.free_bytes())
         record = TrialStarted(
             parameters=self.learner.schedule.count(),
             device=device_name(self.context.device),
@@ -182,6 +188,7 @@ class FoldTrainer:
         while state.step < len(updates):
             if self.context.should_stop():
                 self._save(state)
+                self.checkpoints.wait()
                 append_event(self.journal, "stopped", epoch=state.epoch, update=state.step)
                 raise Stopped(f"{self.trial.name}: stopped in epoch {state.epoch}, saved")
             if time.monotonic() - saved > self.trial.config.cluster.checkpoint_every_s:
@@ -189,7 +196,7 @@ class FoldTrainer:
                 saved = time.monotonic()
             update = updates[state.step]
             try:
-                loss, norms = take_update(update, state.position)
+                loss, norms = take_update(update, state.position, *updates[state.step + 1 : state.step + 2])
             except torch.OutOfMemoryError as error:
                 # Only this update: the next ones may be shorter, and run as configured.
                 updates[state.step] = self.learner.split(update, state.position, error)
@@ -249,23 +256,22 @@ class FoldTrainer:
         )
 
     def _keep(self, state: LoopState, record: EpochRecord) -> LoopState:
-        """Write journal line, best weights and checkpoint; return the state at the start of the next epoch."""
+        """Write journal line and checkpoint, with the best weights; return the state at the start of the next epoch."""
+        # The checkpoint before may still have to tell this state the hash of the best weights.
+        self.checkpoints.wait()
         following = state.next_epoch()
         following.train_s += record.train_s + record.validation_s
         if record.best:
             following.best_epoch = record.epoch
             following.best_ccc = record.validation_ccc["avg"]
-            # The averages were validated, so they are the weights to keep.
-            with self.learner.averages.applied():
-                following.best_sha256 = self.checkpoints.save_best(record.epoch, self.learner.weights)
         # The line before the checkpoint: an epoch that a checkpoint calls done has its line. A kill in between repeats
         # the epoch; of its two lines, which are the same, the last one counts.
         append_event(self.journal, "epoch", **record.model_dump())
-        self._save(following)
+        self._save(following, record.best)
         return following
 
-    def _save(self, state: LoopState) -> None:
-        self.checkpoints.save(state, self.learner.tensors())
+    def _save(self, state: LoopState, best: bool = False) -> None:
+        self.checkpoints.save(state, self.learner.tensors(), best)
 
     def _stops_early(self, state: LoopState) -> bool:
         patience = self.train.early_stopping_patience

@@ -6,7 +6,9 @@ rate; `F` and `N` frames of one utterance at these rates; `C` conv channels, `L`
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,8 +45,46 @@ class Batch:
     frozen encoder returns."""
     lengths: Tensor
     """`[b]` real frames, on the CPU."""
-    positions: Tensor
-    """`[b]` places in the effective batch, on the device."""
+    positions: tuple[int, ...]
+    """Places of the `b` utterances in the effective batch."""
+
+
+def _tensors(features: ModelFeatures) -> Iterator[Tensor]:
+    """Yield the tensors of a micro-batch that are on its device."""
+    for part in [features] if isinstance(features, Tensor) else features:
+        if isinstance(part, Encoded):
+            yield from (part.states, part.statistics)
+        elif part is not None:
+            yield part
+
+
+class Reader:
+    """Reads micro-batches for a GPU in a thread, and copies them on a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def submit(self, read: Callable[[], Batch]) -> Callable[[], Batch]:
+        """Start to read; return a function that waits for the batch, on the GPU without blocking the host."""
+
+        def copied() -> tuple[Batch, torch.cuda.Event]:
+            with torch.cuda.stream(self._stream):
+                return read(), self._stream.record_event()
+
+        future = self._thread.submit(copied)
+
+        def arrive() -> Batch:
+            batch, event = future.result()
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(event)
+            for tensor in _tensors(batch.features):
+                # Otherwise the allocator could hand its memory to the next copy while it is still in use.
+                tensor.record_stream(current)
+            return batch
+
+        return arrive
 
 
 class Inputs:
@@ -65,6 +105,10 @@ class Inputs:
     ) -> None:
         self.encoder = encoder
         self.device = device
+        self._reader = Reader(device) if device.type == "cuda" else None
+        self._ahead: tuple[Update, list[Callable[[], Batch]]] | None = None
+        self._resident: dict[str, Tensor] | None = None
+        self.utterances = utterances
         self.resample = resample
         recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.normalize, window=encoder.WINDOW)
         # Hidden states in bfloat16 differ from those in float32, so the precision is part of their recipe.
@@ -114,10 +158,37 @@ class Inputs:
                 yield FeatureProgress(kind=kind, done=done, shards=shards)
 
     def batches(self, update: Update) -> Iterator[Batch]:
-        """Yield the micro-batches of an update."""
+        """Yield the micro-batches of an update; for a GPU, the one after it is being read meanwhile."""
+        if self._reader is None:
+            yield from (self._batch(update, positions) for positions in update.micro_batches)
+            return
+        ahead, self._ahead = self._ahead, None
+        arrivals = ahead[1] if ahead is not None and ahead[0] is update else self._submitted(update)
+        for arrive in one_ahead(arrivals):
+            yield arrive()
+
+    def read_ahead(self, update: Update) -> None:
+        """Start to read the update that comes next, for a GPU. On a CPU the work would only move."""
+        if self._reader is not None:
+            self._ahead = update, list(self._submitted(update))
+
+    def keep_on_gpu(self, room: float | None) -> bool:
+        """Let the hidden states of a frozen encoder stay on the GPU once they are there, if they take at most half of
+        `room` bytes; return whether they do. None, as on a CPU: no."""
+        frames = {u.audio_digest: self.encoder.averaged_frames(u.samples) for u in self.utterances}
+        size = sum(frames.values()) * len(self.encoder.layers) * self.encoder.width * np.dtype(np.float16).itemsize
+        if room is not None and self.encoder.adaptation.cached == "hidden" and size <= room / 2:
+            self._resident = {}
+        return self._resident is not None
+
+    def _submitted(self, update: Update) -> Iterator[Callable[[], Batch]]:
+        assert self._reader is not None
         for positions in update.micro_batches:
-            features, lengths = self._read([update.utterances[i] for i in positions])
-            yield Batch(features, lengths, torch.tensor(positions).to(self.device, non_blocking=True))
+            yield self._reader.submit(partial(self._batch, update, positions))
+
+    def _batch(self, update: Update, positions: tuple[int, ...]) -> Batch:
+        features, lengths = self._read([update.utterances[i] for i in positions])
+        return Batch(features, lengths, positions)
 
     def _read(self, utterances: Sequence[Utterance]) -> tuple[ModelFeatures, Tensor]:
         """Return the features of a micro-batch and the number of frames `[b]` of each utterance."""
@@ -127,27 +198,37 @@ class Inputs:
             return encoded, encoded.lengths
         store = self.boundary if encoder.starts_at_boundary else self.conv
         features = [store.read(u) for u in utterances]
-        packed, lengths = self._to_device(pack(features)), torch.tensor([len(array) for array in features])
+        packed, lengths = self._to_device(features), torch.tensor([len(array) for array in features])
         if not encoder.starts_at_boundary:
             return packed, lengths
         return Boundary(packed, self._encoded(utterances, below) if (below := encoder.layers_below) else None), lengths
 
     def _encoded(self, utterances: Sequence[Utterance], places: Sequence[int]) -> Encoded:
         """Read what the frozen encoder returned, of the mixed layers at these places."""
-        hidden = [self.hidden.read(u) for u in utterances]
+        lengths = torch.tensor([self.encoder.averaged_frames(u.samples) for u in utterances])
         layers = [self.encoder.layers[place] for place in places]
-        statistics = pack([self.statistics.read(u)[:, layers] for u in utterances])
-        lengths = torch.tensor([len(array) for array in hidden])
-        whole = len(places) == len(self.encoder.layers)
-        states = pack(hidden if whole else [array[:, places] for array in hidden])
-        return Encoded(self._to_device(states), lengths, self._to_device(statistics))
+        statistics = self._to_device([self.statistics.read(u)[:, layers] for u in utterances])
+        if self._resident is not None:
+            for u in utterances:
+                if u.audio_digest not in self._resident:
+                    self._resident[u.audio_digest] = self._to_device([self.hidden.read(u)], torch.float16)
+            states = torch.cat([self._resident[u.audio_digest] for u in utterances]).float()
+        else:
+            hidden = [self.hidden.read(u) for u in utterances]
+            # Whole arrays need no copy of their own.
+            whole = len(places) == len(self.encoder.layers)
+            states = self._to_device(hidden if whole else [array[:, places] for array in hidden])
+        return Encoded(states, lengths, statistics)
 
-    def _to_device(self, features: Tensor) -> Tensor:
-        """Move features to the device, in float32 there."""
+    def _to_device(self, features: Sequence[Features], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Concatenate arrays `[f, ...]` to `[S, ...]` on the device."""
+        if self.device.type != "cuda":
+            return pack(features).to(dtype)
         # Half the bytes cross the bus, and from pinned memory the copy does not block.
-        if self.device.type == "cuda":
-            features = features.pin_memory()
-        return features.to(self.device, non_blocking=True).float()
+        shape = (sum(map(len, features)), *features[0].shape[1:])
+        pinned = torch.empty(shape, dtype=torch.from_numpy(features[0]).dtype, pin_memory=True)
+        np.concatenate(features, out=pinned.numpy())
+        return pinned.to(self.device, non_blocking=True).to(dtype)
 
     def padding(self, updates: Iterable[Update]) -> float:
         """Return the share of padded frames in these updates: in the attention of an encoder that trains, or in the
@@ -182,7 +263,7 @@ class Inputs:
 
         def compute(conv: Sequence[Features]) -> list[Features]:
             lengths = [len(array) for array in conv]
-            states = self.encoder.to_boundary(self._to_device(pack(conv)), torch.tensor(lengths))
+            states = self.encoder.to_boundary(self._to_device(conv), torch.tensor(lengths))
             return np.split(states.half().cpu().numpy(), np.cumsum(lengths)[:-1])
 
         yield from self._in_chunks(compute, utterances)
@@ -216,6 +297,16 @@ def hidden_states_and_statistics(
     hidden = np.split(averaged.half().cpu().numpy(), frames[:-1].tolist())
     statistics = packing.statistics([state for _, state in sorted(states.items())]).cpu().numpy()
     return list(zip(hidden, np.split(statistics, len(conv)), strict=True))
+
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items, each after the next one has been taken."""
+    iterator = iter(items)
+    waiting = list(itertools.islice(iterator, 1))
+    for item in iterator:
+        yield waiting.pop()
+        waiting.append(item)
+    yield from waiting
 
 
 def pack(features: Sequence[Features]) -> Tensor:

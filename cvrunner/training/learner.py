@@ -6,6 +6,7 @@ The learner knows no loop and no files but the feature cache; `fold_trainer.py` 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cvrunner.data.batches import Update, evaluation_update, training_updates
+from cvrunner.data.batches import MemoryFormula, Update, evaluation_update, training_updates
 from cvrunner.data.utterance import Utterance
 from cvrunner.encoders.loading import build_encoder
 from cvrunner.errors import MemoryLimitError, NonFiniteError
@@ -23,20 +24,23 @@ from cvrunner.training.accumulation import averaged_backward, exact_backward
 from cvrunner.training.checkpoint import Position, Tensors
 from cvrunner.training.device import (
     choose_precision,
+    free_bytes,
     free_memory,
     memory_errors,
+    memory_growth,
     start_memory_count,
     use_deterministic_algorithms,
 )
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, ratings, scaled_labels
+from cvrunner.training.memory import fit_memory
 from cvrunner.training.ridge import evenly, fit, reader
 from cvrunner.training.trial import Trial
 
 Predictions = dict[str, npt.NDArray[np.float64]]
 """Values on the rating scale by dimension, one per utterance."""
-HEAD_BATCH = 32
-"""Utterances that a frozen condition predicts at once."""
+MANY = 32
+"""Utterances that are predicted at once by a head alone, or, if they fit, by an encoder on a GPU."""
 
 
 class Learner:
@@ -67,11 +71,13 @@ class Learner:
         self.inputs = Inputs(
             encoder, trial.encoder, trial.fold.utterances, cache_dir, device, trial.config.corpus.resample
         )
+        self.memory: dict[str, MemoryFormula] = {}
+        """What micro-batches are cut by on a GPU, besides `batch_size`; see `fit_memory`."""
         self.updates_per_epoch = len(self.updates(epoch=1))
 
     def updates(self, epoch: int, batch_size: int | None = None) -> list[Update]:
         """Updates of one epoch, cut into micro-batches of at most `batch_size` utterances (None: as configured)."""
-        return updates_of(self.trial, batch_size or self.batch_size, epoch)
+        return updates_of(self.trial, batch_size or self.batch_size, epoch, self.memory.get("training"))
 
     @torch.no_grad()
     def fit_linear_path(self, should_stop: Callable[[], bool]) -> None:
@@ -98,18 +104,22 @@ class Learner:
     # --- one update ---------------------------------------------------------------------------------------------------
 
     @memory_errors()
-    def update(self, update: Update, position: Position) -> tuple[float, dict[str, float]]:
+    def update(
+        self, update: Update, position: Position, following: Update | None = None
+    ) -> tuple[float, dict[str, float]]:
         """Take one optimizer step over an effective batch; return its loss and the gradient norm of each group.
+
+        `following`: the next update, which is read meanwhile for a GPU.
 
         Raises NonFiniteError before the step if loss or gradient is not finite, and torch.OutOfMemoryError.
         """
         train = self.trial.config.train
-        # Dropout depends on these four alone, so a resumed epoch repeats nothing and skips nothing.
-        torch.manual_seed(draw_seed(self.trial.seed, self.trial.fold.number, position.epoch, position.step + 1))
-        backward = exact_backward if train.accumulation == "exact" else averaged_backward
-        labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
+        # Dropout depends on these and the utterance alone: a resumed epoch repeats nothing and skips nothing, and an
+        # update is the same in micro-batches of any size.
+        seed = draw_seed(self.trial.seed, self.trial.fold.number, position.epoch, position.step + 1)
+        keys = [utterance_key(seed, u.id) for u in update.utterances]
         self.optimizer.zero_grad()
-        computed = backward(self.model, list(self.inputs.batches(update)), labels, list(update.turns))
+        computed = self._backward(update, keys, following)
         # Norms before clipping: the journal and the guard need what the loss asked for.
         by_group = self.schedule.gradient_norms()
         # The only place where an update waits for a GPU: loss and norms come in one copy.
@@ -131,6 +141,50 @@ class Learner:
         self.optimizer.step()
         self.averages.update()
         return loss, norms
+
+    def _backward(self, update: Update, keys: Sequence[int], following: Update | None = None) -> Tensor:
+        """Add the gradients of an update; return its loss."""
+        backward = exact_backward if self.trial.config.train.accumulation == "exact" else averaged_backward
+        labels = scaled_labels(update.utterances, self.dimensions, self.trial.config.corpus.scale, self.device)
+        batches = list(self.inputs.batches(update))
+        if following is not None:
+            self.inputs.read_ahead(following)
+        return backward(self.model, batches, labels, list(update.turns), keys)
+
+    def free_bytes(self) -> float | None:
+        """Return the memory that is left of the trial's share of a GPU; None on a CPU."""
+        # The optimizer's two moments do not exist before the first update.
+        moments = 0 if self.optimizer.state else 2 * sum(p.nbytes for p in self.weights.values())
+        return free_bytes(self.device, self.trial.config.cluster.gpus_per_trial, moments)
+
+    def fit_memory(self) -> dict[str, MemoryFormula]:
+        """Return what micro-batches are cut by: fitted on a GPU for a trained encoder, with exact accumulation, which
+        any cut leaves as it is; otherwise nothing. Call it before the first update. No weight changes.
+        """
+        config, utterances = self.trial.config, self.trial.fold.train
+        room = self.free_bytes()
+        if room is None or not config.adaptation.trains_encoder or config.train.accumulation != "exact":
+            return {}
+
+        @memory_errors()
+        def train(batch: Sequence[Utterance]) -> float:
+            # In the last epoch every group trains.
+            self.begin_epoch(config.train.epochs)
+            update = evaluation_update(batch, len(batch), by_dialogue=False)
+            grown = memory_growth(self.device, lambda: self._backward(update, range(len(batch))))
+            self.optimizer.zero_grad()
+            return grown
+
+        def predict(batch: Sequence[Utterance]) -> float:
+            return memory_growth(self.device, lambda: self._predict(len(batch), batch))
+
+        fitted = {
+            "training": fit_memory(train, utterances, room),
+            "prediction": fit_memory(predict, utterances, room),
+        }
+        self.discard_update()
+        start_memory_count(self.device)
+        return {name: formula for name, formula in fitted.items() if formula is not None}
 
     @property
     def can_split(self) -> bool:
@@ -166,10 +220,10 @@ class Learner:
 
     def predict(self, utterances: Sequence[Utterance]) -> Predictions:
         """Predict utterances on the rating scale, in their order. Raises NonFiniteError."""
-        # A head alone needs little memory; an encoder gets the batch size that fits while it trains.
+        # A head alone needs little memory. An encoder gets what fits; if that is not known, what fits while it trains.
         batch_size = self.batch_size
-        if not self.trial.config.adaptation.trains_encoder:
-            batch_size = max(batch_size, HEAD_BATCH)
+        if "prediction" in self.memory or not self.trial.config.adaptation.trains_encoder:
+            batch_size = max(batch_size, MANY)
         while True:
             try:
                 return self._predict(batch_size, utterances)
@@ -185,11 +239,12 @@ class Learner:
     def _predict(self, batch_size: int, utterances: Sequence[Utterance]) -> Predictions:
         self.model.eval()
         by_dialogue = self.trial.config.model.protocol == "dialogue"
-        update = evaluation_update(utterances, batch_size, by_dialogue, self.trial.config.train.max_batch_s)
+        limit, memory = self.trial.config.train.max_batch_s, self.memory.get("prediction")
+        update = evaluation_update(utterances, batch_size, by_dialogue, limit, memory)
         # One batch in memory at a time, whatever the size of the set.
-        encoded = [(self.model.encode(b.features, b.lengths), b.positions) for b in self.inputs.batches(update)]
-        z, positions = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-        scaled = self.model.predict(z[positions.argsort()], list(update.turns))
+        z = torch.cat([self.model.encode(b.features, b.lengths) for b in self.inputs.batches(update)])
+        order = np.argsort([i for batch in update.micro_batches for i in batch])
+        scaled = self.model.predict(z[torch.from_numpy(order).to(self.device)], list(update.turns))
         rated = ratings(scaled, self.trial.config.corpus.scale)
         if not np.isfinite(rated).all():
             broken = np.flatnonzero(~np.isfinite(rated).all(1))
@@ -266,14 +321,16 @@ class WeightAverages:
                 self.weights[name].copy_(weight)
 
 
-def updates_of(trial: Trial, batch_size: int, epoch: int) -> list[Update]:
-    """Return the updates of one epoch of a trial, in micro-batches of at most `batch_size` utterances."""
+def updates_of(trial: Trial, batch_size: int, epoch: int, memory: MemoryFormula | None = None) -> list[Update]:
+    """Return the updates of one epoch of a trial, in micro-batches of at most `batch_size` utterances that fit into
+    `memory`."""
     train = trial.config.train
     return training_updates(
         trial.fold.train,
         effective_batch=train.effective_batch,
         batch_size=batch_size,
         max_batch_s=train.max_batch_s,
+        memory=memory,
         length_bucket_batches=train.length_bucket_batches,
         by_dialogue=trial.config.model.protocol == "dialogue",
         seed=trial.seed,
@@ -290,3 +347,8 @@ def draw_seed(seed: int, fold: int, epoch: int, update: int) -> int:
     """
     state = np.random.SeedSequence([seed, fold, epoch, update]).generate_state(2)
     return int(state[0]) << 31 | int(state[1]) >> 1
+
+
+def utterance_key(seed: int, utterance: str) -> int:
+    """Return what the dropout of one utterance is drawn from, in the update with this `draw_seed`."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {utterance}".encode(), digest_size=8).digest())

@@ -81,6 +81,7 @@ def write_outcome(
         },
         layer_weights=best.layer_weights,
         batch_size=state.batch_size,
+        memory={name: list(formula) for name, formula in state.memory.items()},
         labels_outside_scale=sum(labels_outside(fold.utterances, d, config.scale) for d in config.dimensions),
         split_digest=trial.split_digest,
         corpus_digest=trial.corpus_digest,

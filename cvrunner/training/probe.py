@@ -1,4 +1,4 @@
-"""Cost of a condition, measured before training: real updates on its longest and on a typical batch.
+"""Cost of a condition, measured before training: real updates on its hardest and on a typical batch.
 
 The learner trains as in a trial, on a fold of the few probed utterances. Everything it writes, mainly cached features,
 is in a folder that the caller deletes.
@@ -31,6 +31,8 @@ from cvrunner.training.trial import Trial
 TIMED_UPDATES = 3
 VALIDATED = 16
 """Number of utterances on which validation is timed."""
+SQUARE_S = 50.0
+"""Counted: 93 MB a second, and 1.9 MB a square second."""
 SAMPLE_EVERY_S = 0.005
 """Interval at which the size of the process is sampled if it trains in host memory."""
 
@@ -128,7 +130,7 @@ def probe(
     `base_mib`: size of the process before the first probe; None: now. `enlarge`: look for the largest batch_size; None:
     only on a GPU. Raises MemoryLimitError if a single utterance does not fit.
     """
-    longest, typical = longest_batch(trial), typical_batch(trial)
+    longest, typical = longest_batch(trial).utterances, typical_batch(trial)
     by_length = sorted(trial.fold.validation, key=lambda u: u.samples)
     step = max(1.0, len(by_length) / VALIDATED)
     validated = tuple(by_length[int(i * step)] for i in range(min(VALIDATED, len(by_length))))
@@ -175,13 +177,22 @@ def probe(
 
 
 def hardest(trials: Iterable[Trial]) -> Trial:
-    """Return the trial with the longest batch."""
-    return max(trials, key=lambda trial: sum(u.samples for u in longest_batch(trial)))
+    """Return the trial with the hardest batch."""
+    return max(trials, key=lambda trial: memory_weight(longest_batch(trial)))
 
 
-def longest_batch(trial: Trial) -> tuple[Utterance, ...]:
-    """Return the effective batch that needs the most memory: the longest utterances, or the dialogues with them."""
-    return _take(_by_length(trial), trial.config.train.effective_batch)
+def longest_batch(trial: Trial) -> Update:
+    """Return the update that needs the most memory of all that the trial will draw in its epochs."""
+    train = trial.config.train
+    epochs = range(1, train.epochs + 1)
+    return max((u for epoch in epochs for u in updates_of(trial, train.batch_size, epoch)), key=memory_weight)
+
+
+def memory_weight(update: Update) -> float:
+    """Return what the memory of an update grows with: seconds of its hardest micro-batch, and their squares, for
+    attention. In WavLM-large an utterance of SQUARE_S takes as much for one as for the other."""
+    durations = [[update.utterances[i].duration_s for i in micro] for micro in update.micro_batches]
+    return max(sum(d + d * d / SQUARE_S for d in of) for of in durations)
 
 
 def typical_batch(trial: Trial) -> tuple[Utterance, ...]:

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 import numpy as np
 import numpy.typing as npt
 
+from cvrunner.config.schema import Config
 from cvrunner.config.sections import VerdictConfig
 from cvrunner.records.results import Ccc, RunRecord, Score, TrialResult
 from cvrunner.records.run_directory import trial_name
@@ -76,6 +77,17 @@ def unfinished(run: RunRecord, missing: list[str]) -> Summary:
     )
 
 
+def mixed_precision(config: Config, results: Iterable[TrialResult]) -> str:
+    """Return how the same `train.precision` became several ones, on several devices; empty if it did not. A difference
+    between such trials would be one of machines. Conditions that request different precisions are meant to be compared.
+    """
+    found: dict[str, set[str]] = {}
+    for result in results:
+        found.setdefault(config.for_condition(result.condition).train.precision, set()).add(result.precision)
+    mixed = [f"{requested} became {' and '.join(sorted(of))}" for requested, of in found.items() if len(of) > 1]
+    return "; ".join(mixed)
+
+
 def compare_conditions(
     run: RunRecord,
     results: dict[str, TrialResult],
@@ -84,16 +96,30 @@ def compare_conditions(
     references: Mapping[str, Floats] | None = None,
     convergence: Mapping[str, Convergence] | None = None,
     added_after_look: Sequence[str] = (),
+    mixed: str = "",
 ) -> Summary:
     """Return aggregates, paired differences at two levels, and the verdict of a complete run.
 
     `references`: predictions `[1, N, K]` of the predictors that are no condition, by name, in the rows of `data`.
     `convergence`: by condition, as far as the journals show it. `added_after_look`: seeds and conditions that were
-    added after test scores had been seen.
+    added after test scores had been seen. `mixed`: from `mixed_precision`; if there is one, only scores are returned.
     """
     references = references or {}
     scores = {condition: condition_scores(run, results, data, condition) for condition in run.conditions}
     baseline, *others = run.conditions
+    if mixed:
+        return Summary(
+            run=run.run,
+            status="COMPLETE",
+            missing=[],
+            baseline=baseline,
+            scores=scores,
+            differences={},
+            primary=settings.primary,
+            margin=settings.margin,
+            verdict=f"NOT COMPARED: train.precision {mixed}, so a difference of conditions could be one of machines. "
+            "Set train.precision to one that all devices have, and run again with --new.",
+        )
     design = design_of(run, data, dict(data.predicted) | dict(references), results.values(), settings)
     differences = paired_differences(design, scores, baseline, others)
     with_holm(differences, settings.primary)

@@ -17,7 +17,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from cvrunner.encoders.wavlm import SpeechEncoder
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -26,6 +25,7 @@ from transformers import WavLMConfig, WavLMModel
 
 from cvrunner.config.adaptation import Adaptation
 from cvrunner.config.sections import ModelConfig
+from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.text import Table, tables_as_text
 from cvrunner.training.accumulation import exact_backward
@@ -54,7 +54,7 @@ class MicroBatch:
     features: Tensor
     lengths: Any
     """An array of the numbers of frames: a tensor on `meta` has no values."""
-    positions: Tensor
+    positions: tuple[int, ...]
 
 
 class Autocast(TorchFunctionMode):
@@ -125,12 +125,12 @@ def count(batch_size: int) -> Counter[str]:
     """Count the calls of one update of eight utterances, `batch_size` encoded at once."""
     with torch.device("meta"):
         wavlm = WavLMModel(WavLMConfig(**LARGE))
-        encoder = SpeechEncoder(wavlm, adaptation=Adaptation("full", start_epoch=1), precision=torch.bfloat16)
+        encoder = WaveformEncoder(wavlm, adaptation=Adaptation("full", start_epoch=1), precision=torch.bfloat16)
         model = MambaEMAModel(encoder, ModelConfig(), 2).train()
         batches, labels = list(_batches(SECONDS, batch_size)), torch.empty(len(SECONDS), 2)
     cache = mock.patch("torch.clear_autocast_cache", Autocast.weights.clear)
     with mock.patch("torch.autocast", autocast), cache, Calls() as calls:
-        exact_backward(model, batches, labels, [1] * len(SECONDS))
+        exact_backward(model, batches, labels, [1] * len(SECONDS), range(len(SECONDS)))
     return calls.counts
 
 
@@ -138,7 +138,7 @@ def _batches(seconds: Sequence[float], batch_size: int) -> Iterator[MicroBatch]:
     for first in range(0, len(seconds), batch_size):
         frames = [int(50 * s) - 1 for s in seconds[first : first + batch_size]]
         features = torch.empty(sum(frames), LARGE["conv_dim"][-1])
-        yield MicroBatch(features, np.array(frames), torch.arange(first, first + len(frames)))
+        yield MicroBatch(features, np.array(frames), tuple(range(first, first + len(frames))))
 
 
 if __name__ == "__main__":

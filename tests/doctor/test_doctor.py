@@ -196,7 +196,7 @@ DAMAGED: list[tuple[Facts, str, str, str, str]] = [
         change("hardware", available_bytes=GIB + GIB // 2),
         "Memory",
         "warning",
-        "1.6 GB available, about 9.7 GB needed for 2",
+        "1.6 GB available, about 12 GB needed for 2",
         "cluster.max_concurrent=1",
     ),
     (change("encoder", error="model.encoder x: no such folder"), "Encoder", "problem", "no such", "model.encoder="),

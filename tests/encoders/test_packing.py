@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from cvrunner.encoders.attention import _attend, relative_position_bias, self_attention
+from cvrunner.encoders.dropout import Place
 from cvrunner.encoders.packing import GROUP_PADDING, Packing
 from tests.tiny_encoders import tiny_wavlm
 
@@ -69,8 +71,11 @@ def test_attention_written_out_equals_the_fused_one() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 7, 5).unbind()
     mask = torch.randn(2, 4, 7, 7)
-    fused = _attend(query, key, value, mask, 0.0, training=False)
-    torch.testing.assert_close(_attend(query, key, value, mask, 0.0, training=True), fused)
+    packing, place = Packing([7, 7], CPU), Place(0.0, "attention")
+    written_out, fused = (
+        _attend(query, key, value, mask, place.train(mode), packing.whole, packing.draws) for mode in (True, False)
+    )
+    torch.testing.assert_close(written_out, fused)
 
 
 @given(LENGTHS, st.sampled_from([1, 2, 4]), st.sampled_from([torch.float32, torch.bfloat16]))
@@ -98,12 +103,15 @@ def test_on_a_gpu_attention_uses_kernels_that_differentiate_its_bias(
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
-    before = backends.cudnn_sdp_enabled()
+    seeds = mock.Mock()
+    monkeypatch.setattr(torch.cuda, "default_generators", [seeds])
+    packing, before = Packing([3], CPU, keys=[7]), backends.cudnn_sdp_enabled()
     with FakeTensorMode():
         query, mask = torch.empty(1, 2, 3, 4, device="cuda"), torch.empty(1, 2, 3, 3, device="cuda")
-        _attend(query, query, query, mask, 0.1, training=True)
+        _attend(query, query, query, mask, Place(0.1, "attention"), packing.groups[0], packing.draws)
     assert enabled == {"flash": False, "mem_efficient": not deterministic, "math": True, "cudnn": False}
     assert backends.cudnn_sdp_enabled() == before
+    seeds.manual_seed.assert_called_once_with(packing.draws.seed(0, "attention 0"))
 
 
 def test_queries_keys_and_values_keep_the_type_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +124,7 @@ def test_queries_keys_and_values_keep_the_type_of_autocast(monkeypatch: pytest.M
     monkeypatch.setattr("cvrunner.encoders.attention._attend", record)
     with torch.autocast("cpu", torch.bfloat16):
         layer, packing = tiny_wavlm().encoder.layers[0].attention, Packing([5, 9], CPU)
+        layer.place = Place(0.1, "attention")
         self_attention(layer, torch.randn(14, 16), relative_position_bias(layer, 9), packing)
     assert set(found) == {torch.bfloat16}
 

@@ -326,7 +326,7 @@ def check_parity() -> None:
 class Micro:
     features: torch.Tensor
     lengths: torch.Tensor
-    positions: torch.Tensor
+    positions: tuple[int, ...]
 
 
 def one_update(model: Any, schedule: Any, optimizer: torch.optim.Optimizer, batches: list[Micro]) -> None:
@@ -335,7 +335,7 @@ def one_update(model: Any, schedule: Any, optimizer: torch.optim.Optimizer, batc
 
     count = sum(len(batch.lengths) for batch in batches)
     optimizer.zero_grad()
-    loss = exact_backward(model, batches, torch.rand(count, 2, device=DEV), [1] * count)
+    loss = exact_backward(model, batches, torch.rand(count, 2, device=DEV), [1] * count, list(range(count)))
     loss, *norms = torch.stack([loss, *schedule.gradient_norms().values()]).tolist()
     total = torch.tensor(sum(norm**2 for norm in norms) ** 0.5).to(DEV, non_blocking=True)
     weights = [p for group in schedule.groups for p in schedule.members[group].values()]
@@ -393,7 +393,7 @@ def check_steps() -> None:
         return Micro(
             torch.randn(sum(frames), LARGE["conv_dim"][-1], device=DEV) * 0.1,
             torch.tensor(frames),
-            torch.arange(first, first + len(frames), device=DEV),
+            tuple(range(first, first + len(frames))),
         )
 
     typical = [1.8, 2.4, 3.0, 3.6, 4.4, 5.2, 6.6, 9.6]

@@ -64,7 +64,7 @@ def test_what_is_wrong_is_named(tmp_path):
     assert rows["labels outside the scale"] == "7 outside 1 to 5; kept as they are"
     assert rows["attempts after the first"] == "unfrozen/fold-5/seed-0: 1 (worker_died 2)"
     assert rows["encoder weights"].startswith("NOT THE SAME weights")
-    assert rows["precision"] == "NOT THE SAME on all devices: auto became bfloat16 and float32"
+    assert rows["precision"] == "NOT THE SAME on all devices, so nothing is compared: auto became bfloat16 and float32"
     assert rows["split"].startswith("NOT THE SAME split")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -144,3 +145,16 @@ def test_records_of_older_runs_can_still_be_read(tmp_path):
     summary = write_report(directory).summary
     old_summary = summary.model_dump_json(exclude={"decisions", "groups"})
     assert Summary.from_json(old_summary, "summary.json").verdict == summary.verdict
+
+
+def test_trials_that_resolved_the_precision_differently_are_scored_but_not_compared(tmp_path, blank):
+    directory = make_run(tmp_path)
+    file = directory.path / "unfrozen" / "fold-3" / "seed-0" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"precision": "bfloat16"}))
+    write_report(directory)
+    summary = read_report(directory).summary
+    assert summary.verdict.startswith("NOT COMPARED: train.precision auto became bfloat16 and float32, so")
+    assert summary.scores["unfrozen"]["avg"].mean is not None
+    assert not summary.differences
+    assert not summary.decisions
+    assert "NOT COMPARED" in directory.comparison.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import WhisperFeatureExtractor
 
 from cvrunner.config.sections import MambaConfig, ModelConfig
+from cvrunner.encoders.dropout import Draws, Dropout
+from cvrunner.encoders.encoder import SpeechEncoder
 from cvrunner.encoders.waveform import WaveformEncoder
+from cvrunner.encoders.whisper import WhisperEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.accumulation import averaged_backward, ccc_loss, exact_backward
-from tests.tiny_encoders import FULL, MASKED, tiny_encoder, tiny_wavlm
+from tests.tiny_encoders import FULL, MASKED, tiny_encoder, tiny_wavlm, tiny_whisper
 
 CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]
 
@@ -23,7 +28,7 @@ CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]
 class Batch:
     features: Tensor
     lengths: Tensor
-    positions: Tensor
+    positions: tuple[int, ...]
 
 
 class Linear(nn.Module):
@@ -32,16 +37,18 @@ class Linear(nn.Module):
     def __init__(self, dropout: float) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.below = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Dropout(dropout)).double()
-        self.above = nn.Sequential(nn.Dropout(dropout), nn.Linear(7, 2)).double()
+        self.below = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), Dropout(dropout, "below")).double()
+        self.above = nn.Sequential(Dropout(dropout, "above"), nn.Linear(7, 2)).double()
         self.encoded: list[int] = []
 
-    def encode(self, features: Tensor, lengths: Tensor) -> Tensor:
+    def encode(self, features: Tensor, lengths: Tensor, keys: Sequence[int] = ()) -> Tensor:
         self.encoded.append(len(features) if torch.is_grad_enabled() else -len(features))
-        return self.below(features)  # type: ignore[no-any-return]
+        with Draws(keys, [1] * len(features), features.device).used():
+            return self.below(features)  # type: ignore[no-any-return]
 
-    def predict(self, z: Tensor, turns: list[int]) -> Tensor:
-        return self.above(z)  # type: ignore[no-any-return]
+    def predict(self, z: Tensor, turns: list[int], keys: Sequence[int] = ()) -> Tensor:
+        with Draws(keys, [1] * len(z), z.device).used():
+            return self.above(z)  # type: ignore[no-any-return]
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -57,11 +64,12 @@ def cut(features: list[Tensor], size: int, order: list[int]) -> list[Batch]:
         positions = order[start : start + size]
         members = [features[i] for i in positions]
         lengths = torch.tensor([len(f) for f in members])
-        batches.append(Batch(torch.cat(members), lengths, torch.tensor(positions)))
+        batches.append(Batch(torch.cat(members), lengths, tuple(positions)))
     return batches
 
 
 ORDER = [3, 1, 7, 0, 2, 6, 5, 4]
+KEYS = [11 * 2**40 + i for i in range(8)]
 LABELS = torch.rand(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
@@ -72,37 +80,32 @@ def test_without_dropout_every_cut_gives_the_gradient_of_the_whole_in_float64(si
     loss = ccc_loss(model.predict(model.encode(x, x), []), LABELS)
     loss.backward()
     expected = gradients(model)
-    batches = [
-        Batch(x[i], torch.ones(len(i)), torch.tensor(i)) for i in (ORDER[s : s + size] for s in range(0, 8, size))
-    ]
+    batches = [Batch(x[i], torch.ones(len(i)), tuple(i)) for i in (ORDER[s : s + size] for s in range(0, 8, size))]
     assert len(batches) == steps
-    assert exact_backward(model, batches, LABELS, [1] * 8).item() == pytest.approx(loss.item(), abs=1e-12)
+    assert exact_backward(model, batches, LABELS, [1] * 8, KEYS).item() == pytest.approx(loss.item(), abs=1e-12)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("size", "steps"), CUTS)
-def test_with_dropout_it_equals_one_graph_over_the_same_random_draws(size: int, steps: int) -> None:
-    """Replay: all micro-batches encoded with their graphs kept, in the same order from the same seed."""
+def test_with_dropout_it_equals_one_graph_over_the_whole(size: int, steps: int) -> None:
     model = Linear(dropout=0.4).train()
     x = torch.randn(8, 5, dtype=torch.float64)
-    batches = [Batch(x[s : s + size], torch.ones(size), torch.arange(s, s + size)) for s in range(0, 8, size)]
-    torch.manual_seed(3)
-    z = torch.cat([model.encode(b.features, b.lengths) for b in batches])
-    ccc_loss(model.predict(z, []), LABELS).backward()
+    ccc_loss(model.predict(model.encode(x, x, KEYS), [], KEYS), LABELS).backward()
     expected, state = gradients(model), torch.get_rng_state()
-    torch.manual_seed(3)
-    exact_backward(model, batches, LABELS, [1] * 8)
+    batches = [Batch(x[s : s + size], torch.ones(size), tuple(range(s, s + size))) for s in range(0, 8, size)]
+    assert len(batches) == steps
+    exact_backward(model, batches, LABELS, [1] * 8, KEYS)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-12, rtol=1e-10)
-    assert torch.equal(torch.get_rng_state(), state), "what follows draws on as if nothing had been repeated"
+    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from torch's own stream"
 
 
 def test_each_earlier_micro_batch_is_encoded_twice_and_the_last_once() -> None:
     model = Linear(dropout=0.0)
     x = torch.randn(8, 5, dtype=torch.float64)
-    batches = [Batch(x[s : s + 2], torch.ones(2), torch.arange(s, s + 2)) for s in range(0, 8, 2)]
-    exact_backward(model, batches, LABELS, [1] * 8)
+    batches = [Batch(x[s : s + 2], torch.ones(2), tuple(range(s, s + 2))) for s in range(0, 8, 2)]
+    exact_backward(model, batches, LABELS, [1] * 8, KEYS)
     assert model.encoded == [-2, -2, -2, 2, 2, 2, 2]
 
 
@@ -117,9 +120,9 @@ def test_the_whole_model_gives_the_same_gradient_for_every_cut(protocol: str, si
     torch.manual_seed(2)
     conv = [encoder.conv_features(torch.randn(4000 + 500 * i, dtype=torch.float64)) for i in range(8)]
     turns = [3, 5] if protocol == "dialogue" else [1] * 8
-    exact_backward(model, cut(conv, 8, ORDER), LABELS, turns)
+    exact_backward(model, cut(conv, 8, ORDER), LABELS, turns, KEYS)
     expected = gradients(model)
-    exact_backward(model, cut(conv, size, ORDER), LABELS, turns)
+    exact_backward(model, cut(conv, size, ORDER), LABELS, turns, KEYS)
     found = gradients(model)
     assert found.keys() == expected.keys()
     assert any(name.startswith("encoder.backbone.encoder.layers.0") for name in found)
@@ -127,35 +130,65 @@ def test_the_whole_model_gives_the_same_gradient_for_every_cut(protocol: str, si
         torch.testing.assert_close(gradient, expected[name], atol=1e-12, rtol=1e-8)
 
 
-def test_the_whole_model_repeats_its_dropout_in_the_second_encoding() -> None:
-    wavlm = tiny_wavlm(hidden_dropout=0.3, attention_dropout=0.3, activation_dropout=0.3)
-    encoder = WaveformEncoder(wavlm, adaptation=MASKED)
-    config = ModelConfig(width=16, dropout=0.3, mamba=MambaConfig(state_size=4, head_dim=8, layers=1))
-    model = MambaEMAModel(encoder, config, 2).double().train()
-    batches = cut([encoder.conv_features(torch.randn(4000 + 500 * i, dtype=torch.float64)) for i in range(8)], 2, ORDER)
-    torch.manual_seed(3)
-    z = torch.cat([model.encode(b.features, b.lengths) for b in batches])
-    order = torch.cat([b.positions for b in batches]).argsort()
-    ccc_loss(model.predict(z[order], [1] * 8), LABELS).backward()
-    expected = gradients(model)
-    torch.manual_seed(3)
-    exact_backward(model, batches, LABELS, [1] * 8)
-    for name, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient, expected[name], atol=1e-12, rtol=1e-8)
+DROPPING = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.3)
+
+
+def dropping_encoder(kind: str) -> SpeechEncoder:
+    """An encoder of which every part drops, in float64."""
+    if kind == "whisper":
+        whisper = tiny_whisper()
+        for layer in whisper.encoder.layers:
+            layer.dropout = layer.activation_dropout = layer.self_attn.dropout = 0.3
+        extractor = WhisperFeatureExtractor(feature_size=10)  # type: ignore[no-untyped-call]
+        return WhisperEncoder(whisper.encoder, extractor, adaptation=FULL).double()
+    settings: dict[str, Any] = {"full": {"adaptation": FULL}, "masked": {"adaptation": MASKED}, "frozen": {}}.get(
+        kind, {"adaptation": FULL, "gradient_checkpointing": True}
+    )
+    return WaveformEncoder(tiny_wavlm(stable=kind == "masked", **DROPPING), **settings).double()
+
+
+@pytest.mark.parametrize("protocol", ["utterance", "dialogue"])
+@pytest.mark.parametrize("kind", ["full", "masked", "checkpointing", "whisper", "frozen"])
+def test_with_dropout_the_whole_model_gives_the_same_gradient_for_every_cut(kind: str, protocol: str) -> None:
+    encoder = dropping_encoder(kind)
+    mamba = MambaConfig(state_size=4, head_dim=8, layers=1)
+    model = MambaEMAModel(encoder, ModelConfig(width=16, dropout=0.3, protocol=protocol, mamba=mamba), 2).double()
+    torch.manual_seed(2)
+    # Lengths of which some are padded together and some are not.
+    features = [encoder.conv_features(torch.randn(n, dtype=torch.float64)) for n in range(8000, 13000, 625)]
+    if kind == "frozen":
+        features = [encoder(f, torch.tensor([len(f)]))[0] for f in features]
+    model.train()
+    turns = [3, 5] if protocol == "dialogue" else [1] * 8
+    found, state = {}, torch.get_rng_state()
+    for size, _ in CUTS:
+        losses = [exact_backward(model, cut(features, size, ORDER), LABELS, turns, KEYS)]
+        found[size] = gradients(model) | {"loss": losses[0]}
+    assert any(name.startswith("encoder.") for name in found[8]) == (kind != "frozen")
+    for size in (4, 2, 1):
+        assert found[size].keys() == found[8].keys()
+        for name, gradient in found[size].items():
+            torch.testing.assert_close(gradient, found[8][name], atol=1e-12, rtol=1e-7, msg=f"{name}, {size}")
+    other = exact_backward(model, cut(features, 8, ORDER), LABELS, turns, [key + 1 for key in KEYS])
+    assert not torch.isclose(other, found[8]["loss"]), "other keys, other draws"
+    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from torch's own stream"
 
 
 def test_averaged_accumulation_is_another_gradient() -> None:
     """The old script's: the mean of the micro-batches' CCCs, kept to reproduce it."""
     model = Linear(dropout=0.0)
     x = torch.randn(8, 5, dtype=torch.float64)
-    batches = [Batch(x[s : s + 4], torch.ones(4), torch.arange(s, s + 4)) for s in (0, 4)]
-    loss = averaged_backward(model, batches, LABELS, [1] * 8)
+    batches = [Batch(x[s : s + 4], torch.ones(4), tuple(range(s, s + 4))) for s in (0, 4)]
+    loss = averaged_backward(model, batches, LABELS, [1] * 8, KEYS)
     averaged = gradients(model)
-    halves = [ccc_loss(model.predict(model.encode(b.features, b.lengths), []), LABELS[b.positions]) for b in batches]
+    halves = []
+    for batch in batches:
+        z = model.encode(batch.features, batch.lengths)
+        halves.append(ccc_loss(model.predict(z, []), LABELS[list(batch.positions)]))
     (sum(halves) / 2).backward()  # type: ignore[union-attr]
     expected = gradients(model)
     assert loss.item() == pytest.approx(sum(half.item() for half in halves) / 2)
-    exact_backward(model, batches, LABELS, [1] * 8)
+    exact_backward(model, batches, LABELS, [1] * 8, KEYS)
     exact = gradients(model)
     for name in expected:
         torch.testing.assert_close(averaged[name], expected[name])
@@ -187,7 +220,7 @@ def test_a_weight_is_cast_once_without_and_once_with_gradient_whatever_the_cut()
     for size in (8, 2):
         torch.manual_seed(0)
         with CastsOf(weight) as casts:
-            exact_backward(model, cut(features, size, ORDER), torch.rand(8, 2), [1] * 8)
+            exact_backward(model, cut(features, size, ORDER), torch.rand(8, 2), [1] * 8, KEYS)
         found[size] = casts.count
         assert {name for name, g in gradients(model).items() if g.abs().sum() > 0} >= {
             f"encoder.backbone.encoder.layers.{layer}.feed_forward.intermediate_dense.weight" for layer in range(layers)

@@ -312,8 +312,8 @@ def test_the_guard_stops_an_unfrozen_trial_whose_encoder_gets_no_gradient(
     """The old script's mistake: features detached from the encoder that should learn."""
     forward = SpeechEncoder.forward
 
-    def detached(self: Any, conv: Tensor, lengths: Tensor) -> Encoded:
-        return Encoded(*(part.detach() for part in forward(self, conv, lengths)))
+    def detached(self: Any, *inputs: Any) -> Encoded:
+        return Encoded(*(part.detach() for part in forward(self, *inputs)))
 
     monkeypatch.setattr(SpeechEncoder, "forward", detached)
     with pytest.raises(WeightChangeError, match="the loss does not reach it"):
@@ -424,10 +424,9 @@ def test_gradient_checkpointing_changes_no_bit(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_seconds_changes_memory_and_not_the_gradient(tmp_path: Path) -> None:
-    quiet = {"model": {"dropout": 0.0, "encoder_dropout": 0.0}}
     losses = []
     for name, limit in (("free", None), ("limited", 0.6)):
-        trial = pick(tiny_trials(tmp_path, train={"batch_size": 4, "max_batch_s": limit}, **quiet), "unfrozen")
+        trial = pick(tiny_trials(tmp_path, train={"batch_size": 4, "max_batch_s": limit}), "unfrozen")
         sizes = {len(m) for u in learner(trial, tmp_path).updates(1) for m in u.micro_batches}
         assert (4 in sizes) == (limit is None)
         losses.append([e.train_loss for e in train(trial, tmp_path, name) if isinstance(e, EpochRecord)])
@@ -471,21 +470,17 @@ class TestOutOfMemory:
         """A device that cannot encode more than `largest` utterances at once with their graph."""
         encode = MambaEMAModel.encode
 
-        def limited(self: Any, features: Tensor, lengths: Tensor) -> Tensor:
+        def limited(self: Any, features: Tensor, lengths: Tensor, *keys: Any) -> Tensor:
             if torch.is_grad_enabled() and len(lengths) > largest:
                 raise torch.OutOfMemoryError("injected")
-            return encode(self, features, lengths)
+            return encode(self, features, lengths, *keys)
 
         monkeypatch.setattr(MambaEMAModel, "encode", limited)
 
     def test_it_goes_on_with_smaller_micro_batches_and_the_same_effective_batch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        sections = {
-            "train": {"batch_size": 4, "accumulation_steps": 1},
-            "model": {"dropout": 0.0, "encoder_dropout": 0.0},
-        }
-        trial = pick(tiny_trials(tmp_path, **sections), "unfrozen")
+        trial = pick(tiny_trials(tmp_path, train={"batch_size": 4, "accumulation_steps": 1}), "unfrozen")
         whole = train(trial, tmp_path, "whole")
         self.limit(monkeypatch, 1)
         small = train(trial, tmp_path, "small")
@@ -503,14 +498,14 @@ class TestOutOfMemory:
         largest, update, encode = 2, Learner.update, MambaEMAModel.encode
         sizes: list[tuple[Position, list[int]]] = []
 
-        def recorded(self: Learner, batch: Update, position: Position) -> Any:
+        def recorded(self: Learner, batch: Update, position: Position, *following: Update) -> Any:
             sizes.append((position, [len(micro) for micro in batch.micro_batches]))
-            return update(self, batch, position)
+            return update(self, batch, position, *following)
 
-        def limited(self: Any, features: Tensor, lengths: Tensor) -> Tensor:
+        def limited(self: Any, features: Tensor, lengths: Tensor, *keys: Any) -> Tensor:
             if sizes[-1][0].updates == 1 and torch.is_grad_enabled() and len(lengths) > largest:
                 raise torch.OutOfMemoryError("injected")
-            return encode(self, features, lengths)
+            return encode(self, features, lengths, *keys)
 
         monkeypatch.setattr(Learner, "update", recorded)
         monkeypatch.setattr(MambaEMAModel, "encode", limited)
@@ -527,8 +522,8 @@ class TestOutOfMemory:
         alive: list[bool] = []
         encode = MambaEMAModel.encode
 
-        def limited(self: Any, features: Tensor, lengths: Tensor) -> Tensor:
-            z = encode(self, features, lengths)
+        def limited(self: Any, features: Tensor, lengths: Tensor, *keys: Any) -> Tensor:
+            z = encode(self, features, lengths, *keys)
             if torch.is_grad_enabled() and len(lengths) > 1:
                 graphs.append(weakref.ref(z))
                 raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")

@@ -11,13 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvrunner.data.batches import dialogues
+from cvrunner.data.batches import Update
 from cvrunner.errors import MemoryLimitError
+from cvrunner.training.learner import updates_of
 from cvrunner.training.probe import (
     ConditionProbe,
     hardest,
     largest_batch_size,
     longest_batch,
+    memory_weight,
     probe,
     typical_batch,
 )
@@ -59,32 +61,36 @@ def test_nothing_is_written_outside_of_the_folder_and_only_few_features_in_it(tm
     assert {p.suffix for p in (tmp_path / "probe").rglob("*") if p.is_file()} <= {".npy", ".lock"}
 
 
-def test_the_longest_batch_holds_the_longest_utterances_and_the_typical_one_those_in_the_middle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["utterance", "dialogue"])
+def test_the_hardest_batch_is_one_that_an_epoch_draws_and_none_needs_more_memory(tmp_path: Path, protocol: str) -> None:
+    trial = pick(tiny_trials(tmp_path, model={"protocol": protocol}), "unfrozen")
+    drawn = [update for epoch in (1, 2, 3) for update in updates_of(trial, 2, epoch)]
+    found = longest_batch(trial)
+    assert found in drawn
+    assert memory_weight(found) == max(map(memory_weight, drawn))
+    longest = max(u.duration_s for u in trial.fold.train)
+    assert longest in [u.duration_s for u in found.utterances]
+    probed = probe(trial, CPU, tmp_path / "probe")
+    assert probed.longest.audio_s == pytest.approx(sum(u.duration_s for u in found.utterances))
+
+
+def test_the_typical_batch_holds_the_utterances_in_the_middle(tmp_path: Path) -> None:
     trial = pick(tiny_trials(tmp_path), "unfrozen")
     by_length = sorted((u.samples for u in trial.fold.train), reverse=True)
-    assert [u.samples for u in longest_batch(trial)] == by_length[:4]
     middle = (len(by_length) - 4) // 2
     assert [u.samples for u in typical_batch(trial)] == by_length[middle : middle + 4]
-    found = probe(trial, CPU, tmp_path / "probe")
-    assert found.longest.audio_s > found.typical.audio_s
-    assert found.longest.longest_s == by_length[0] / 16_000
 
 
-def test_with_dialogues_the_longest_batch_is_the_whole_dialogue_that_holds_the_longest_utterances(
-    tmp_path: Path,
-) -> None:
-    trial = pick(tiny_trials(tmp_path, model={"protocol": "dialogue"}), "unfrozen")
-    batch = longest_batch(trial)
-    (name,) = {u.dialogue for u in batch}
-    assert list(batch) == [u for u in trial.fold.train if u.dialogue == name]
-    two_longest = [sum(sorted(u.samples for u in some)[-2:]) for some in dialogues(trial.fold.train)]
-    assert sum(sorted(u.samples for u in batch)[-2:]) == max(two_longest)
+def test_a_long_utterance_weighs_more_than_two_of_half_its_length(tmp_path: Path) -> None:
+    one, two, *_ = pick(tiny_trials(tmp_path), "unfrozen").fold.train
+    long, short = replace(one, samples=320_000), [replace(u, samples=160_000) for u in (one, two)]
+    assert memory_weight(Update((long,), (1,), ((0,),))) > memory_weight(Update(tuple(short), (1, 1), ((0, 1),)))
 
 
-def test_of_a_condition_the_trial_with_the_longest_batch_is_probed(tmp_path: Path) -> None:
+def test_of_a_condition_the_trial_with_the_hardest_batch_is_probed(tmp_path: Path) -> None:
     trials = [trial for trial in tiny_trials(tmp_path) if not trial.config.adaptation.trains_encoder]
-    longest = max(trials, key=lambda t: sum(sorted(u.samples for u in t.fold.train)[-4:]))
-    assert hardest(trials) is longest
+    weights = [memory_weight(longest_batch(trial)) for trial in trials]
+    assert hardest(trials) is trials[weights.index(max(weights))]
 
 
 class TestBatchSize:
