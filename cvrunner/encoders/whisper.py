@@ -51,7 +51,7 @@ class WhisperEncoder(SpeechEncoder):
     def first(self, conv: Tensor, packing: Packing) -> Tensor:
         positions = torch.cat([torch.arange(frames) for frames in packing.lengths]).to(conv.device, non_blocking=True)
         hidden = conv + self.backbone.embed_positions(positions)
-        return functional.dropout(hidden, self.backbone.dropout, self.training and not self.below)
+        return functional.dropout(hidden, self.backbone.dropout, self.training and not self.has_frozen_inputs)
 
     def layer(self, layer: Any, hidden: Tensor, shared: Tensor | None, packing: Packing) -> Tensor:
         attended = self_attention(layer.self_attn, layer.self_attn_layer_norm(hidden), shared, packing)

@@ -77,7 +77,10 @@ def write_outcome(
             name: group.implied_change
             for record in (last, best)
             for name, group in record.groups.items()
-            if group.implied_change is not None and barely_moved(group.weight_change, group.implied_change)
+            # With gradual unfreezing, the lower layers may not have begun to train by the best epoch.
+            if group.implied_change is not None
+            and (group.implied_change > 0 or not trial.config.adaptation.layers_per_epoch)
+            and barely_moved(group.weight_change, group.implied_change)
         },
         layer_weights=best.layer_weights,
         batch_size=state.batch_size,
