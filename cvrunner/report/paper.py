@@ -17,7 +17,7 @@ from cvrunner.text import Table, plural
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TABLES = ("Test CCC by condition", "Paired differences", "Lead over the references")
+TABLES = ("Test CCC by condition", "Paired differences", "What each step buys", "Lead over the references")
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",

@@ -82,7 +82,7 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
             if last > train.epochs:
                 raise ConfigError(
                     f"train.unfreeze_layers_per_epoch {train.unfreeze_layers_per_epoch}: the lowest layer of "
-                    f"{condition} would start in epoch {last} of {train.epochs}; unfreeze more per epoch, or train longer"
+                    f"{condition} would start in epoch {last} of {train.epochs}; unfreeze more per epoch"
                 )
         # `audit` works without a network and without an encoder.
         with contextlib.nullcontext() if for_training else contextlib.suppress(EncoderError, ConfigError):
