@@ -55,6 +55,7 @@ def write_outcome(
         for number in (state.best_epoch, state.epoch - 1)
     )
     trial_id = (trial.condition, fold.number, trial.seed)
+    adapters = () if trial.config.adaptation.lora is None else ("peft",)
     write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
     result = TrialResult(
         key=trial.key,
@@ -95,7 +96,7 @@ def write_outcome(
         peak_memory_mib=peak_memory_mib,
         train_s=state.train_s,
         total_s=total_s,
-        versions={name: version(name) for name in ("torch", "transformers", "numpy")},
+        versions={name: version(name) for name in ("torch", "transformers", "numpy", *adapters)},
         predictions_sha256=hashlib.sha256(directory.predictions.read_bytes()).hexdigest(),
     )
     write_model(directory.model, trial, result, weights)
