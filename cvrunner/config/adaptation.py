@@ -1,7 +1,6 @@
 """How a condition adapts the speech encoder: the one place where "frozen" is decided.
 
 Everything that depends on it (parameter groups, caches, checkpoints, model folders, estimates, reports) asks here.
-A further method, such as LoRA, is a further value of `method` with its groups.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cvrunner.config.sections import ModelConfig, TrainConfig
+from cvrunner.config.sections import LoraConfig, ModelConfig, TrainConfig
 
-Method = Literal["frozen", "top_layers", "full"]
+Method = Literal["frozen", "lora", "top_layers", "full"]
 Cached = Literal["conv", "boundary", "hidden"]
 FINE_TUNED = "fine-tuned"
 
@@ -24,14 +23,26 @@ class Adaptation:
     start_epoch: int | None = None
     """First epoch (from 1) in which encoder weights train; None: never."""
     top_layers: int | None = None
-    """Number of transformer layers that train, counted from the top; None: all of them, or none if frozen."""
+    """Number of transformer layers that train or have adapters, counted from the top; None: all of them, or none if
+    frozen."""
     masks_input: bool = False
     """SpecAugment changes the input of the first transformer layer in every pass."""
+    lora: LoraConfig | None = None
+    """Adapters that train in place of the encoder's own weights."""
+    layer_lr_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one below."""
+    layers_per_epoch: int = 0
+    """Number of layers, from the top, that start to train in each epoch from `start_epoch` on; 0: all at once."""
 
     @property
     def trains_encoder(self) -> bool:
-        """Whether any encoder weight is ever updated, and so is part of checkpoints and model folders."""
+        """Whether any encoder weight or adapter is ever updated, and so is part of checkpoints and model folders."""
         return self.start_epoch is not None
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers differ in learning rate or start, so that each is a parameter group of its own."""
+        return self.layer_lr_decay != 1 or self.layers_per_epoch > 0
 
     @property
     def cached(self) -> Cached:
@@ -42,18 +53,30 @@ class Adaptation:
         """
         if not self.trains_encoder:
             return "hidden"
-        return "boundary" if self.top_layers is not None and not self.masks_input else "conv"
+        frozen_below = self.top_layers is not None or self.lora is not None
+        return "boundary" if frozen_below and not self.masks_input else "conv"
 
     @property
     def label(self) -> str:
-        """`frozen` or `fine-tuned`, for people."""
+        """`frozen`, `fine-tuned` or `fine-tuned (LoRA)`, for people."""
+        if self.lora is not None:
+            return f"{FINE_TUNED} (LoRA)"
         return FINE_TUNED if self.trains_encoder else "frozen"
 
-    def start_of(self, group: str) -> int | None:
-        """Return the first epoch in which a parameter group trains; None: never."""
-        if group == "head":
-            return 1
-        return self.start_epoch if group == "encoder" else None
+    def start_of(self, height: int) -> int | None:
+        """Return the first epoch in which the layer that is `height` layers below the topmost one trains."""
+        if self.start_epoch is None or not self.layers_per_epoch:
+            return self.start_epoch
+        return self.start_epoch + height // self.layers_per_epoch
+
+    def last_start(self, depth: int, top: int) -> int:
+        """Return the first epoch in which everything trains, in an encoder of `depth` layers of which `top` is the
+        topmost mixed one; 0 if nothing does."""
+        lowest = depth + 1 - (depth if self.top_layers is None else self.top_layers)
+        if lowest == 1 and self.lora is None:
+            # The input of the first layer trains with the whole encoder, as a layer of its own.
+            lowest = 0
+        return self.start_of(top - lowest) or 0
 
 
 FROZEN = Adaptation("frozen")
@@ -63,6 +86,14 @@ def adaptation_of(model: ModelConfig, train: TrainConfig | None = None) -> Adapt
     """Return the adaptation that the settings of a condition ask for."""
     if model.freeze_speech_encoder:
         return FROZEN
+    train = train or TrainConfig()
     method: Method = "full" if model.unfreeze_top_layers is None else "top_layers"
-    freeze_epochs = 0 if train is None else train.freeze_epochs
-    return Adaptation(method, 1 + freeze_epochs, model.unfreeze_top_layers, model.spec_augment)
+    return Adaptation(
+        "lora" if model.lora.rank else method,
+        start_epoch=1 + train.freeze_epochs,
+        top_layers=model.unfreeze_top_layers,
+        masks_input=model.spec_augment,
+        lora=model.lora if model.lora.rank else None,
+        layer_lr_decay=train.layer_lr_decay,
+        layers_per_epoch=train.unfreeze_layers_per_epoch,
+    )

@@ -115,6 +115,19 @@ class EmaConfig(Section):
     """Learn `a`, one value per dimension, within 0.6..0.9."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) in an encoder that is not frozen. Only they train."""
+
+    rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Rank of the adapters, usually 4 to 16. 0: no adapters."""
+    alpha: Count = 16
+    """Adapters are scaled by alpha / rank."""
+    dropout: Fraction = 0.1
+    """Dropout probability of the input of the adapters."""
+    targets: Annotated[tuple[Literal["q", "k", "v", "out"], ...], LIST, UNIQUE] = ("q", "k", "v", "out")
+    """Projections of the self-attention that get adapters."""
+
+
 class ModelConfig(Section):
     encoder: str = "demo"
     """`demo` (comes with cvrunner), a local `from_pretrained` folder, or a name on the Hugging Face hub."""
@@ -129,8 +142,9 @@ class ModelConfig(Section):
     freeze_speech_encoder: bool = True
     """Freeze the encoder: no gradient, no dropout, features from the cache."""
     unfreeze_top_layers: Count | None = None
-    """Number of transformer layers to train, counted from the top, if the encoder is not frozen. The layers below them
-    run once, for the cache. `null`: all layers train; the convolutional front-end never does."""
+    """Number of transformer layers to train, or with `lora` to adapt, counted from the top, if the encoder is not
+    frozen. The layers below them run once, for the cache. `null`: all layers; the convolutional front-end never
+    trains."""
     frame_rate_hz: float = 12.5
     """Frame rate in Hz: 50, 25 or 12.5. Encoder frames (50 Hz) are averaged to this rate before the layer mix."""
     layer_norm: Literal["each_layer", "mix"] = "each_layer"
@@ -152,6 +166,7 @@ class ModelConfig(Section):
     """`sigmoid` keeps predictions within the rating scale."""
     linear_path: bool = True
     """Average the Mamba's prediction with a linear one, fitted by ridge regression before the first epoch."""
+    lora: LoraConfig = LoraConfig()
     mamba: MambaConfig = MambaConfig()
     ema: EmaConfig = EmaConfig()
 
@@ -193,7 +208,12 @@ class TrainConfig(Section):
     """Peak learning rate of the layer weights. They are softmax logits: at the rate of the head they would stay
     uniform."""
     encoder_lr: Positive = 1e-5
-    """Peak learning rate of an encoder that is not frozen."""
+    """Peak learning rate of an encoder that is not frozen, without adapters."""
+    lora_lr: Positive = 1e-4
+    """Peak learning rate of the adapters (`model.lora`)."""
+    layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each layer of the encoder, or its adapters, to the layer below. 1: all learn at
+    one rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Weight decay of AdamW. Norms, biases, layer weights and state-space parameters have none."""
     grad_clip: Positive = 1.0
@@ -202,6 +222,9 @@ class TrainConfig(Section):
     """Share of the updates in which the learning rate rises; after them it falls to 0 as a cosine."""
     freeze_epochs: NonNegative = 0
     """Number of epochs in which only the head trains, before an encoder that is not frozen starts to."""
+    unfreeze_layers_per_epoch: NonNegative = 0
+    """Gradual unfreezing: number of layers, from the top, that start to train in each epoch after `freeze_epochs`.
+    0: all at once."""
     early_stopping_patience: Count | None = None
     """Stop after this number of epochs without a better validation CCC. `null`: never."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -54,6 +54,16 @@ Features = Tensor | Boundary | Encoded
 """What a model hears of a micro-batch: features of the front-end, or what frozen layers have made of them."""
 
 
+class ParameterGroup(NamedTuple):
+    """Parameters that start to train together, at one learning rate."""
+
+    pattern: str
+    """Pattern of the parameters' names."""
+    name: str
+    height: int | None
+    """Number of layers between the group and the topmost one that trains; None: the group never trains."""
+
+
 class SpeechEncoder(nn.Module, abc.ABC):
     """A pretrained encoder that is adapted as requested; its front-end is always frozen.
 
@@ -99,7 +109,9 @@ class SpeechEncoder(nn.Module, abc.ABC):
         self.precision = precision
         self.below = 0 if adaptation.top_layers is None else self.depth - adaptation.top_layers
         """Number of transformer layers that stay frozen below those that train, and with them all below the first."""
-        self.starts_at_boundary = self.below > 0 and adaptation.cached == "boundary"
+        self.has_frozen_inputs = adaptation.trains_encoder and (self.below > 0 or adaptation.lora is not None)
+        """Whether the input of the first transformer layer is frozen although layers above it train."""
+        self.starts_at_boundary = self.has_frozen_inputs and adaptation.cached == "boundary"
         """Whether training runs only the layers above `below`, from cached states."""
         self.layers_below = [place for place, number in enumerate(self.layers) if number <= self.below]
         """Indices in `layers` of the hidden states that never change."""
@@ -175,26 +187,43 @@ class SpeechEncoder(nn.Module, abc.ABC):
         rows += [(f"backbone.{self.LAYERS}.{number}.*", number + 1) for number in range(self.depth)]
         return *rows, ("backbone.*", self.depth)
 
-    def parameter_groups(self) -> tuple[tuple[str, str], ...]:
-        """Return (name pattern, group) rows; the first match counts. Groups: front_end, encoder_below, encoder.
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """Return the parameter groups; of several with a matching pattern the first counts.
 
-        With frozen layers below those that train, everything that feeds them is frozen too.
+        Names: front_end, encoder_below, encoder, lora; if layers differ, encoder_layer_03 or lora_layer_03. With frozen
+        layers below those that train, everything that feeds them is frozen too. With adapters, all other weights are;
+        in a model whose adapters were merged, the projections that had them are the group lora.
         """
+        adaptation, top = self.adaptation, max(self.layers)
         rows = []
+        if adaptation.lora is not None:
+            # `Linear` of peft has the projection as `base_layer`, so its name has `.weight` only without adapters.
+            of_layer = ["lora_*", *(f"{target}_proj.weight" for target in adaptation.lora.targets)]
+            for number in range(self.below + 1, top + 1):
+                patterns = [f"backbone.{self.LAYERS}.{number - 1}.*.{pattern}" for pattern in of_layer]
+                rows += [self._trained(pattern, "lora", number, top) for pattern in patterns]
         for pattern, layer in self.parameter_layers():
-            group = "encoder"
             if layer is None:
-                group = "front_end"
-            elif self.adaptation.trains_encoder and layer <= self.below and self.below:
-                group = "encoder_below"
-            rows.append((pattern, group))
+                rows.append(ParameterGroup(pattern, "front_end", None))
+            elif self.below and layer <= self.below:
+                rows.append(ParameterGroup(pattern, "encoder_below", None))
+            elif adaptation.lora is not None or not adaptation.trains_encoder:
+                rows.append(ParameterGroup(pattern, "encoder", None))
+            else:
+                # Layers above the topmost mixed one get no gradient.
+                rows.append(self._trained(pattern, "encoder", min(layer, top), top))
         return tuple(rows)
+
+    def _trained(self, pattern: str, name: str, layer: int, top: int) -> ParameterGroup:
+        if not self.adaptation.by_layer:
+            return ParameterGroup(pattern, name, 0)
+        return ParameterGroup(pattern, f"{name}_layer_{layer:02}", top - layer)
 
     def train(self, mode: bool = True) -> SpeechEncoder:
         """Set the mode of the parts that train; frozen parts always stay in evaluation mode."""
         super().train(mode and self.adaptation.trains_encoder)
         frozen = self.always_in_evaluation()
-        if self.below:
+        if self.has_frozen_inputs:
             frozen += [*map(self.backbone.get_submodule, self.INPUTS), *self.transformer[: self.below]]
         for part in frozen:
             part.eval()

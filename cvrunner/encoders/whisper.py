@@ -43,7 +43,7 @@ class WhisperEncoder(SpeechEncoder):
 
     def always_in_evaluation(self) -> list[nn.Module]:
         parts = super().always_in_evaluation()
-        return [*parts, self.backbone.input_dropout] if self.below else parts
+        return [*parts, self.backbone.input_dropout] if self.has_frozen_inputs else parts
 
     def frames(self, samples: int) -> int:
         mel_frames = samples // int(self.extractor.hop_length)

@@ -147,7 +147,8 @@ def _notes(found: Forecast) -> Iterator[str]:
     first = found.conditions[0].probe
     yield (
         f"An update has {first.longest.utterances} utterances in micro-batches of {first.batch_size}: the typical one "
-        f"of up to {first.typical.longest_s:.1f} s of audio each, the hardest that the epochs draw of up to {first.longest.longest_s:.1f} s."
+        f"of up to {first.typical.longest_s:.1f} s of audio each, the hardest that the epochs draw of up to "
+        f"{first.longest.longest_s:.1f} s."
     )
     for condition in found.conditions:
         yield from _batch_size_notes(condition.probe)

@@ -110,6 +110,8 @@ def model_card(
     if description.encoder_revision:
         encoder += f" at {description.encoder_revision}"
     kept = "only what was trained of it" if adaptation.trains_encoder else "no weights of it"
+    if adaptation.lora is not None:
+        kept = "only the projections that LoRA changed, adapters merged,"
     about = {
         "data": f"{CORPORA[corpus_format]}, labels: {labels}, digest `{result.corpus_digest}`",
         "split": f"fold {result.fold}, digest `{result.split_digest}`",

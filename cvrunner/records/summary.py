@@ -143,6 +143,17 @@ class SubsetDifference(Record):
     """95 %, at level 1; None if there are too few seeds or clusters."""
 
 
+class Cost(Record):
+    """What it takes to train one condition."""
+
+    parameters: int
+    """Parameters that train in some epoch, in the trial that has the most."""
+    adapters: int
+    """Those of them that belong to adapters (LoRA)."""
+    hours: float
+    """Training and validation of all trials together, over all attempts."""
+
+
 class Summary(Record):
     """summary.json: the comparison behind tables, report and MLflow."""
 
@@ -174,9 +185,16 @@ class Summary(Record):
     """By condition, then part of the test data (`gender F`, `speaker 01M`, `scripted`): pooled, mean over seeds."""
     convergence: dict[str, Convergence] = {}
     """By condition, from the validation curves."""
+    costs: dict[str, Cost] = {}
+    """By condition; empty: not recorded."""
     added_after_look: list[str] = []
     """Seeds and conditions that were added after test scores of the corpus had been seen."""
     subsets: dict[str, dict[str, SubsetDifference]] = {}
     """By condition other than the baseline, then part of the test data."""
     verdict: str
     """One sentence."""
+
+    @property
+    def is_ladder(self) -> bool:
+        """Whether the conditions are steps of adaptation: three or more, or one with adapters."""
+        return len(self.costs) >= 3 or any(cost.adapters for cost in self.costs.values())

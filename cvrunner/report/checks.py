@@ -73,13 +73,16 @@ def checks_table(report: Report) -> Table:
 
 def _trained(report: Report, condition: str) -> str:
     of = {name: r for name, r in report.results.items() if r.condition == condition}
-    encoder = [r.weight_change["encoder"] for r in of.values() if "encoder" in r.weight_change]
+    encoder = [change for r in of.values() for group, change in r.weight_change.items() if group != "head"]
+    adapters = any(group.startswith("lora") for r in of.values() for group in r.weight_change)
     head = [r.weight_change["head"] for r in of.values() if "head" in r.weight_change]
     # A frozen group that moved and a trained one that did not move at all fail the trial, which then has no result.
     trials = f"in {len(of)} of {len(of)} trials"
     found = f"encoder frozen and unchanged after every epoch {trials}"
     if encoder:
         found = f"encoder weights changed by {_percent(encoder)} by the last epoch {trials}"
+    if adapters:
+        found = f"adapters (LoRA) changed by {_percent(encoder)} by the last epoch {trials}, encoder unchanged"
     found += f"; head weights changed by {_percent(head)}"
     slow = [
         f"{name}: {group} by {r.weight_change_best.get(group, 0.0):.1e}, implied {implied:.1e}"

@@ -182,7 +182,7 @@ def trials_table(report: Report) -> Table:
 
 def _result_cells(result: TrialResult) -> list[str]:
     encoder = "not trained"
-    if changes := [value for group, value in result.weight_change.items() if "encoder" in group]:
+    if changes := [value for group, value in result.weight_change.items() if group != "head"]:
         encoder = f"{max(changes):.2e}"
     return [
         f"{result.best_epoch} of {result.epochs_run}",

@@ -34,6 +34,8 @@ def draw(report: Report) -> dict[str, tuple[Figure, str]]:
     figures = {"folds": folds(report)}
     if report.summary.differences:
         figures["differences"] = differences(report)
+    if report.summary.is_ladder:
+        figures["ladder"] = ladder(report)
     floor = report.run.floor
     if floor and (floor.scores or floor.ceiling):
         figures["floor"] = floor_and_ceiling(report, floor)
@@ -125,6 +127,32 @@ def _draw_difference(axes: Axes, y: int, difference: Difference, look: Look) -> 
         axes.plot(ends, [y + 0.25] * 2, color=look.color, linewidth=1.2, alpha=0.8, label="95 %, for new speakers")
     mean = [_number(difference.mean)]
     axes.plot(mean, [y], look.marker, color=look.color, markersize=8, label="mean over folds and seeds")
+
+
+def ladder(report: Report) -> tuple[Figure, str]:
+    """Draw the CCC of each condition against what it trains and against the hours that this takes."""
+    summary, primary = report.summary, report.summary.primary
+    baseline = _number(summary.scores[summary.baseline][primary].mean)
+    figure, panels = row_of_panels(2, share_y=True)
+    for condition, look in looks(report.run.conditions).items():
+        cost, value = summary.costs[condition], _number(summary.scores[condition][primary].mean)
+        difference = summary.differences.get(condition, {}).get(primary)
+        for axes, place in zip(panels, (cost.parameters, cost.hours), strict=True):
+            axes.plot([place], [value], look.marker, color=look.color, markersize=8, label=condition)
+            if difference and (level := difference.on_corpus):
+                ends = [baseline + level.interval.low, baseline + level.interval.high]
+                axes.plot([place, place], ends, color=look.color, linewidth=2, alpha=0.7)
+    for axes, what in zip(panels, ("trained parameters", "hours, all folds and seeds"), strict=True):
+        axes.axhline(baseline, color=INK, linewidth=0.8, alpha=0.6)
+        axes.set_xlabel(what)
+    panels[0].set_xscale("log")
+    panels[1].set_xlim(left=0)
+    panels[0].set_ylabel(f"test {ccc_label(primary)}")
+    legend_below(figure, panels[0])
+    return figure, (
+        f"What each step buys: mean test {ccc_label(primary)} against trained parameters and measured hours. Bars: "
+        f"95 % interval, on this corpus, of the difference from {summary.baseline} (thin line)."
+    )
 
 
 def floor_and_ceiling(report: Report, floor: FloorRecord) -> tuple[Figure, str]:

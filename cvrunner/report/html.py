@@ -22,6 +22,7 @@ TEMPLATE = "report.html.j2"
 ANSWER = "differences"
 PLACES = {
     "Test CCC by fold": ("folds",),
+    "What each step buys": ("ladder",),
     "Floor and ceiling": ("floor",),
     "Trials": ("cost",),
 }

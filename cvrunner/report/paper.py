@@ -17,7 +17,7 @@ from cvrunner.text import Table, plural
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TABLES = ("Test CCC by condition", "Paired differences", "Lead over the references")
+TABLES = ("Test CCC by condition", "Paired differences", "What each step buys", "Lead over the references")
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -96,6 +96,8 @@ def _condition(report: Report, condition: str) -> str:
     kind = "encoder frozen"
     if adaptation.trains_encoder:
         kind = f"encoder adapted ({adaptation.method.replace('_', ' ')}, learning rate {train.encoder_lr:g})"
+    if adaptation.lora is not None:
+        kind = f"encoder adapted (LoRA [@hu2021] of rank {adaptation.lora.rank}, learning rate {train.lora_lr:g})"
     return f"{condition}: {kind}, head learning rate {train.lr:g}, at most {train.epochs} epochs"
 
 

@@ -56,6 +56,7 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
             above=_ceilings(run),
         ),
         table_of_differences("Paired differences", named, primary),
+        table_of_steps(summary),
         table_of_limits(named, primary, summary.margin, summary.cluster),
         table_of_leads(leads, [primary] if only else list(label)),
         table_of_folds(
@@ -136,6 +137,26 @@ def table_of_differences(title: str, named: Differences, primary: str) -> Table:
                 ]
             )
     return Table(title, columns, rows, _difference_note(named, primary))
+
+
+def table_of_steps(summary: Summary) -> Table:
+    """Return a row per condition: what it trains, how long that takes, and what it gains; empty if it is no ladder."""
+    label, rows = ccc_label(summary.primary), []
+    for condition, cost in summary.costs.items() if summary.is_ladder else ():
+        gain, interval = DASH, DASH
+        if difference := summary.differences.get(condition, {}).get(summary.primary):
+            gain = format_score(difference.mean, signed=True)
+            interval = format_interval(difference.on_corpus.interval if difference.on_corpus else None)
+        score = format_score(summary.scores[condition][summary.primary].mean)
+        rows.append([condition, f"{cost.parameters:,}", f"{cost.hours:.3g}", score, gain, interval])
+    columns = ["condition", "trained parameters", "hours", label]
+    return Table(
+        "What each step buys",
+        [*columns, f"difference from {summary.baseline}", "95 %, on this corpus"],
+        rows,
+        "Trained parameters: of one model, with its head. Hours: training and validation of all folds and seeds, as "
+        "measured, without the features that are computed once and cached.",
+    )
 
 
 def table_of_leads(leads: Differences, outcomes: Sequence[str]) -> Table:

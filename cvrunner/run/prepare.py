@@ -61,7 +61,7 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
                 )
         of_folds = [config.for_condition(condition, fold) for fold in config.folds_of(condition)]
         for resolved in (common, *of_folds) if for_training else ():
-            model, layers = resolved.model, resolved.model.layers
+            model, train, layers = resolved.model, resolved.train, resolved.model.layers
             check_encoder(
                 model.encoder,
                 model.revision,
@@ -77,6 +77,13 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
                 )
             if model.unfreeze_top_layers is not None:
                 check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
+            depth = encoder_settings(model.encoder, model.revision).depth
+            last = resolved.adaptation.last_start(depth, depth if layers == "all" else max(layers))
+            if last > train.epochs:
+                raise ConfigError(
+                    f"train.unfreeze_layers_per_epoch {train.unfreeze_layers_per_epoch}: the lowest layer of "
+                    f"{condition} would start in epoch {last} of {train.epochs}; unfreeze more per epoch"
+                )
         # `audit` works without a network and without an encoder.
         with contextlib.nullcontext() if for_training else contextlib.suppress(EncoderError, ConfigError):
             if for_training or is_local(encoder):

@@ -95,8 +95,10 @@ def fold_metrics(fold: int, seed: int, seeds: int, record: EpochRecord) -> tuple
 
 
 def score_metrics(summary: Summary, condition: str) -> Metrics:
-    """Return the test scores of a condition: `ccc_mean/avg`, `ccc_std/avg`, `ccc_pooled/avg`."""
+    """Return the test scores of a condition, `ccc_mean/avg`, `ccc_std/avg` and `ccc_pooled/avg`, and what it costs."""
     metrics: Metrics = {}
+    if cost := summary.costs.get(condition):
+        metrics = {"cost/trained_parameters": cost.parameters, "cost/hours": cost.hours}
     for dimension, score in summary.scores.get(condition, {}).items():
         values = {"mean": score.mean, "std": score.std, "pooled": score.pooled}
         metrics |= {f"ccc_{name}/{dimension}": v for name, v in values.items() if v is not None}

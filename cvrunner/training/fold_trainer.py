@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from cvrunner.data.utterance import Utterance
+from cvrunner.encoders.lora import merged
 from cvrunner.errors import NonFiniteError, Stopped, TrialInUseError
 from cvrunner.files import remove_leftovers
 from cvrunner.records.results import (
@@ -290,7 +291,7 @@ class FoldTrainer:
             state,
             self._truth(self.fold.test),
             predictions,
-            self.learner.weights,
+            merged(self.learner.model, self.learner.weights),
             parameters=self.learner.schedule.count(),
             device=device_name(self.context.device),
             precision=self.learner.precision_name,

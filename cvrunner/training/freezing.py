@@ -52,15 +52,16 @@ class Rule:
 
 def rules(encoder: SpeechEncoder, train: TrainConfig) -> tuple[Rule, ...]:
     """Return the freezing table of an encoder and its head; the first rule that matches a name counts."""
-    groups = [(f"encoder.{pattern}", group, train.encoder_lr) for pattern, group in encoder.parameter_groups()]
-    table = []
-    for pattern, group, peak in [*groups, ("head.*", "head", train.lr)]:
-        start = encoder.adaptation.start_of(group)
-        if start is None:
-            table.append(Rule(pattern, group, NEVER, 0.0))
+    adaptation, table = encoder.adaptation, []
+    peak = train.encoder_lr if adaptation.lora is None else train.lora_lr
+    for pattern, group, height in encoder.parameter_groups():
+        start = None if height is None else adaptation.start_of(height)
+        if height is None or start is None:
+            table.append(Rule(f"encoder.{pattern}", group, NEVER, 0.0))
         else:
-            table.append(Rule(pattern, group, start, peak))
-    return tuple(table)
+            rate = peak * adaptation.layer_lr_decay**height
+            table.append(Rule(f"encoder.{pattern}", group, start, rate))
+    return *table, Rule("head.*", "head", 1, train.lr)
 
 
 def match(name: str, table: Iterable[Rule]) -> Rule:
@@ -77,10 +78,12 @@ class Schedule:
     def __init__(self, model: MambaEMAModel, train: TrainConfig) -> None:
         self.train = train
         self.table = rules(model.encoder, train)
-        self.members: dict[str, dict[str, nn.Parameter]] = {rule.group: {} for rule in self.table}
-        self.rule_of = {rule.group: rule for rule in self.table}
+        members: dict[str, dict[str, nn.Parameter]] = {rule.group: {} for rule in self.table}
         for name, parameter in model.named_parameters():
-            self.members[match(name, self.table).group][name] = parameter
+            members[match(name, self.table).group][name] = parameter
+        # Whisper has no parameters between its front-end and the first layer.
+        self.members = {group: named for group, named in members.items() if named}
+        self.rule_of = {rule.group: rule for rule in self.table if rule.group in self.members}
         # What the head itself holds fixed: an EMA decay that the configuration gives, and the linear path.
         self.fixed = {n for n, p in model.head.named_parameters("head") if not p.requires_grad}
         # The copy is in host memory: on a GPU it would take as much as the weights.

@@ -18,6 +18,7 @@ from torch import Tensor
 from cvrunner.data.batches import MemoryFormula, Update, evaluation_update, training_updates
 from cvrunner.data.utterance import Utterance
 from cvrunner.encoders.loading import build_encoder
+from cvrunner.encoders.lora import add_adapters
 from cvrunner.errors import MemoryLimitError, NonFiniteError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.training.accumulation import averaged_backward, exact_backward
@@ -63,7 +64,10 @@ class Learner:
         )
         # All conditions of a fold start from the same head: the seed is set after the encoder has been loaded.
         torch.manual_seed(draw_seed(trial.seed, trial.fold.number, 0, 0))
-        self.model = MambaEMAModel(encoder, model, len(self.dimensions)).to(device)
+        self.model = MambaEMAModel(encoder, model, len(self.dimensions))
+        # After the head, whose draws they must not move.
+        add_adapters(encoder)
+        self.model.to(device)
         self.schedule = Schedule(self.model, train)
         self.optimizer = self.schedule.optimizer()
         self.weights = {n: p for g in self.schedule.groups for n, p in self.schedule.members[g].items()}
@@ -130,7 +134,7 @@ class Learner:
             # Before the first update the weights are those of the start, whatever the learning rate.
             advice = "No update has been made yet, so the cause is not a learning rate but the labels or the encoder"
             if position.updates:
-                advice = "Try a lower train.encoder_lr (5e-6) or a lower train.grad_clip (0.3)"
+                advice = "Try a lower train.encoder_lr (5e-6) or train.lora_lr, or a lower train.grad_clip (0.3)"
             raise NonFiniteError(
                 f"epoch {position.epoch}, update {position.step + 1}: loss {loss}, gradient norm {total}; utterances "
                 f"{', '.join(u.id for u in update.utterances[:8])}. {advice}"

@@ -55,6 +55,7 @@ def write_outcome(
         for number in (state.best_epoch, state.epoch - 1)
     )
     trial_id = (trial.condition, fold.number, trial.seed)
+    adapters = () if trial.config.adaptation.lora is None else ("peft",)
     write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
     result = TrialResult(
         key=trial.key,
@@ -77,7 +78,10 @@ def write_outcome(
             name: group.implied_change
             for record in (last, best)
             for name, group in record.groups.items()
-            if group.implied_change is not None and barely_moved(group.weight_change, group.implied_change)
+            # With gradual unfreezing, the lower layers may not have begun to train by the best epoch.
+            if group.implied_change is not None
+            and (group.implied_change > 0 or not trial.config.adaptation.layers_per_epoch)
+            and barely_moved(group.weight_change, group.implied_change)
         },
         layer_weights=best.layer_weights,
         batch_size=state.batch_size,
@@ -93,7 +97,7 @@ def write_outcome(
         peak_memory_mib=peak_memory_mib,
         train_s=state.train_s,
         total_s=total_s,
-        versions={name: version(name) for name in ("torch", "transformers", "numpy")},
+        versions={name: version(name) for name in ("torch", "transformers", "numpy", *adapters)},
         predictions_sha256=hashlib.sha256(directory.predictions.read_bytes()).hexdigest(),
     )
     write_model(directory.model, trial, result, weights)

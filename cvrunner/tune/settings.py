@@ -27,11 +27,18 @@ from cvrunner.verdict.ccc import mean_if_all
 
 ENCODER_KEYS = {
     "train.encoder_lr",
+    "train.lora_lr",
+    "train.layer_lr_decay",
+    "train.unfreeze_layers_per_epoch",
     "train.freeze_epochs",
     "train.gradient_checkpointing",
     "model.unfreeze_top_layers",
     "model.encoder_dropout",
     "model.spec_augment",
+    "model.lora.rank",
+    "model.lora.alpha",
+    "model.lora.dropout",
+    "model.lora.targets",
 }
 """Keys that change nothing if the encoder is frozen."""
 TRIES = 50

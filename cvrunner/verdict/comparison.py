@@ -17,6 +17,7 @@ from cvrunner.records.summary import (
     Aggregate,
     Convergence,
     CorpusLevel,
+    Cost,
     Difference,
     Interval,
     Reference,
@@ -150,6 +151,7 @@ def compare_conditions(
         },
         subsets={other: _subset_differences(run, data, design, settings.primary, other) for other in others},
         convergence=dict(convergence or {}),
+        costs={c: _cost([r for r in results.values() if r.condition == c]) for c in run.conditions},
         added_after_look=list(added_after_look),
         verdict="",
     )
@@ -184,6 +186,14 @@ def condition_scores(
             std = _std(by_trial.values())
         scores[dimension] = Aggregate(mean=mean, std=std, pooled=pooled[dimension], by_trial=by_trial)
     return scores
+
+
+def _cost(results: Sequence[TrialResult]) -> Cost:
+    """Return the cost of the trials of one condition, in which folds may have settings of their own."""
+    parameters = max((result.parameters for result in results), key=lambda count: count.trainable)
+    adapters = sum(count for group, count in parameters.groups.items() if group.startswith("lora"))
+    hours = sum(result.train_s for result in results) / 3600
+    return Cost(parameters=parameters.trainable, adapters=adapters, hours=hours)
 
 
 def _pooled(run: RunRecord, data: OutOfFold, condition: str, rows: npt.NDArray[np.bool_] | None = None) -> Ccc:

@@ -113,6 +113,23 @@ def test_a_bug_in_a_trial_leaves_its_traceback_in_the_trials_folder(
     assert (run_of(config).trial("frozen", 1, 0).path / "error.txt").read_text() == "Traceback ..."
 
 
+def test_a_ladder_runs_and_shows_what_each_step_buys(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    steps = "{frozen: {}, lora: {model: {freeze_speech_encoder: false, lora: {rank: 2}}, train: {lora_lr: 1e-2}}, "
+    steps += "full: {model: {freeze_speech_encoder: false}, train: {layer_lr_decay: 0.5}}}"
+    code, text = all_folds(config, f"conditions={steps}")
+    assert code == 0
+    summary = read_report(run_of(config)).summary
+    head = summary.costs["frozen"].parameters
+    # Two layers, four projections, `A` and `B` of rank 2 between 16 and 16 values.
+    assert (summary.costs["lora"].parameters - head, summary.costs["lora"].adapters) == (512, 512)
+    assert summary.costs["full"].parameters > summary.costs["lora"].parameters
+    assert summary.costs["frozen"].hours > 0
+    assert "What each step buys" in text
+    checks = run_of(config).comparison.read_text()
+    assert "adapters (LoRA) changed by" in checks
+
+
 def test_every_fold_gets_a_linear_probe_once_in_the_rows_of_the_comparison(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
