@@ -44,13 +44,15 @@ def self_attention(attention: Any, hidden: Tensor, bias: Tensor | None, packing:
     place: Place = attention.place
     # A fused kernel draws its dropout from one stream for the whole batch: so each utterance goes by itself.
     alone = place.drops and packing.draws.keys and hidden.device.type != "cpu"
-    context = []
-    for group in packing.singles if alone else packing.groups:
-        query, key, value = torch.split(group.pad(inputs), width, dim=2)
+    groups, context = packing.singles if alone else packing.groups, []
+    parts = packing.parts(inputs, groups)
+    gate_parts = parts if gates is None else packing.parts(gates, groups)
+    for group, part, gate in zip(groups, parts, gate_parts, strict=True):
+        query, key, value = torch.split(group.pad(part), width, dim=2)
         # Added to the scores `[B, H, F, F]`: the gated bias, and -inf for padding.
         mask = None
-        if bias is not None and gates is not None:
-            mask = group.pad(gates).transpose(1, 2)[..., None] * bias[:, : group.frames, : group.frames]
+        if bias is not None:
+            mask = group.pad(gate).transpose(1, 2)[..., None] * bias[:, : group.frames, : group.frames]
         if group.real is not None:
             mask = query.new_zeros(()) if mask is None else mask
             mask = mask.masked_fill(~group.real[:, None, None], -torch.inf)

@@ -30,8 +30,6 @@ class Group:
 
     first: int
     """Number of the first utterance."""
-    start: int
-    """First frame of the group among the `S`."""
     lengths: tuple[int, ...]
     device: torch.device
 
@@ -57,8 +55,7 @@ class Group:
         return torch.cat(rows).to(self.device, non_blocking=True)
 
     def pad(self, x: Tensor) -> Tensor:
-        """Return this group of `[S, D]` as `[B, F, D]`, padded with 0."""
-        x = x[self.start : self.start + sum(self.lengths)]
+        """Return the frames of this group `[s, D]` as `[B, F, D]`, padded with 0."""
         count, frames = len(self.lengths), self.frames
         if self.places is not None:
             x = x.new_zeros(count * frames, x.shape[1]).index_copy(0, self.places, x)
@@ -81,27 +78,31 @@ class Packing:
         self.lengths = tuple(lengths)
         self.device = device
         self.draws = Draws(keys, lengths, device)
-        self.whole = Group(0, 0, self.lengths, device)
+        self.whole = Group(0, self.lengths, device)
         """All utterances padded together."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """Neighbours of similar length that are padded together."""
         groups: list[Group] = []
-        first, start, members = 0, 0, [self.lengths[0]]
+        first, members = 0, [self.lengths[0]]
         for number, length in enumerate(self.lengths[1:], start=1):
             together = [*members, length]
             if max(together) * len(together) > (1 + GROUP_PADDING) * sum(together):
-                groups.append(Group(first, start, tuple(members), self.device))
-                first, start, together = number, start + sum(members), [length]
+                groups.append(Group(first, tuple(members), self.device))
+                first, together = number, [length]
             members = together
-        return (*groups, Group(first, start, tuple(members), self.device))
+        return (*groups, Group(first, tuple(members), self.device))
 
     @cached_property
     def singles(self) -> tuple[Group, ...]:
         """Each utterance by itself."""
-        starts = enumerate(itertools.accumulate(self.lengths, initial=0))
-        return tuple(Group(i, start, (n,), self.device) for (i, start), n in zip(starts, self.lengths, strict=False))
+        return tuple(Group(i, (n,), self.device) for i, n in enumerate(self.lengths))
+
+    def parts(self, x: Tensor, groups: Sequence[Group]) -> tuple[Tensor, ...]:
+        """Split `[S, D]` into the frames of each group. The gradient of one split is one concatenation; that of a slice
+        for each group would be a tensor of zeros for each, and their sum."""
+        return torch.split(x, [sum(group.lengths) for group in groups])
 
     @property
     def padded_frames(self) -> int:

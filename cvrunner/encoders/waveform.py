@@ -86,7 +86,8 @@ class WaveformEncoder(SpeechEncoder):
             hidden = embed.batch_norm(hidden)
             steps = [lambda x: embed.activation(embed.padding(embed.conv(x.mT))).mT]
         for step in steps:
-            hidden = torch.cat([group.pack(step(group.pad(hidden))) for group in packing.groups])
+            parts = zip(packing.groups, packing.parts(hidden, packing.groups), strict=True)
+            hidden = torch.cat([group.pack(step(group.pad(part))) for group, part in parts])
         return hidden
 
     def _mask_spans(self, hidden: Tensor, packing: Packing) -> Tensor:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +40,17 @@ def kernels_installed() -> bool:
 
 
 KERNELS = kernels_installed()
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Use plain PyTorch inside the `with` block, to compare the two."""
+    global KERNELS
+    before, KERNELS = KERNELS, False
+    try:
+        yield
+    finally:
+        KERNELS = before
 
 
 def _by_device(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -147,11 +147,17 @@ def _notes(found: Forecast) -> Iterator[str]:
     first = found.conditions[0].probe
     yield (
         f"An update has {first.longest.utterances} utterances in micro-batches of {first.batch_size}: the typical one "
-        f"of up to {first.typical.longest_s:.1f} s of audio each, the hardest that the epochs draw of up to "
+        f"of up to {first.typical.longest_s:.1f} s of audio each, the hardest one that the epochs draw of up to "
         f"{first.longest.longest_s:.1f} s."
     )
     for condition in found.conditions:
         yield from _batch_size_notes(condition.probe)
+        probe = condition.probe
+        if probe.plain_mamba_s is not None:
+            yield (
+                f"{probe.condition}: the typical update takes {probe.typical.step_s:.3g} s with the Mamba kernels, "
+                f"{probe.plain_mamba_s:.3g} s in plain PyTorch."
+            )
     if any(condition.stated for condition in found.conditions) or found.also_stated:
         also = "".join(f"; {claim.name}: {_claimed(claim)}" for claim in found.also_stated)
         yield f"Stated by others, not measured here{also}. Source: {found.source or 'not given'}."

@@ -22,6 +22,7 @@ import torch
 from cvrunner.data.batches import Update, dialogues, evaluation_update
 from cvrunner.data.utterance import Utterance
 from cvrunner.errors import MemoryLimitError
+from cvrunner.model import mamba
 from cvrunner.training.checkpoint import Position
 from cvrunner.training.device import device_name, free_memory, peak_memory_mib, start_memory_count
 from cvrunner.training.learner import Learner, updates_of
@@ -86,6 +87,8 @@ class ConditionProbe:
     memory is the host's."""
     typical: TimedUpdate
     longest: TimedUpdate
+    plain_mamba_s: float | None
+    """The typical update without the kernels of mamba-ssm; None if they are not installed or there is no GPU."""
     validation_s: float
     """Seconds per utterance."""
     features: tuple[FeaturePass, ...]
@@ -148,6 +151,10 @@ def probe(
             )
         # The first update after a change of shape compiles kernels, so each timed batch has a warm-up of its shape.
         timed = [_timed_update(learner, batch, batch_size) for batch in (typical, longest)]
+        plain_mamba_s = None
+        if compares_kernels(device):
+            with mamba.without_kernels():
+                plain_mamba_s = _timed_update(learner, typical, batch_size).step_s
         learner.predict(validated)
         validation_s = _time(lambda: learner.predict(validated), device) / len(validated)
     encoder = learner.inputs.encoder
@@ -167,6 +174,7 @@ def probe(
         fits=batch_size if fits is None and batch_size < configured else fits,
         typical=timed[0],
         longest=timed[1],
+        plain_mamba_s=plain_mamba_s,
         validation_s=validation_s,
         features=tuple(_feature_passes(learner, seconds)),
         statistics=statistics,
@@ -174,6 +182,11 @@ def probe(
         trained_bytes=sum(p.nbytes for p in learner.weights.values()),
         checkpoint_bytes=learner.checkpoint_bytes,
     )
+
+
+def compares_kernels(device: torch.device) -> bool:
+    """Whether the kernels of mamba-ssm would be used."""
+    return mamba.KERNELS and device.type == "cuda"
 
 
 def hardest(trials: Iterable[Trial]) -> Trial:

@@ -25,7 +25,9 @@ LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=9)
 def test_padding_and_packing_again_gives_back_every_frame(lengths: list[int]) -> None:
     packing = Packing(lengths, CPU)
     x = torch.randn(sum(lengths), 3)
-    assert torch.equal(torch.cat([group.pack(group.pad(x)) for group in packing.groups]), x)
+    for groups in (packing.groups, packing.singles):
+        parts = zip(groups, packing.parts(x, groups), strict=True)
+        assert torch.equal(torch.cat([group.pack(group.pad(part)) for group, part in parts]), x)
 
 
 @given(LENGTHS)

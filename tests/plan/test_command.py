@@ -57,6 +57,12 @@ def test_it_says_what_does_not_fit_and_what_more_takes(tmp_path: Path) -> None:
     assert "frozen: 21 GB at batch_size 8" in text
 
 
+def test_it_says_what_the_mamba_kernels_are_worth(tmp_path: Path) -> None:
+    text = " ".join(plan_text(planned(tmp_path, made_up("frozen", plain_mamba_s=1.25), made_up())).split())
+    assert "frozen: the typical update takes 1 s with the Mamba kernels, 1.25 s in plain PyTorch." in text
+    assert text.count("Mamba kernels") == 1
+
+
 def test_gpus_that_do_the_same_share_a_bar(tmp_path: Path) -> None:
     lines = plan_text(planned(tmp_path)).splitlines()
     assert sum(line.endswith("idle") for line in lines) == 2

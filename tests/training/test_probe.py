@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from cvrunner.data.batches import Update
 from cvrunner.errors import MemoryLimitError
-from cvrunner.training.learner import updates_of
+from cvrunner.model import mamba
+from cvrunner.training import probe as probe_module
+from cvrunner.training.learner import Learner, updates_of
 from cvrunner.training.probe import (
     ConditionProbe,
+    TimedUpdate,
     hardest,
     largest_batch_size,
     longest_batch,
@@ -91,6 +94,27 @@ def test_of_a_condition_the_trial_with_the_hardest_batch_is_probed(tmp_path: Pat
     trials = [trial for trial in tiny_trials(tmp_path) if not trial.config.adaptation.trains_encoder]
     weights = [memory_weight(longest_batch(trial)) for trial in trials]
     assert hardest(trials) is trials[weights.index(max(weights))]
+
+
+def test_on_a_gpu_the_typical_update_is_timed_without_the_mamba_kernels_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[bool] = []
+    timed = probe_module._timed_update
+
+    def recorded(learner: Learner, batch: Any, size: int) -> TimedUpdate:
+        used.append(mamba.KERNELS)
+        return timed(learner, batch, size)
+
+    monkeypatch.setattr(probe_module, "_timed_update", recorded)
+    monkeypatch.setattr(mamba, "KERNELS", True)
+    assert probed(tmp_path, "frozen").plain_mamba_s is None
+    monkeypatch.setattr(probe_module, "compares_kernels", lambda device: True)
+    found = probed(tmp_path / "again", "frozen")
+    assert used == [True, True, True, True, False]
+    assert found.plain_mamba_s is not None
+    assert found.plain_mamba_s > 0
+    assert mamba.KERNELS
 
 
 class TestBatchSize:
