@@ -49,10 +49,14 @@ def searched_values(config: Config, condition: str) -> dict[str, Any]:
     """Return the condition's values without a search, by those keys of the search space that change something."""
     resolved = config.for_condition(condition)
     data: dict[str, Any] = resolved.model_dump(mode="json")
+    idle = set() if resolved.adaptation.trains_encoder else ENCODER_KEYS
+    # With adapters, the encoder's own weights do not learn.
+    if resolved.adaptation.lora is not None and "model.lora.rank" not in config.tune.search_space:
+        idle = {"train.encoder_lr"}
     return {
         key: functools.reduce(lambda section, part: section[part], key.split("."), data)
         for key in config.tune.search_space
-        if resolved.adaptation.trains_encoder or key not in ENCODER_KEYS
+        if key not in idle
     }
 
 

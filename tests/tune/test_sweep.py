@@ -59,6 +59,13 @@ def test_the_first_setting_is_the_configuration_and_the_others_lie_in_the_space(
     assert 12 <= sum(values["train.encoder_lr"] < 1.6e-5 for values in others) <= 27
 
 
+def test_with_adapters_the_rate_of_the_encoder_is_not_searched() -> None:
+    space = {"train.encoder_lr": {"choices": [1e-5, 1e-4]}, "train.lora_lr": {"choices": [1e-4, 1e-3]}}
+    model = {"freeze_speech_encoder": False, "lora": {"rank": 4}}
+    config = validate({"conditions": {"lora": {"model": model}}, "tune": {"search_space": space}}, "test")
+    assert {key for values in draw(config, "lora").values() for key in values} == {"train.lora_lr"}
+
+
 def test_the_same_seed_draws_the_same_and_more_samples_begin_with_the_fewer() -> None:
     few, many, other = (
         draw(validate({"tune": tune}, "test"))
