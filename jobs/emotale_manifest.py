@@ -4,8 +4,9 @@
 
 EmoTale (https://github.com/snehadas/EmoTale): `wav/<language>_<speaker>_<emotion>_<sentence>.wav`, `annotations.csv`
 with `file` and, for raters 1 to 3, `a1_A`, `a1_V`, `a1_D` (arousal, valence, dominance on 1..5), and `speaker_info.csv`
-with `speaker` and `gender`. It has no sessions: the sorted speakers are dealt to five groups, 1 to 5 in turn. A dialogue
-is what one speaker says in one language, in the order of `annotations.csv`; a scenario is one of the five sentences.
+with `speaker` and `gender`. It has no sessions: the sorted speakers are dealt to five groups, 1 to 5 in turn. A
+dialogue is what one speaker says in one language, in the order of `annotations.csv`; a scenario is one of the five
+sentences.
 """
 
 from __future__ import annotations
