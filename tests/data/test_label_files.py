@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from cvrunner.config.sections import CorpusConfig
 from cvrunner.data import label_files
@@ -19,6 +23,7 @@ from cvrunner.data.folds import check_leaks, make_folds
 from cvrunner.data.utterance import Corpus
 from cvrunner.errors import ConfigError, CorpusError
 from tests.corpora import manifest_rows, write_manifest
+from tests.test_fuzz import BOUNDED, TEXT, only
 
 # audformat itself uses what pandas is about to remove.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -329,3 +334,76 @@ def test_nothing_that_could_run_code_is_read_from_a_database(database: audformat
     header.unlink()
     with pytest.raises(CorpusError, match=r"has no db\.yaml"):
         load(root, "audformat", scale=[0, 1], audformat=settings)
+
+
+# --- anything in them -------------------------------------------------------------------------------------------------
+
+CELLS = st.sampled_from(["", "nan", "1_0", "2,5", "8", "a;b", "Unknown", "\u0663", "A:4; V:x;", "train"]) | st.text(
+    max_size=12
+)
+FILES = ("labels_consensus.csv", "labels_detailed.csv", "ratings.csv", "db.yaml", "db.emotion.train.csv")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, bytes]]:
+    """Place and content of good files of each kind."""
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "Labels").mkdir()
+    for seed, line in enumerate(CONSENSUS.splitlines()[1:]):
+        write_noise(folder / "Audios" / line.split(",")[0], seed)
+    database = audformat.Database("made")
+    database.splits["train"] = audformat.Split("train")
+    table = audformat.Table(audformat.filewise_index(["Audios/MSP-PODCAST_0001_0008.wav"]), split_id="train")
+    for name, value in (("speaker", "s1"), ("valence", 0.5), ("arousal", 0.25)):
+        table[name] = audformat.Column()
+        table[name].set([value])
+    database["emotion.train"] = table
+    database.save(str(folder), storage_format="csv")
+    ratings = "\n".join(["utterance,rater,valence,arousal", *ratings_of(folder, lambda _: ["anna", "bo", "r10"])])
+    write_manifest(folder / "table.csv", manifest_rows(folder))
+    texts = {"labels_consensus.csv": CONSENSUS, "labels_detailed.csv": DETAILED}
+    contents = {f"Labels/{name}": text.encode() for name, text in texts.items()} | {"ratings.csv": ratings.encode()}
+    contents |= {name: (folder / name).read_bytes() for name in FILES[3:]}
+    return {Path(name).name: (folder / name, content) for name, content in contents.items()}
+
+
+def read_changed(sources: dict[str, tuple[Path, bytes]], name: str, content: bytes) -> None:
+    """Read the corpus that a file belongs to, with another content of that file."""
+    for path, good in sources.values():
+        path.write_bytes(good)
+    sources[name][0].write_bytes(content)
+    root = sources["db.yaml"][0].parent
+    columns = {"speaker": "speaker", "valence": "valence", "arousal": "arousal"}
+    with only(CorpusError), only(ConfigError):
+        if name.startswith("labels"):
+            load(root, "msp_podcast", scale=[1, 7])
+        elif name == "ratings.csv":
+            load(root / "table.csv", "manifest", ratings=str(sources[name][0]))
+        else:
+            load(root, "audformat", scale=[0, 1], audformat={"tables": ["emotion.train"], "columns": columns})
+
+
+@pytest.mark.suites("test", "ci", "all")
+@BOUNDED
+@given(st.sampled_from(FILES), st.binary(max_size=120) | TEXT.map(str.encode), st.integers(0, 400))
+@example("db.yaml", b"tables: [1, 2]\nschemes: 3\n", 0)
+@example("db.yaml", b"x: " + b"[" * 5000, 0)
+def test_any_bytes_in_a_label_file(
+    sources: dict[str, tuple[Path, bytes]], name: str, content: bytes, start: int
+) -> None:
+    good = sources[name][1]
+    read_changed(sources, name, good[:start] + content + good[start + len(content) :])
+
+
+@pytest.mark.suites("test", "ci", "all")
+@BOUNDED
+@given(st.sampled_from(FILES[:3]), st.lists(st.tuples(st.integers(1, 20), st.integers(0, 8), CELLS), max_size=4))
+def test_good_label_files_with_any_cells(
+    sources: dict[str, tuple[Path, bytes]], name: str, changes: list[tuple[int, int, str]]
+) -> None:
+    rows = list(csv.reader(sources[name][1].decode().splitlines()))
+    for line, column, cell in changes:
+        rows[line % len(rows)][column % len(rows[line % len(rows)])] = cell
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    read_changed(sources, name, text.getvalue().encode("utf-8", "surrogatepass"))
