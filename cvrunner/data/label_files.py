@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pandas as pd
 import yaml
 
 from cvrunner.config.sections import AudformatConfig
@@ -249,4 +248,5 @@ def _column(database: Any, table: str, spec: str, key: str) -> dict[str, str]:
     series = database[table][where].get(map=field or None)
     if not series.index.is_unique:
         raise CorpusError(f"table {table}", [f"has a file twice, so {where} is not one value per file"])
-    return {str(file): "" if pd.isna(value) else str(value) for file, value in series.items()}
+    texts = ("" if missing else str(value) for value, missing in zip(series, series.isna(), strict=True))
+    return dict(zip(map(str, series.index), texts, strict=True))

