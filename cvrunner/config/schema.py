@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError, field_validator, model_validato
 
 from cvrunner.config.adaptation import Adaptation, adaptation_of
 from cvrunner.config.sections import (
+    TABLES,
     ClusterConfig,
     Condition,
     CorpusConfig,
@@ -110,8 +111,8 @@ class Config(Section):
                 raise ValueError(f"conditions.{name}.folds: must be overrides by fold, not {short(folds)}")
             for fold, changes in folds.items():
                 _check_fold_overrides(f"conditions.{name}.folds.{fold}", fold, changes)
-        if self.folds.scheme == "manifest_split" and self.corpus.format != "manifest":
-            raise ValueError("folds.scheme manifest_split needs corpus.format manifest")
+        if self.folds.scheme == "manifest_split" and self.corpus.format not in TABLES:
+            raise ValueError(f"folds.scheme manifest_split needs corpus.format {', '.join(TABLES)}")
         outcomes = (*self.corpus.dimensions, "avg")
         if self.verdict.primary not in outcomes:
             rule = f"is not predicted, choose one of {', '.join(outcomes)}"
@@ -158,15 +159,15 @@ class Config(Section):
 
     @property
     def label_variant(self) -> str:
-        """`corpus.labels`; a manifest has labels of its own."""
-        return "manifest" if self.corpus.format == "manifest" else self.corpus.labels
+        """`corpus.labels`; a table of utterances has labels of its own."""
+        return self.corpus.format if self.corpus.format in TABLES else self.corpus.labels
 
     @functools.cached_property
     def numerics(self) -> dict[str, Any]:
         """The settings that a trial's numbers depend on, as plain JSON."""
         data = self.model_dump(mode="json", include={"corpus", "folds", "model", "train"})
         # A trial's key has digests of the corpus and the encoder, and the seed; their names and places do not count.
-        for key in ("root", "format", "demo", "partial"):
+        for key in ("root", "format", "demo", "partial", "ratings", "audformat"):
             data["corpus"].pop(key)
         for key in ("encoder", "revision", "allow_tuned_encoder"):
             data["model"].pop(key)

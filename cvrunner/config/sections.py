@@ -59,9 +59,25 @@ class DemoCorpus(Section):
     """Number of utterances to synthesise."""
 
 
+class AudformatConfig(Section):
+    """Where a database in audformat has what a manifest would list (docs/corpora.md)."""
+
+    tables: Annotated[tuple[str, ...], LIST] = ()
+    """Tables with the labels; each of their files is an utterance. Their splits become the column `split`."""
+    columns: dict[str, str] = {}
+    """Column of the database by column of a manifest: `arousal: arousal` in each of these tables, `speaker:
+    files.speaker` in another table, `gender: files.speaker:gender` a field of the labels of its scheme."""
+
+
+CorpusFormat = Literal["iemocap", "manifest", "msp_podcast", "audformat", "demo"]
+TABLES: Final = ("manifest", "msp_podcast", "audformat")
+"""Formats that are one table of utterances."""
+
+
 class CorpusConfig(Section):
-    format: Literal["iemocap", "manifest", "demo"] = "demo"
-    """`iemocap`: the published tree; `manifest`: a CSV or JSONL file; `demo`: a synthetic IEMOCAP, made if absent."""
+    format: CorpusFormat = "demo"
+    """`iemocap`: the published tree; `manifest`: a CSV or JSONL file; `msp_podcast`: the folder with Labels and Audios;
+    `audformat`: the folder of a database; `demo`: a synthetic IEMOCAP, made if absent."""
     root: str = "demo-corpus"
     """The corpus folder or the manifest file. A relative path starts at the working directory."""
     labels: Literal["header", "observers", "all_raters"] = "header"
@@ -72,6 +88,10 @@ class CorpusConfig(Section):
     """Lowest and highest value of the rating scale. Training maps this range to 0..1."""
     resample: bool = False
     """Accept audio with any sample rate and number of channels, and convert it to 16 kHz mono (soxr)."""
+    ratings: str | None = None
+    """Long table of individual ratings of a manifest's or database's utterances, CSV or JSONL: `utterance`, `rater` and
+    `valence`, `arousal` or `dominance`."""
+    audformat: AudformatConfig = AudformatConfig()
     partial: bool = False
     """Accept an IEMOCAP that lacks whole sessions of the published one."""
     demo: DemoCorpus = DemoCorpus()
@@ -80,6 +100,8 @@ class CorpusConfig(Section):
     def _check(self) -> Self:
         if self.scale[0] >= self.scale[1]:
             raise ValueError(f"scale must go from low to high, not {list(self.scale)}")
+        if self.ratings is not None and self.format not in TABLES:
+            raise ValueError(f"ratings are for a table of utterances ({', '.join(TABLES)}), not for {self.format}")
         return self
 
 

@@ -8,10 +8,7 @@ rater 2. A label that is not given is then the mean of its ratings.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
 import math
 import os
 import re
@@ -21,16 +18,13 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
-from cvrunner.data.checks import NAMES, Entry, Findings, Rules, check_spellings, parse_number, same_name, utterances_of
+from cvrunner.data.checks import NAMES, Entry, Findings, Rules, check_spellings, parse_number, utterances_of
 from cvrunner.data.folds import Scheme
+from cvrunner.data.rows import RATING, Row, read_rows
 from cvrunner.data.utterance import DIMENSIONS, PARTS, SHORTEST_SAMPLES, Corpus, Rater
-from cvrunner.errors import CorpusError
 
 REQUIRED = ("path", "utterance", "speaker", "session", "dialogue", "turn", "valence", "arousal")
 OPTIONAL = ("dominance", "gender", "scenario", "split")
-NUMBERS = ("turn", *DIMENSIONS)
-EMPTY = {"nan", "-nan", "none", "null", "<na>", "na", "n/a", "#n/a", "#na", "nat"}
-"""What other programs write for an empty cell; never a name."""
 LONGEST_NAME = 200
 SHOWN = 60
 """Maximum number of characters of a wrong cell in a message."""
@@ -40,15 +34,22 @@ HINTS = {
     "%": " (write 85, not 85 %, and set corpus.scale, such as [0, 100])",
 }
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_RATING = re.compile(rf"({'|'.join(DIMENSIONS)})_([0-9]+)")
 _GENDERS = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 
 @dataclass(frozen=True)
-class _Row:
-    where: str
-    cells: dict[str, str]
-    """Text by column; empty if not given."""
+class LabelTable:
+    """The rows of a corpus in a manifest's columns, wherever they come from."""
+
+    rows: Sequence[Row]
+    source: Path
+    """File or folder, for messages."""
+    folder: Path
+    """Relative audio paths start here and stay inside it."""
+    name: str
+    """Name of the corpus."""
+    labels: str
+    """The label variant."""
 
 
 def load_manifest(
@@ -59,142 +60,51 @@ def load_manifest(
     scheme: Scheme | None = "manifest_split",
     shortest: int = SHORTEST_SAMPLES,
 ) -> Corpus:
-    """Return the corpus that a manifest lists; relative audio paths start at the manifest's folder and stay inside it.
+    """Return the corpus that a manifest lists; see `load_table`."""
+    findings = Findings()
+    table = LabelTable(read_rows(path, findings), path, path.parent, path.stem, "manifest")
+    return load_table(table, findings, scale, dimensions, resample, scheme, shortest)
+
+
+def load_table(
+    table: LabelTable,
+    findings: Findings,
+    scale: tuple[float, float],
+    dimensions: Sequence[str],
+    resample: bool,
+    scheme: Scheme | None = "manifest_split",
+    shortest: int = SHORTEST_SAMPLES,
+) -> Corpus:
+    """Return the corpus of a table's rows; `findings` has what reading it found.
 
     With a `split` column a speaker may have several sessions (`check_leaks` keeps the parts apart), otherwise only
     one. `scheme`: None if the configuration does not choose one; a split that would be ignored is then a problem.
     `shortest`: minimum number of samples at 16 kHz. Raises CorpusError with every problem, each with its row. An
     unknown column is a warning, or a problem if it looks like a misspelling of a known one.
     """
-    findings = Findings()
-    rows = _read_rows(path, findings)
-    columns = {column: None for row in rows for column in row.cells}
-    _check_columns(columns, path.name, findings)
-    findings.stop_if_any(str(path))
-    entries = [entry for row in rows if (entry := _entry(path.parent, row, "split" in columns, scale, findings))]
+    columns = {column: None for row in table.rows for column in row.cells}
+    _check_columns(columns, table.source.name, findings)
+    findings.stop_if_any(str(table.source))
+    has_split = "split" in columns
+    entries = [entry for row in table.rows if (entry := _entry(table.folder, row, has_split, scale, findings))]
     # Before they are found on the disk, where two spellings may be one file.
     check_spellings(entries, "path", findings)
     entries = _with_paths_as_on_disk(entries)
     _check_turns(entries, findings)
     _check_split(entries, scheme, findings)
-    one_session_each = "split" not in columns
-    rules = Rules(dimensions, scale, resample, "problem", one_session_each, shortest)
+    rules = Rules(dimensions, scale, resample, "problem", not has_split, shortest)
     utterances = utterances_of(entries, rules, findings)
-    findings.stop_if_any(str(path))
-    return Corpus(utterances, path.stem, "manifest", warnings=findings.warnings)
+    findings.stop_if_any(str(table.source))
+    return Corpus(utterances, table.name, table.labels, warnings=findings.warnings)
 
 
-# --- reading rows ---------------------------------------------------------------------------------
-
-
-def _read_rows(path: Path, findings: Findings) -> list[_Row]:
-    text = _read_text(path)
-    if path.suffix.lower() in (".jsonl", ".ndjson") or text.lstrip().startswith("{"):
-        rows = _read_json_lines(text, path.name, findings)
-    elif text.lstrip().startswith("["):
-        raise CorpusError(str(path), ["is a JSON list; must have one JSON object per line (JSONL), or be CSV"])
-    else:
-        rows = _read_csv(text, path.name, findings)
-    if not rows and not findings.problems:
-        raise CorpusError(str(path), ["has no rows; each utterance is one, below a line with the column names"])
-    return rows
-
-
-def _read_text(path: Path) -> str:
-    # Reading a pipe would wait for ever.
-    if not os.path.isfile(path):
-        rule = "corpus.root cannot be read as a manifest: it is not a file but a folder, a pipe or a device"
-        raise CorpusError(str(path), [rule])
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        rule = f"is not UTF-8 text (byte {error.start}, line {line}); save it as UTF-8"
-        raise CorpusError(str(path), [rule]) from None
-    except OSError as error:
-        raise CorpusError(str(path), [f"corpus.root cannot be read as a manifest: {error.strerror}"]) from None
-    if "\0" in text:
-        line = text.partition("\0")[0].count("\n") + 1
-        raise CorpusError(str(path), [f"holds a NUL character (line {line}); save it as UTF-8 text"])
-    return text
-
-
-def _read_csv(text: str, name: str, findings: Findings) -> list[_Row]:
-    first = text.partition("\n")[0]
-    delimiter = ";" if first.count(";") > first.count(",") else ","
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-    rows: list[_Row] = []
-    try:
-        columns = [cell.strip().lower() for cell in next(reader, [])]
-        for column in sorted({column for column in columns if columns.count(column) > 1}):
-            findings.problem(f"{name} line 1", f"duplicate column {column!r}")
-        for cells in reader:
-            where = f"{name} line {reader.line_num}"
-            if len(cells) == len(columns):
-                named = zip(columns, cells, strict=True)
-                rows.append(_Row(where, {column: _text(column, cell) for column, cell in named}))
-            elif cells:
-                findings.problem(where, f"has {len(cells)} cells, must have {len(columns)} like the first line")
-    except csv.Error as error:
-        findings.problem(f"{name} line {reader.line_num}", f"is not CSV: {error}")
-    return rows
-
-
-def _read_json_lines(text: str, name: str, findings: Findings) -> list[_Row]:
-    rows: list[_Row] = []
-    # Not splitlines: it would also split at U+2028, which JSON strings may contain.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{name} line {number}"
-        try:
-            data = json.loads(line, object_pairs_hook=_unique)
-            if not isinstance(data, dict):
-                raise ValueError("must be an object")
-            rows.append(_Row(where, {key: _text(key, _cell(key, value)) for key, value in data.items()}))
-        except json.JSONDecodeError as error:
-            findings.problem(where, f"is not a JSON row: {error.msg} at character {error.colno}")
-        except (ValueError, RecursionError) as error:
-            findings.problem(where, f"is not a JSON row: {error}")
-    return rows
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return the keys of a JSON object as column names. Raises ValueError if two are the same: JSON takes the last."""
-    columns: dict[str, object] = {}
-    spelled: dict[str, str] = {}
-    for key, value in pairs:
-        column = key.strip().lower()
-        if column in columns:
-            rule = f"key {key!r} stands twice"
-            if spelled[column] != key:
-                rule = f"keys {spelled[column]!r} and {key!r} are the same column"
-            raise ValueError(rule)
-        columns[column], spelled[column] = value, key
-    return columns
-
-
-def _cell(key: str, value: object) -> str:
-    # Python's JSON has NaN, which pandas writes for an empty cell.
-    if value is None or value != value:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{key} must be text or a number, not {json.dumps(value)}")
-    return str(value)
-
-
-def _text(column: str, cell: str) -> str:
-    """Return the text of a cell; nothing for a name that stands for an empty cell or that nobody can see."""
-    cell = cell.strip()
-    if column not in NUMBERS and not _RATING.fullmatch(column) and (cell.lower() in EMPTY or not same_name(cell)):
-        return ""
-    return cell
+# --- columns ---------------------------------------------------------------------------------------
 
 
 def _check_columns(columns: Iterable[str], name: str, findings: Findings) -> None:
     given = list(columns)
-    rated = {column.rpartition("_")[0] for column in given if _RATING.fullmatch(column)}
-    unknown = [column for column in given if column not in REQUIRED + OPTIONAL and not _RATING.fullmatch(column)]
+    rated = {column.rpartition("_")[0] for column in given if RATING.fullmatch(column)}
+    unknown = [column for column in given if column not in REQUIRED + OPTIONAL and not RATING.fullmatch(column)]
     # The mean of its ratings stands in for a label.
     absent = [column for column in REQUIRED + OPTIONAL if column not in given and column not in rated]
     for column in unknown:
@@ -218,7 +128,7 @@ def _check_columns(columns: Iterable[str], name: str, findings: Findings) -> Non
 # --- one row --------------------------------------------------------------------------------------
 
 
-def _entry(folder: Path, row: _Row, has_split: bool, scale: tuple[float, float], findings: Findings) -> Entry | None:
+def _entry(folder: Path, row: Row, has_split: bool, scale: tuple[float, float], findings: Findings) -> Entry | None:
     """Return the entry of a row; if a cell is wrong, None, and add a problem for every wrong cell."""
     cells = row.cells
     wrong = [f"{column} is empty" for column in REQUIRED[:6] if not cells.get(column)]
@@ -271,7 +181,7 @@ def _raters(cells: dict[str, str], scale: tuple[float, float], wrong: list[str])
     low, high = scale
     ratings: dict[str, dict[str, float]] = {}
     for column in cells:
-        match = _RATING.fullmatch(column)
+        match = RATING.fullmatch(column)
         value = _number(column, cells, wrong) if match else None
         if match is None or value is None:
             continue

@@ -5,6 +5,7 @@ What a run takes is an estimate from the configuration; `plan` measures it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
@@ -180,7 +181,10 @@ def check_encoder(encoder: Encoder) -> Finding:
         what = f"{encoder.name} is not on this machine yet and is downloaded at the first use"
         return warning("Encoder", what, f"hf download {encoder.name} --include '*.json' '*.safetensors'")
     if encoder.error is not None:
-        return problem("Encoder", encoder.error, "--set model.encoder=FOLDER with config.json and model.safetensors")
+        # The message has the command if files are missing.
+        typed = re.search(r"`((?:python -m cvrunner encoder|hf download) [^`]+)`", encoder.error)
+        other = "--set model.encoder=FOLDER with config.json and model.safetensors"
+        return problem("Encoder", encoder.error, typed[1] if typed else other)
     return ok("Encoder", f"{encoder.name}, {format_bytes(encoder.weights_bytes)}")
 
 

@@ -27,6 +27,7 @@ from cvrunner import paths
 from cvrunner.config.schema import Config
 from cvrunner.config.sections import ModelConfig
 from cvrunner.encoders.files import find_encoder
+from cvrunner.encoders.hub import ask_hub
 from cvrunner.errors import ConfigError, EncoderError
 from cvrunner.orchestration.machine import (
     Cluster,
@@ -208,9 +209,10 @@ def find_encoder_facts(model: ModelConfig) -> Encoder:
     name = model.encoder
     try:
         where = _cached(model) if _is_hub_name(name) else name
-        if where is None:
+        if where is None and ask_hub(name, model.revision) is None:
             return Encoder(name, None, True)
-        files = find_encoder(where, allow_tuned=model.allow_tuned_encoder)
+        # Without an answer of the hub, the search for its name tells what is missing.
+        files = find_encoder(where or name, model.revision, model.allow_tuned_encoder)
     except EncoderError as error:
         return Encoder(name, str(error), False)
     return Encoder(

@@ -1,7 +1,7 @@
 """Files of an encoder: where they are and whether they may be used. Imports no torch, so that checks are quick.
 
 A folder has `config.json`, `preprocessor_config.json` and `model.safetensors` (or shards). No other file is opened: a
-pickled `pytorch_model.bin` could run code.
+pickled `pytorch_model.bin` could run code. `cvrunner encoder` makes such a folder of one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import yaml
+
 from cvrunner import paths
+from cvrunner.encoders.hub import DESCRIPTION, PICKLED, SAFETENSORS, conversion, download, from_hub, matching
 from cvrunner.errors import EncoderError
 
 DEMO = Path(__file__).parent.parent / "demo_encoder"
-HUB_TIMEOUT_S = 10.0
 SAMPLE_RATE_HZ, FRAME_SAMPLES = 16_000, 320
 """All families hear 16 kHz and have a frame every 20 ms."""
 MASK_TIME_PROB = 0.05
@@ -102,7 +105,7 @@ def find_encoder(name: str, revision: str | None = None, allow_tuned: bool = Fal
     # By its name first: what is refused need not be downloaded.
     _check_tuned(name, {}, allow_tuned)
     local = _local(name)
-    folder = local or _from_hub(name, revision, ("*.json", "model.safetensors", "model-*.safetensors", "README.md"))
+    folder = local or from_hub(name, revision, DESCRIPTION + SAFETENSORS)
     config, settings = _read_settings(folder, name)
     tuned = _check_tuned(name, config, allow_tuned)
     weights = _weights(folder, name)
@@ -125,7 +128,7 @@ def check_encoder(
     """
     _check_tuned(name, {}, allow_tuned)
     local = _local(name)
-    config, settings = _read_settings(local or _from_hub(name, revision, ("*.json",)), name)
+    config, settings = _read_settings(local or from_hub(name, revision, DESCRIPTION), name)
     _check_tuned(name, config, allow_tuned)
     if local:
         find_encoder(name, None, allow_tuned)
@@ -147,7 +150,7 @@ def check_masking(name: str, settings: EncoderSettings) -> None:
 
 def encoder_settings(name: str, revision: str | None) -> EncoderSettings:
     """Return what the JSON files of an encoder say; a hub encoder is not downloaded. Raises EncoderError."""
-    return _read_settings(_local(name) or _from_hub(name, revision, ("*.json",)), name)[1]
+    return _read_settings(_local(name) or from_hub(name, revision, DESCRIPTION), name)[1]
 
 
 def is_local(name: str) -> bool:
@@ -157,12 +160,8 @@ def is_local(name: str) -> bool:
 
 def stated_licence(files: EncoderFiles) -> str | None:
     """Return the licence in the front matter of the encoder's README.md, if there is one."""
-    # The hub's client takes 0.3 s to import, and only a finished trial asks for a licence.
-    import yaml
-    from huggingface_hub import metadata_load
-
     try:
-        data = metadata_load(files.folder / "README.md") or {}
+        data = huggingface_hub.metadata_load(files.folder / "README.md") or {}
     except (OSError, ValueError, yaml.YAMLError):
         # A broken card must not cost a trained model.
         return None
@@ -180,30 +179,11 @@ def _local(name: str) -> Path | None:
     if os.path.isdir(local):
         return local.resolve()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise EncoderError(f"model.encoder {name}: no such folder")
-    return None
-
-
-def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Return the folder of a hub encoder in the local cache; missing files are downloaded if the hub answers."""
-    # Local encoders do not need the hub's client, which takes 0.3 s to import.
-    from huggingface_hub import HfApi, snapshot_download
-
-    trouble: Exception | None = None
-    try:
-        # `snapshot_download` asks the same, but without a time limit.
-        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-    except Exception as error:
-        trouble = error
-    offline = trouble is not None
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=offline))
-    except Exception as error:
-        reason = str(trouble or error).strip().partition("\n")[0]
         raise EncoderError(
-            f"model.encoder {name}: no such folder, and the hub does not give it: {reason} (check the name and the "
-            "network, or give a local folder)"
-        ) from None
+            f"model.encoder {name}: no such folder; `python -m cvrunner encoder CHECKPOINT {name}` writes it, from a "
+            "name on the hub"
+        )
+    return None
 
 
 # --- what -------------------------------------------------------------------------------------------------------------
@@ -317,13 +297,21 @@ def _json(path: Path, name: str) -> dict[str, Any]:
 
 
 def _weights(folder: Path, name: str) -> list[Path]:
-    # A repository may also have the same weights in another precision, such as model.fp32-00001-of-00002.safetensors.
-    whole = folder / "model.safetensors"
-    weights = [whole] if whole.is_file() else sorted(p for p in folder.glob("model-*.safetensors") if p.is_file())
+    # A link of the hub's cache may lead nowhere.
+    weights = sorted(folder / file for file in matching(folder, SAFETENSORS))
+    whole, index = folder / SAFETENSORS[0], folder / f"{SAFETENSORS[0]}.index.json"
     if not weights:
+        remedy = conversion(name) if matching(folder, PICKLED) else ": copy the folder again"
+        raise EncoderError(f"model.encoder {name}: no model.safetensors in {folder}{remedy}")
+    # A repository may have both.
+    if whole in weights:
+        return [whole]
+    shards = _json(index, name).get("weight_map") if index.is_file() else None
+    needed = {str(file) for file in shards.values()} if isinstance(shards, dict) else set()
+    if missing := needed - {path.name for path in weights}:
         raise EncoderError(
-            f"model.encoder {name}: no model.safetensors in {folder} (pickled weights are not loaded); make one with "
-            "AutoModel.from_pretrained(...).save_pretrained(FOLDER) where you trust the source"
+            f"model.encoder {name}: its download is incomplete: {min(missing)} is missing in {folder}"
+            f"{': copy the folder again' if _local(name) else download(name)}"
         )
     return weights
 

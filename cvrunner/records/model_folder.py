@@ -24,7 +24,13 @@ from cvrunner.text import format_score
 
 FORMAT = 2
 """2: the names of encoder weights begin with `encoder.backbone`, before with `encoder.wavlm`."""
-CORPORA = {"iemocap": "IEMOCAP", "manifest": "a corpus of a manifest", "demo": "cvrunner's synthetic demo corpus"}
+CORPORA = {
+    "iemocap": "IEMOCAP",
+    "manifest": "a corpus of a manifest",
+    "msp_podcast": "MSP-Podcast",
+    "audformat": "a database in audformat",
+    "demo": "cvrunner's synthetic demo corpus",
+}
 SYNTHETIC = (
     "**Synthetic**: trained and tested on a speech synthesiser's output; the scores say nothing about people's speech."
 )

@@ -15,6 +15,8 @@ LABELS = {
     "observers": "the mean of the individual observers' ratings",
     "all_raters": "the mean of all ratings, including the speakers' ratings of themselves",
     "manifest": "as listed in the manifest",
+    "msp_podcast": "the consensus labels of the corpus",
+    "audformat": "as in the tables of the database",
 }
 UNIFORM = 0.05
 """Layer weights within this share of 1/L, for L layers, have stayed uniform."""

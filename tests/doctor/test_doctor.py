@@ -30,6 +30,7 @@ from cvrunner.doctor.facts import (
 )
 from cvrunner.orchestration import machine, ray_cluster
 from cvrunner.orchestration.machine import Cluster, Driver, Hardware, Listener, Token
+from tests.encoders.hub_server import hub_with
 from tests.end_to_end.programs import REPOSITORY, command, cvrunner
 from tests.tiny_encoders import save_encoder
 
@@ -438,7 +439,7 @@ def test_a_store_is_tried_without_leaving_anything(tmp_path: Path) -> None:
     assert "Ray's temporary folder" in str(find_store("results.root", str(session)).error)
 
 
-def test_the_encoder_is_looked_at_without_a_download(tmp_path: Path) -> None:
+def test_the_encoder_is_looked_at_without_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def look(name: str) -> Encoder:
         config: Config = validate({"model": {"encoder": name}}, "test")
         return find_encoder_facts(config.model)
@@ -447,7 +448,11 @@ def test_the_encoder_is_looked_at_without_a_download(tmp_path: Path) -> None:
     assert found.error is None
     assert found.weights_bytes > 0
     assert found.hidden_states >= 2
-    assert look("nobody-has/this-encoder").on_hub
+    unknown = look("nobody-has/this-encoder")
+    assert not unknown.on_hub
+    assert checks.check_encoder(unknown).do == "python -m cvrunner encoder nobody-has/this-encoder FOLDER"
+    with hub_with("nobody-has/this-encoder", tmp_path / "wavlm", monkeypatch):
+        assert look("nobody-has/this-encoder").on_hub
     assert "model.encoder -/-" in str(look("-/-").error)
     assert "no such folder" in str(look(str(tmp_path / "missing")).error)
     (tmp_path / "wavlm" / "model.safetensors").unlink()

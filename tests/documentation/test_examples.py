@@ -8,14 +8,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config, valid_keys
-from cvrunner.data.corpus import load_corpus
-from cvrunner.data.folds import check_labels, check_leaks, make_folds
 from cvrunner.paths import default_config
 from docs.generated.commands_page import command_line
 from tests.documentation.documents import DOCS, ROOT, WRITTEN, blocks, shell_lines, spans, text_of
@@ -24,20 +20,6 @@ PROGRAM = re.compile(r"^(?:\w+=\$\()?(?:python -m )?cvrunner (?!\.\.\.)(.*)$")
 MAKE = re.compile(r"^make ([a-z-]+)")
 KEY = re.compile(r"^((?:" + "|".join(Config.model_fields) + r")(?:\.[a-z_]+)+)(?:: (.+))?$")
 FILES = (".json", ".safetensors", ".md", ".yaml", ".py", ".html", ".csv")
-MADE_LABELS = """FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set
-MSP-PODCAST_0001_0008.wav,N,2.6,4.4,3.2,127,Female,Test1
-MSP-PODCAST_0001_0019.wav,H,5.0,6.2,4.6,127,Female,Test1
-MSP-PODCAST_0002_0033.wav,S,3.2,1.8,4.0,128,Male,Test1
-MSP-PODCAST_0003_0007.wav,A,5.8,2.2,6.0,25,Male,Development
-MSP-PODCAST_0003_0040.wav,X,4.0,4.0,4.2,25,Male,Development
-MSP-PODCAST_0004_0001.wav,N,3.6,4.6,3.8,30,Female,Development
-MSP-PODCAST_0005_0011.wav,O,4.4,3.0,4.6,41,Unknown,Train
-MSP-PODCAST_0005_0012.wav,N,2.8,4.2,3.0,Unknown,Female,Train
-MSP-PODCAST_0006_0021_0003.wav,U,5.4,5.0,5.2,42,Male,Train
-MSP-PODCAST_0003_0050.wav,N,3.0,4.8,3.4,44,Female,Train
-MSP-PODCAST_0009_0002.wav,N,4.2,3.8,4.0,127,Female,Train
-MSP-PODCAST_0008_0002.wav,N,4.2,3.8,4.0,50,Male,Test2
-"""
 
 
 def typed(path: Path) -> list[str]:
@@ -120,31 +102,3 @@ def said() -> str:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     return "\n".join(texts)
-
-
-def test_the_recipe_for_msp_podcast_gives_a_corpus_without_leaks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "Labels").mkdir()
-    (tmp_path / "Audios").mkdir()
-    (tmp_path / "Labels" / "labels_consensus.csv").write_text(MADE_LABELS)
-    random = np.random.default_rng(0)
-    for line in MADE_LABELS.splitlines()[1:]:
-        soundfile.write(tmp_path / "Audios" / line.split(",")[0], random.normal(0, 0.1, 16_000), 16_000)
-    text = text_of(DOCS / "corpora.md")
-    (recipe,) = (block for block in blocks(text, "python") if "labels_consensus" in block)
-    (settings,) = (block for block in blocks(text, "yaml") if "MSP-Podcast" in block)
-    exec(recipe, {})
-    (tmp_path / "msp.yaml").write_text(
-        settings.replace("/data/MSP-Podcast/", "").replace("configs/", f"{ROOT}/configs/")
-    )
-    config = load_config(tmp_path / "msp.yaml")
-    corpus = load_corpus(config.corpus, tmp_path / config.corpus.root)
-    (fold,) = folds = make_folds(corpus, config.folds.scheme)
-    check_leaks(folds)
-    check_labels(corpus, folds, config.corpus.dimensions)
-    # Left out: an unknown speaker, a podcast of the validation set, a speaker of the test set, another test set.
-    assert [len(part) for part in fold.parts.values()] == [2, 3, 3]
-    (first, *_) = fold.test
-    assert (first.valence, first.arousal, first.dominance, first.gender) == (4.4, 2.6, 3.2, "F")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from huggingface_hub import constants
 
 from cvrunner.encoders import files as encoder_files
+from cvrunner.encoders import hub
 from cvrunner.encoders.files import check_encoder, find_encoder, stated_licence
 from cvrunner.errors import EncoderError
+from tests.encoders.hub_server import hub_with
 from tests.tiny_encoders import save_encoder
 
 NAME = "nobody/wavlm"
@@ -28,12 +31,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def silent_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A hub that takes the question and gives no answer."""
-    with socket.socket() as hub:
-        hub.bind(("127.0.0.1", 0))
-        hub.listen(64)
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(encoder_files, "HUB_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(hub, "HUB_TIMEOUT_S", 0.3)
         yield
 
 
@@ -74,11 +77,46 @@ def test_a_licence_is_told_where_the_encoders_own_files_state_it(tmp_path: Path)
         assert stated_licence(files) is None
 
 
-def test_a_downloaded_encoder_without_its_weights_is_refused(cache: Path) -> None:
-    (save_in_cache(cache) / "model.safetensors").unlink()
-    check_encoder(NAME, None, ())
-    with pytest.raises(EncoderError, match=r"no model\.safetensors"):
+def test_an_incomplete_download_is_reported_as_such_before_the_corpus_is_read(cache: Path) -> None:
+    weights = save_in_cache(cache) / "model.safetensors"
+    weights.unlink()
+    for check in (lambda: check_encoder(NAME, None, ()), lambda: find_encoder(NAME)):
+        with pytest.raises(EncoderError, match=rf"its download is incomplete: .* `hf download {NAME} --incl"):
+            check()
+    # A link into the cache whose file is gone.
+    weights.symlink_to("../../blobs/gone")
+    with pytest.raises(EncoderError, match="its download is incomplete"):
         find_encoder(NAME)
+
+
+def test_a_shard_that_is_missing_is_named(cache: Path) -> None:
+    folder = save_in_cache(cache)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(EncoderError, match=r"incomplete: model-00002-of-00002\.safetensors is missing"):
+        find_encoder(NAME)
+
+
+def test_a_checkpoint_without_safetensors_leads_to_the_conversion(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = rf"`python -m cvrunner encoder {NAME} FOLDER --trust-pickle`"
+    source = save_encoder(tmp_path / "source")
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with hub_with(NAME, source, monkeypatch) as asked:
+        with pytest.raises(EncoderError, match=rf"has no model\.safetensors on the hub .* {command}"):
+            check_encoder(NAME, None, ())
+        assert not any("pytorch_model.bin" in path for path in asked)
+        (source / "pytorch_model.bin").unlink()
+        with pytest.raises(EncoderError, match="on the hub: use another checkpoint"):
+            check_encoder(NAME, None, ())
+    # Downloaded by another program, and no network.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = save_in_cache(cache)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(EncoderError, match=rf"no model\.safetensors in .* {command}"):
+        check_encoder(NAME, None, ())
 
 
 def test_a_file_is_read_once_as_long_as_it_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
