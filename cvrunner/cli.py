@@ -7,7 +7,6 @@ configuration or corpus error; 3 `verify` missed its target; 130 Ctrl-C left a j
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,8 +17,21 @@ from typer import Argument, Option
 from cvrunner import __version__
 from cvrunner.errors import CvrunnerError
 from cvrunner.files import PERMANENT
-from cvrunner.paths import run_names
-from cvrunner.training.faults import NONE, Chaos, parse_chaos
+from cvrunner.options import (
+    Address,
+    ChaosOption,
+    ConfigFile,
+    EncoderFolder,
+    Json,
+    ModelsOf,
+    Quiet,
+    RunFolder,
+    Set,
+    Verbose,
+    complete_runs,
+    condition_option,
+)
+from cvrunner.training.faults import NONE
 
 
 class LateModule:
@@ -38,6 +50,7 @@ if TYPE_CHECKING:
     from cvrunner.jobs import command as jobs
     from cvrunner.plan import command as plan_command
     from cvrunner.run import commands as run_commands
+    from cvrunner.run import ui as ui_command
     from cvrunner.run import verify as verify_command
     from cvrunner.setup import command as setup
     from cvrunner.tune import command as tune_command
@@ -46,10 +59,9 @@ else:
     doctor_command, inference, jobs, plan_command, setup, tune_command = (
         LateModule(f"cvrunner.{wing}.command") for wing in ("doctor", "inference", "jobs", "plan", "setup", "tune")
     )
-    run_commands, verify_command = LateModule("cvrunner.run.commands"), LateModule("cvrunner.run.verify")
-
-# Written down: reading a configuration takes longer than a shell waits for Tab.
-CONDITIONS = ("frozen", "unfrozen")
+    run_commands, verify_command, ui_command = (
+        LateModule(f"cvrunner.run.{name}") for name in ("commands", "verify", "ui")
+    )
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,82 +73,10 @@ app = typer.Typer(
 )
 
 
-def complete_runs(incomplete: str) -> list[str]:
-    """Complete names of runs in the results folder; the shell itself adds files and folders."""
-    return [name for name in run_names() if name.startswith(incomplete)]
-
-
-def complete_settings(incomplete: str) -> list[str]:
-    """Complete `train.lr=` and every other key that holds a value."""
-    # pydantic takes as long to import as everything else that `--help` needs.
-    from cvrunner.config.schema import valid_keys
-
-    keys = valid_keys()
-    sections = {key.rpartition(".")[0] for key in keys}
-    return [f"{key}=" for key in keys if key not in sections and f"{key}=".startswith(incomplete)]
-
-
-def complete_conditions(incomplete: str) -> list[str]:
-    """Conditions of the shipped configurations."""
-    return [name for name in CONDITIONS if name.startswith(incomplete)]
-
-
-def _verbose(requested: bool) -> bool:
-    """Log to standard error from INFO on; Ray's processes follow (`ray_executor.py`)."""
-    # A callback, because every command that has the option would begin with this line.
-    if requested:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    return requested
-
-
 def _version(requested: bool) -> None:
     if requested:
         typer.echo(f"cvrunner {__version__}")
         raise typer.Exit
-
-
-ConfigFile = Annotated[
-    Path | None, Option("--config", "-c", help="YAML configuration.", show_default="configs/demo.yaml")
-]
-SET_HELP = "Override a key, such as train.lr=1e-4."
-Set = Annotated[
-    list[str] | None,
-    Option("--set", "-s", metavar="KEY=VALUE", help=SET_HELP, autocompletion=complete_settings),
-]
-ChaosOption = Annotated[
-    Chaos | None,
-    Option(
-        "--chaos",
-        parser=parse_chaos,
-        metavar="KIND=PROBABILITY,...",
-        help="Inject faults: kill and oom per epoch, tracker per write, such as kill=0.1,oom=0.05,tracker=0.1.",
-    ),
-]
-Address = Annotated[
-    str | None,
-    Option(
-        "--address",
-        help="Where the cluster's dashboard answers.",
-        show_default="RAY_ADDRESS if http, RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265",
-    ),
-]
-EncoderFolder = Annotated[
-    str | None,
-    Option("--encoder", help="Path of the encoder, if it was moved.", show_default="where it was in training"),
-]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="Only problems and the result.")]
-Verbose = Annotated[
-    bool, Option("--verbose", "-v", help="Also print the logs of libraries and of Ray's processes.", callback=_verbose)
-]
-RunFolder = Annotated[Path, Argument(help="Folder of a run, or its name in results.", autocompletion=complete_runs)]
-
-
-def _condition(text: str, name: str = "--condition", default: str | bool = False) -> Any:
-    return Option(name, help=text, autocompletion=complete_conditions, show_default=default)
-
-
-ModelsOf = Annotated[str | None, _condition("Condition whose models to use.", default="the best on validation")]
-Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 
 
 @app.callback()
@@ -165,7 +105,7 @@ def all_folds(
 @app.command("fold")
 def fold(
     fold: Annotated[int, Option("--fold", help="Fold number, from 1.")],
-    condition: Annotated[str | None, _condition("One condition.", default="all")] = None,
+    condition: Annotated[str | None, condition_option("One condition.", default="all")] = None,
     gpu: Annotated[int | None, Option("--gpu", help="Index of the GPU to use.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
@@ -242,8 +182,8 @@ def report(
 def compare(
     first: RunFolder,
     second: Annotated[Path, Argument(help="The run to compare with the first.", autocompletion=complete_runs)],
-    condition: Annotated[str | None, _condition("Condition of the first run.")] = None,
-    with_: Annotated[str | None, _condition("Condition of the second run.", "--with")] = None,
+    condition: Annotated[str | None, condition_option("Condition of the first run.")] = None,
+    with_: Annotated[str | None, condition_option("Condition of the second run.", "--with")] = None,
     unpaired: Annotated[bool, Option("--unpaired", help="Print scores side by side, no differences.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -258,6 +198,22 @@ def sync(
 ) -> None:
     """Upload a run to MLflow from its files. Existing entries are kept."""
     _end(run_commands.sync(run, uri, _console()))
+
+
+@app.command("ui")
+def ui(
+    run: Annotated[
+        Path | None,
+        Argument(
+            help="Folder or name of a run, or a results folder.",
+            autocompletion=complete_runs,
+            show_default="the newest run",
+        ),
+    ] = None,
+    port: Annotated[int, Option("--port", help="Port on 127.0.0.1.", min=1, max=65535)] = 5000,
+) -> None:
+    """Serve MLflow for the store of a run, on this machine only. Prints the run's links; Ctrl-C ends it."""
+    _end(ui_command.ui(run, port, _console()))
 
 
 @app.command("predict")

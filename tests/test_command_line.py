@@ -15,9 +15,10 @@ from rich.console import Console
 from typer.main import get_command
 
 from cvrunner import __version__
-from cvrunner.cli import CONDITIONS, app, complete_runs, main
+from cvrunner.cli import app, main
 from cvrunner.config.reading import load_config
 from cvrunner.errors import ResultsError
+from cvrunner.options import CONDITIONS, complete_runs
 from cvrunner.paths import default_config
 from cvrunner.run import commands
 from cvrunner.run.progress import Progress
@@ -165,7 +166,7 @@ def test_completed_conditions_are_those_of_the_default_configuration() -> None:
 def test_completing_needs_no_results_and_loads_nothing_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert complete_runs("") == []
-    assert loads("from cvrunner import cli; cli.complete_settings('train.'); cli.complete_runs('')") == []
+    assert loads("from cvrunner import options; options.complete_settings('train.'); options.complete_runs('')") == []
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

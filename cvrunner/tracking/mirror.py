@@ -6,6 +6,7 @@ may raise whatever mlflow raises.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ from cvrunner.tracking import names
 if TYPE_CHECKING:
     from cvrunner.tracking.mlflow_store import StoredRun
 
+LOGIN = (
+    "the server needs a login: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the "
+    "environment; for a job, in that of `ray start`"
+)
 MAX_TAG = 4000
 """Number of characters of an error that are kept; MLflow refuses tags above 5,000."""
 
@@ -43,10 +48,12 @@ def sync_run(directory: RunDirectory, uri: str, base_url: str | None = None) -> 
 
 
 def first_line(error: BaseException) -> str:
-    """Return the type of an error's first cause and the first line of its message."""
+    """Return the type of an error's first cause and the first line of its message, and what to do about a login."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+    text = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+    # mlflow's client gives the HTTP status in its message only.
+    return f"{text} ({LOGIN})" if re.search(r"\b(401|403)\b", text) else text
 
 
 class Mirror:

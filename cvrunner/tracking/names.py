@@ -14,6 +14,8 @@ from cvrunner.verdict.ccc import mean_if_all
 
 ROLE, RUN, RUN_KEY, KEY, CONDITION = (f"cvrunner.{name}" for name in ("role", "run", "run_key", "key", "condition"))
 PARENT = "mlflow.parentRunId"
+UI_ADDRESS = "http://127.0.0.1:5000"
+"""Where `cvrunner ui` serves MLflow by default if the store is a database."""
 PAGE = "workflowType=machine_learning"
 """Without this parameter the page opens on a view of language-model traces."""
 ENDED: dict[str, str] = {

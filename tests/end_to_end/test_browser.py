@@ -13,8 +13,8 @@ from cvrunner.records.run_directory import RunDirectory
 from cvrunner.records.summary import Summary
 from cvrunner.report.report import read_report
 from cvrunner.report.write import write_report
-from cvrunner.run.session import UI_ADDRESS
 from cvrunner.tracking.mirror import sync_run
+from cvrunner.tracking.names import UI_ADDRESS
 from jobs.browser import browser, chromium_path, links_at, mlflow_page, open_charts, open_comparison
 from tests.runs import make_run
 

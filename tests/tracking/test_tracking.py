@@ -236,6 +236,20 @@ def test_what_failed_on_the_way_is_written_at_the_end(directory, tmp_path, monke
     assert tracker.links("http://127.0.0.1:5000")
 
 
+def test_the_links_are_shown_once_at_the_first_event_after_they_are_known(directory, uri):
+    shown: list[dict[str, str]] = []
+    tracker = RunTracker(uri, pytest.fail)
+    tracker.start(directory.read_run(), directory.read_config(), directory, shown.append)
+    assert tracker.wait(60)
+    assert shown == []
+    for epoch in (1, 2):
+        record = made_up_epoch(epoch, 3, 1.0, np.random.default_rng(0))
+        tracker.event(trial_named("frozen/fold-1/seed-0"), record)
+    tracker.finish(read_report(directory), "COMPLETE")
+    assert shown == [tracker.links("http://127.0.0.1:5000")]
+    assert shown[0]
+
+
 def test_tracking_that_is_off_needs_no_mlflow(tmp_path):
     directory = make_run(tmp_path, folds=1, epochs=1)
     config = directory.read_config()
