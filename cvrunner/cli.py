@@ -307,6 +307,34 @@ def doctor(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -
     _end(doctor_command.doctor(config, set_ or [], as_json, _console()))
 
 
+@app.command("init")
+def init(
+    corpus: Annotated[
+        Path | None,
+        Argument(help="IEMOCAP's folder, a table (CSV, JSONL), or a folder with one.", show_default="asked"),
+    ] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Configuration to write.", show_default="CORPUS.yaml")
+    ] = None,
+    scale: Annotated[
+        tuple[float, float] | None,
+        Option("--scale", help="Lowest and highest rating of a table.", show_default="from the ratings"),
+    ] = None,
+    labels: Annotated[
+        Literal["header", "observers", "all_raters"] | None,
+        Option("--labels", help="Label variant of IEMOCAP.", show_default="header"),
+    ] = None,
+    split: Annotated[
+        bool | None, Option("--split/--sessions", help="Folds: the table's own split, or sessions.")
+    ] = None,
+    encoder: Annotated[
+        str | None, Option("--encoder", help="Hub name or folder.", show_default="that of configs/finetune.yaml")
+    ] = None,
+) -> None:
+    """Write a configuration for your corpus. Asks for what is not given, on a terminal only."""
+    _end(setup.init(corpus, output, scale, labels, split, encoder, _console()))
+
+
 @app.command("demo-data")
 def demo_data(
     root: Annotated[Path, Argument(help="Folder to write.")] = Path("demo-corpus"),
