@@ -68,16 +68,17 @@ def links_at(run: RunRecord, address: str) -> dict[str, str]:
     return {name: link.replace(UI_ADDRESS, address, 1) for name, link in run.links.items()}
 
 
-def open_charts(page: Page, links: Mapping[str, str], search: str = "mean/validation") -> list[list[int]]:
-    """Open the saved view with the charts that match `search` and wait until they are drawn.
+def open_charts(page: Page, links: Mapping[str, str], search: str = "") -> list[list[int]]:
+    """Open the saved view, with the charts that match `search`, and wait until they are drawn.
 
-    Returns, per chart, the number of points of each curve.
+    Returns, per chart of curves, the number of points of each curve.
     """
-    page.goto(links["trials grouped by condition"])
-    page.get_by_text("Group: ").first.wait_for(timeout=WAIT_LIMIT_MS)
+    page.goto(links["scores and curves of all folds"])
+    page.locator(".barlayer .trace .point").first.wait_for(timeout=WAIT_LIMIT_MS)
     _close_assistant(page)
-    page.get_by_placeholder("Search metric charts").fill(search)
-    page.locator(".scatterlayer .trace path.js-line").first.wait_for(timeout=WAIT_LIMIT_MS)
+    if search:
+        page.get_by_placeholder("Search metric charts").fill(search)
+        page.locator(".scatterlayer .trace path.js-line").first.wait_for(timeout=WAIT_LIMIT_MS)
     found: list[list[int]] = page.evaluate(CURVES)
     return found
 

@@ -94,7 +94,7 @@ class MlflowMirror(Mirror):
         self._comparison = self.store.find_or_create(self.experiment, f"comparison {run.run}", found_by, {})
         self.store.set_status(self._comparison.id, "RUNNING")
         self._view_key = digest([run.run, run.key])[:24]
-        view = names.view_state(run, int(time.time() * 1000))
+        view = names.view_state(run, int(time.time() * 1000), [parent.id for parent in self._parents.values()])
         self.store.client.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{self._view_key}", view)
         # Catch up: the server may have been away, or an earlier driver was killed before it had written everything.
         current = directory.read_run()
@@ -119,19 +119,16 @@ class MlflowMirror(Mirror):
         self._log_journal(name)
 
     def epoch(self, name: str, record: EpochRecord) -> None:
-        """Write an epoch of a trial to its own curves and to those of its condition; an epoch twice changes nothing."""
-        state, seeds = self.run.trials[name], len(self.run.seeds)
+        """Write an epoch of a trial, and of its condition if it was the last; an epoch twice changes nothing."""
+        state = self.run.trials[name]
         self._epochs.setdefault(name, {})[record.epoch] = record
         self.store.log_step(self._trial(name).id, "train/loss", record.epoch, names.epoch_metrics(record))
-        parent = self._parents[state.condition].id
-        marker, metrics = names.fold_metrics(state.fold, state.seed, seeds, record)
-        self.store.log_step(parent, marker, record.epoch, metrics)
         # The mean of an epoch is known once all trials of the condition have finished it.
         trials = [other for other, trial in self.run.trials.items() if trial.condition == state.condition]
         finished = [self._epochs[other] for other in trials if record.epoch in self._epochs.get(other, {})]
         if len(finished) == len(trials):
             means = names.mean_metrics([epochs[record.epoch] for epochs in finished], self.run.dimensions)
-            self.store.log_step(parent, "mean/train_loss", record.epoch, means)
+            self.store.log_step(self._parents[state.condition].id, "mean/train_loss", record.epoch, means)
 
     def trial_finished(
         self, name: str, result: TrialResult | None, status: TrialStatus, error: str | None = None

@@ -49,7 +49,9 @@ def test_the_printed_links_open_at_the_chosen_port_and_kill_ends_the_server(sync
         lines = [process.stdout.readline() for _ in range(2 + len(synced.read_run().links))]
         assert f"http://127.0.0.1:{port} for sqlite:///{synced.path.parent}/mlflow.db" in lines[0]
         assert sum(f"http://127.0.0.1:{port}/#/" in line for line in lines[2:]) == len(lines) - 2
-        run_id = synced.read_run().links["comparison, figures, predictions"].split("/runs/")[1].split("?")[0]
+        run_id = (
+            synced.read_run().links["difference with intervals, report, predictions"].split("/runs/")[1].split("/")[0]
+        )
         address = f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/get?run_id={run_id}"
         with urllib.request.urlopen(address, timeout=30) as answer:
             assert json.load(answer)["run"]["info"]["status"] == "FINISHED"

@@ -45,7 +45,7 @@ def contents(uri):
 
 
 def _curve(uri, role, run):
-    metric = {"parent": "mean/validation_ccc_avg", "trial": "train/loss", "comparison": "delta/unfrozen_avg"}[role]
+    metric = {"parent": "val_mean/ccc_avg", "trial": "train/loss", "comparison": "delta/unfrozen_avg"}[role]
     return steps(uri, run, metric)
 
 
