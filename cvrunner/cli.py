@@ -15,7 +15,7 @@ import typer
 from typer import Argument, Option
 
 from cvrunner import __version__
-from cvrunner.errors import CvrunnerError
+from cvrunner.errors import CvrunnerError, UsageError
 from cvrunner.files import PERMANENT
 from cvrunner.options import (
     Address,
@@ -180,15 +180,18 @@ def report(
 
 @app.command("compare")
 def compare(
-    first: RunFolder,
-    second: Annotated[Path, Argument(help="The run to compare with the first.", autocompletion=complete_runs)],
+    runs: Annotated[
+        list[Path], Argument(metavar="RUN RUN", help="Folders of two runs, or names.", autocompletion=complete_runs)
+    ],
     condition: Annotated[str | None, condition_option("Condition of the first run.")] = None,
     with_: Annotated[str | None, condition_option("Condition of the second run.", "--with")] = None,
     unpaired: Annotated[bool, Option("--unpaired", help="Print scores side by side, no differences.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare two runs on the same split, paired. Conditions of the same name, or --condition with --with."""
-    _end(run_commands.compare(first, second, condition, with_, unpaired, as_json, _console()))
+    if len(runs) != 2:
+        raise UsageError(f"compare: takes two runs, not {len(runs)} ({', '.join(map(str, runs))})")
+    _end(run_commands.compare(*runs, condition, with_, unpaired, as_json, _console()))
 
 
 @app.command("sync")
@@ -249,9 +252,13 @@ def export(
     condition: ModelsOf = None,
     encoder: EncoderFolder = None,
     log: Annotated[bool, Option("--log", help="Also log it to MLflow, in the condition's run.")] = False,
+    hub: Annotated[
+        str | None, Option("--hub", metavar="USER/NAME", help="Also upload it to the Hugging Face hub, privately.")
+    ] = None,
+    public: Annotated[bool, Option("--public", help="With --hub: upload to a public repository.")] = False,
 ) -> None:
     """Write the folds' models as one MLflow model. It contains all that it needs, including the encoder."""
-    _end(inference.export(run, folder, condition, encoder, log, _console()))
+    _end(inference.export(run, folder, condition, encoder, log, _console(), hub, public))
 
 
 # What follows the first argument belongs to the command on the cluster, even if it looks like an option of this one.
