@@ -126,6 +126,11 @@ def test_a_run_that_is_not_there_is_answered_with_the_nearest(
     assert (code, err) == (2, "error: demo-1a2b: no run here (run.json is missing); did you mean demo-1a2b3c4d?\n")
 
 
+def test_three_runs_are_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = says(capsys, "compare", "a", "b", "c")
+    assert (code, err) == (2, "error: compare: takes two runs, not 3 (a, b, c)\n")
+
+
 @pytest.mark.parametrize("arguments", [["--debug", "report", "nothing"], ["report", "nothing", "--debug"]])
 def test_debug_shows_where_a_users_error_was_raised(arguments: list[str]) -> None:
     with pytest.raises(ResultsError):
