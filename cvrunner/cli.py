@@ -191,7 +191,7 @@ def compare(
     """Compare two runs on the same split, paired. Conditions of the same name, or --condition with --with."""
     if len(runs) != 2:
         raise UsageError(f"compare: takes two runs, not {len(runs)} ({', '.join(map(str, runs))})")
-    _end(run_commands.compare(*runs, condition, with_, unpaired, as_json, _console()))
+    _end(run_commands.compare(runs[0], runs[1], condition, with_, unpaired, as_json, _console()))
 
 
 @app.command("sync")

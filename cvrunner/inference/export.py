@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from cvrunner.encoders.files import EncoderFiles, find_encoder
 from cvrunner.errors import CvrunnerError, EncoderError, ResultsError, UsageError
@@ -21,7 +21,7 @@ from cvrunner.records.results import ccc_label
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.text import DASH, Table, format_score, plural
 from cvrunner.tracking import names
-from cvrunner.tracking.mirror import first_line
+from cvrunner.tracking.mirror import first_line, mlflow_problem
 from cvrunner.tracking.mlflow_store import MlflowStore, save_pyfunc
 from cvrunner.tracking.tracker import tracking_uri
 
@@ -112,7 +112,7 @@ def upload(folder: Path, name: str, private: bool) -> str:
     except CvrunnerError:
         raise
     except Exception as error:  # the hub's client raises whatever its HTTP library does
-        refused = re.search(r"\b(401|403)\b|token", str(error))
+        refused = re.search(r"\b(401|403)\b|token", f"{error} {first_line(error)}")
         login = "; log in with `hf auth login`, or set HF_TOKEN" if refused else ""
         where = f"the model is in {folder}, and `hf upload {name} {folder} --private` uploads it"
         raise ResultsError(f"--hub {name}: {first_line(error)}{login}; {where}") from error
@@ -136,7 +136,7 @@ def log_model(directory: RunDirectory, condition: str, folder: Path) -> str:
     except CvrunnerError:
         raise
     except Exception as error:  # mlflow raises whatever its database and its HTTP client do
-        raise ResultsError(f"MLflow ({uri}) cannot be written: {first_line(error)}") from error
+        raise ResultsError(f"MLflow ({uri}) cannot be written: {mlflow_problem(error)}") from error
 
 
 def _gather(members: Sequence[ModelFolder], encoder: EncoderFiles, folder: Path) -> None:

@@ -46,6 +46,10 @@ class Progress:
         self.attempts: dict[str, int] = {}
 
     def __enter__(self) -> Progress:
+        waiting = len(self.eta.trials) - self.eta.slots
+        if self.live is None and waiting > 0:
+            # Also says why some trials do not start for a long time.
+            self._print(f"{self.eta.slots} trials run at a time; {waiting} wait for one of them to end")
         if self.console.is_terminal and not self.quiet:
             # Not needed where output is not a terminal, as in a job.
             from rich.live import Live

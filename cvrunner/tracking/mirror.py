@@ -44,14 +44,19 @@ def sync_run(directory: RunDirectory, uri: str, base_url: str | None = None) -> 
     except CvrunnerError:
         raise
     except Exception as error:  # mlflow raises whatever its database and its HTTP client do
-        raise ResultsError(f"MLflow ({uri}) cannot be written: {first_line(error)}") from error
+        raise ResultsError(f"MLflow ({uri}) cannot be written: {mlflow_problem(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
-    """Return the type of an error's first cause and the first line of its message, and what to do about a login."""
+    """Return the type of an error's first cause and the first line of its message."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    text = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+
+
+def mlflow_problem(error: BaseException) -> str:
+    """Return `first_line` of an error of mlflow's client, and what to do if the server needs a login."""
+    text = first_line(error)
     # mlflow's client gives the HTTP status in its message only.
     return f"{text} ({LOGIN})" if re.search(r"\b(401|403)\b", text) else text
 

@@ -18,7 +18,7 @@ from cvrunner.orchestration.failures import STATUS, Decision, Failure
 from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, TrialResult
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.report import Report
-from cvrunner.tracking.mirror import Mirror, MlflowMirror, first_line
+from cvrunner.tracking.mirror import Mirror, MlflowMirror, mlflow_problem
 from cvrunner.tracking.names import UI_ADDRESS
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.trial import Trial
@@ -112,7 +112,7 @@ class Tracker(Generic[MirrorT]):
             except Exception as error:  # mlflow raises whatever its database and its HTTP client do
                 if self._failed_at is None:
                     self._warn(
-                        f"MLflow ({self.uri}): {what} could not be written: {first_line(error)}; training is not "
+                        f"MLflow ({self.uri}): {what} could not be written: {mlflow_problem(error)}; training is not "
                         f"affected, what is missing is written later, or by {self.remedy}"
                     )
                 # What the server has is unknown now, so the next attempt looks it up again.
