@@ -68,9 +68,10 @@ class Progress:
 
     def event(self, trial: Trial, event: Event) -> None:
         self.eta.event(trial, event)
-        if isinstance(event, WorkerStarted):
-            # Not when it was asked for: until then, the trial may wait for a GPU that others use.
-            number = self.attempts[trial.name]
+        # Not when it was asked for: until then, the trial may wait for a GPU that others use. Without Ray there is no
+        # worker, and the trial's own first event counts.
+        if isinstance(event, (WorkerStarted, TrialStarted)) and trial.name in self.attempts:
+            number = self.attempts.pop(trial.name)
             self._print(f"{trial.name}  starts" + (f", attempt {number}" if number > 1 else ""))
         if text := format_event(event, self.dimensions):
             if isinstance(event, (EpochRecord, TrialResult)):
