@@ -22,7 +22,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m cvrunner all-folds
 
 ui: $(VENV)/.demo
-	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(abspath $(RESULTS))/mlflow.db
+	$(BIN)/python -m cvrunner ui $(RESULTS) --port $(PORT)
 
 job: $(VENV)/.demo
 	$(BIN)/python -m cvrunner submit -- all-folds --config $(CONFIG) $(ARGS)

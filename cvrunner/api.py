@@ -7,23 +7,27 @@ Raises the errors of `cvrunner.errors`; nothing here ends the process.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from cvrunner.errors import IncompleteRunError, UsageError
+from cvrunner.errors import CvrunnerError, IncompleteRunError, UsageError
 from cvrunner.inference.command import audio_files, chosen_device
 from cvrunner.inference.ensemble import file_table, find_members, load_groups, predict_files
 from cvrunner.records.results import RunRecord
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.records.summary import Summary
 from cvrunner.report.report import read_epochs, read_report
+from cvrunner.report.tables import comparison_tables
 from cvrunner.run import commands
 from cvrunner.run.prepare import find_run_directory, prepare
+from cvrunner.text import plural
 from cvrunner.verdict.predictions import all_predictions
 
 if TYPE_CHECKING:
@@ -32,11 +36,37 @@ if TYPE_CHECKING:
     from cvrunner.inference.emotion_model import EmotionModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run on disk; everything is read when it is asked for."""
 
     directory: RunDirectory
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path.name}: {self._progress()}>"
+
+    def _repr_html_(self) -> str:
+        """The verdict, the scores and the picture of the differences; of an incomplete run, how far it is."""
+        try:
+            record, summary = self.record, self.summary
+        except CvrunnerError:
+            # A cell that ends with the run must not fail because the run has.
+            return f"<p><b>{escape(self.path.name)}</b>: {escape(self._progress())}</p>"
+        html = f"<p><b>{escape(summary.verdict)}</b></p>{comparison_tables(record, summary)[0].as_html()}"
+        picture = self.directory.figures / "differences.png"
+        if picture.is_file():
+            data = base64.b64encode(picture.read_bytes()).decode()
+            html += f'<img alt="Differences with their intervals" width="700" src="data:image/png;base64,{data}">'
+        return html
+
+    def _progress(self) -> str:
+        try:
+            record = self.record
+        except CvrunnerError as error:
+            return str(error)
+        done = sum(state.status == "DONE" for state in record.trials.values())
+        synthetic = ", synthetic data" if record.synthetic else ""
+        return f"{record.status}, {done} of {plural(len(record.trials), 'trial')} done{synthetic}"
 
     @property
     def record(self) -> RunRecord:

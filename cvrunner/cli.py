@@ -7,7 +7,6 @@ configuration or corpus error; 3 `verify` missed its target; 130 Ctrl-C left a j
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,10 +15,23 @@ import typer
 from typer import Argument, Option
 
 from cvrunner import __version__
-from cvrunner.errors import CvrunnerError
+from cvrunner.errors import CvrunnerError, UsageError
 from cvrunner.files import PERMANENT
-from cvrunner.paths import run_names
-from cvrunner.training.faults import NONE, Chaos, parse_chaos
+from cvrunner.options import (
+    Address,
+    ChaosOption,
+    ConfigFile,
+    EncoderFolder,
+    Json,
+    ModelsOf,
+    Quiet,
+    RunFolder,
+    Set,
+    Verbose,
+    complete_runs,
+    condition_option,
+)
+from cvrunner.training.faults import NONE
 
 
 class LateModule:
@@ -38,6 +50,7 @@ if TYPE_CHECKING:
     from cvrunner.jobs import command as jobs
     from cvrunner.plan import command as plan_command
     from cvrunner.run import commands as run_commands
+    from cvrunner.run import ui as ui_command
     from cvrunner.run import verify as verify_command
     from cvrunner.setup import command as setup
     from cvrunner.tune import command as tune_command
@@ -46,10 +59,9 @@ else:
     doctor_command, inference, jobs, plan_command, setup, tune_command = (
         LateModule(f"cvrunner.{wing}.command") for wing in ("doctor", "inference", "jobs", "plan", "setup", "tune")
     )
-    run_commands, verify_command = LateModule("cvrunner.run.commands"), LateModule("cvrunner.run.verify")
-
-# Written down: reading a configuration takes longer than a shell waits for Tab.
-CONDITIONS = ("frozen", "unfrozen")
+    run_commands, verify_command, ui_command = (
+        LateModule(f"cvrunner.run.{name}") for name in ("commands", "verify", "ui")
+    )
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,82 +73,10 @@ app = typer.Typer(
 )
 
 
-def complete_runs(incomplete: str) -> list[str]:
-    """Complete names of runs in the results folder; the shell itself adds files and folders."""
-    return [name for name in run_names() if name.startswith(incomplete)]
-
-
-def complete_settings(incomplete: str) -> list[str]:
-    """Complete `train.lr=` and every other key that holds a value."""
-    # pydantic takes as long to import as everything else that `--help` needs.
-    from cvrunner.config.schema import valid_keys
-
-    keys = valid_keys()
-    sections = {key.rpartition(".")[0] for key in keys}
-    return [f"{key}=" for key in keys if key not in sections and f"{key}=".startswith(incomplete)]
-
-
-def complete_conditions(incomplete: str) -> list[str]:
-    """Conditions of the shipped configurations."""
-    return [name for name in CONDITIONS if name.startswith(incomplete)]
-
-
-def _verbose(requested: bool) -> bool:
-    """Log to standard error from INFO on; Ray's processes follow (`ray_executor.py`)."""
-    # A callback, because every command that has the option would begin with this line.
-    if requested:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    return requested
-
-
 def _version(requested: bool) -> None:
     if requested:
         typer.echo(f"cvrunner {__version__}")
         raise typer.Exit
-
-
-ConfigFile = Annotated[
-    Path | None, Option("--config", "-c", help="YAML configuration.", show_default="configs/demo.yaml")
-]
-SET_HELP = "Override a key, such as train.lr=1e-4."
-Set = Annotated[
-    list[str] | None,
-    Option("--set", "-s", metavar="KEY=VALUE", help=SET_HELP, autocompletion=complete_settings),
-]
-ChaosOption = Annotated[
-    Chaos | None,
-    Option(
-        "--chaos",
-        parser=parse_chaos,
-        metavar="KIND=PROBABILITY,...",
-        help="Inject faults: kill and oom per epoch, tracker per write, such as kill=0.1,oom=0.05,tracker=0.1.",
-    ),
-]
-Address = Annotated[
-    str | None,
-    Option(
-        "--address",
-        help="Where the cluster's dashboard answers.",
-        show_default="RAY_ADDRESS if http, RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265",
-    ),
-]
-EncoderFolder = Annotated[
-    str | None,
-    Option("--encoder", help="Path of the encoder, if it was moved.", show_default="where it was in training"),
-]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="Only problems and the result.")]
-Verbose = Annotated[
-    bool, Option("--verbose", "-v", help="Also print the logs of libraries and of Ray's processes.", callback=_verbose)
-]
-RunFolder = Annotated[Path, Argument(help="Folder of a run, or its name in results.", autocompletion=complete_runs)]
-
-
-def _condition(text: str, name: str = "--condition", default: str | bool = False) -> Any:
-    return Option(name, help=text, autocompletion=complete_conditions, show_default=default)
-
-
-ModelsOf = Annotated[str | None, _condition("Condition whose models to use.", default="the best on validation")]
-Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 
 
 @app.callback()
@@ -165,7 +105,7 @@ def all_folds(
 @app.command("fold")
 def fold(
     fold: Annotated[int, Option("--fold", help="Fold number, from 1.")],
-    condition: Annotated[str | None, _condition("One condition.", default="all")] = None,
+    condition: Annotated[str | None, condition_option("One condition.", default="all")] = None,
     gpu: Annotated[int | None, Option("--gpu", help="Index of the GPU to use.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
@@ -240,15 +180,18 @@ def report(
 
 @app.command("compare")
 def compare(
-    first: RunFolder,
-    second: Annotated[Path, Argument(help="The run to compare with the first.", autocompletion=complete_runs)],
-    condition: Annotated[str | None, _condition("Condition of the first run.")] = None,
-    with_: Annotated[str | None, _condition("Condition of the second run.", "--with")] = None,
+    runs: Annotated[
+        list[Path], Argument(metavar="RUN RUN", help="Folders of two runs, or names.", autocompletion=complete_runs)
+    ],
+    condition: Annotated[str | None, condition_option("Condition of the first run.")] = None,
+    with_: Annotated[str | None, condition_option("Condition of the second run.", "--with")] = None,
     unpaired: Annotated[bool, Option("--unpaired", help="Print scores side by side, no differences.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare two runs on the same split, paired. Conditions of the same name, or --condition with --with."""
-    _end(run_commands.compare(first, second, condition, with_, unpaired, as_json, _console()))
+    if len(runs) != 2:
+        raise UsageError(f"compare: takes two runs, not {len(runs)} ({', '.join(map(str, runs))})")
+    _end(run_commands.compare(runs[0], runs[1], condition, with_, unpaired, as_json, _console()))
 
 
 @app.command("sync")
@@ -258,6 +201,22 @@ def sync(
 ) -> None:
     """Upload a run to MLflow from its files. Existing entries are kept."""
     _end(run_commands.sync(run, uri, _console()))
+
+
+@app.command("ui")
+def ui(
+    run: Annotated[
+        Path | None,
+        Argument(
+            help="Folder or name of a run, or a results folder.",
+            autocompletion=complete_runs,
+            show_default="the newest run",
+        ),
+    ] = None,
+    port: Annotated[int, Option("--port", help="Port on 127.0.0.1.", min=1, max=65535)] = 5000,
+) -> None:
+    """Serve MLflow for the store of a run, on this machine only. Prints the run's links; Ctrl-C ends it."""
+    _end(ui_command.ui(run, port, _console()))
 
 
 @app.command("predict")
@@ -293,9 +252,13 @@ def export(
     condition: ModelsOf = None,
     encoder: EncoderFolder = None,
     log: Annotated[bool, Option("--log", help="Also log it to MLflow, in the condition's run.")] = False,
+    hub: Annotated[
+        str | None, Option("--hub", metavar="USER/NAME", help="Also upload it to the Hugging Face hub, privately.")
+    ] = None,
+    public: Annotated[bool, Option("--public", help="With --hub: upload to a public repository.")] = False,
 ) -> None:
     """Write the folds' models as one MLflow model. It contains all that it needs, including the encoder."""
-    _end(inference.export(run, folder, condition, encoder, log, _console()))
+    _end(inference.export(run, folder, condition, encoder, log, _console(), hub, public))
 
 
 # What follows the first argument belongs to the command on the cluster, even if it looks like an option of this one.
@@ -349,6 +312,34 @@ def stop(job: Annotated[str, Argument(help="Id of the job, as in `status`.")], a
 def doctor(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
     """Find out what is wrong with this machine. Versions, Ray, ports, GPUs, disk; exit code 1 with problems."""
     _end(doctor_command.doctor(config, set_ or [], as_json, _console()))
+
+
+@app.command("init")
+def init(
+    corpus: Annotated[
+        Path | None,
+        Argument(help="IEMOCAP's folder, a table (CSV, JSONL), or a folder with one.", show_default="asked"),
+    ] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Configuration to write.", show_default="CORPUS.yaml")
+    ] = None,
+    scale: Annotated[
+        tuple[float, float] | None,
+        Option("--scale", help="Lowest and highest rating of a table.", show_default="from the ratings"),
+    ] = None,
+    labels: Annotated[
+        Literal["header", "observers", "all_raters"] | None,
+        Option("--labels", help="Label variant of IEMOCAP.", show_default="header"),
+    ] = None,
+    split: Annotated[
+        bool | None, Option("--split/--sessions", help="Folds: the table's own split, or sessions.")
+    ] = None,
+    encoder: Annotated[
+        str | None, Option("--encoder", help="Hub name or folder.", show_default="that of configs/finetune.yaml")
+    ] = None,
+) -> None:
+    """Write a configuration for your corpus. Asks for what is not given, on a terminal only."""
+    _end(setup.init(corpus, output, scale, labels, split, encoder, _console()))
 
 
 @app.command("demo-data")

@@ -57,10 +57,11 @@ def corpus_root(path: str, key: str = "corpus.root") -> Path:
     return given.absolute() if os.path.exists(given) else base_folder() / given
 
 
-def run_names() -> list[str]:
-    """Names of the runs in the results folder, newest first; none if it cannot be read."""
+def run_names(root: Path | None = None) -> list[str]:
+    """Names of the runs in a results folder, by default the one of the configuration, newest first; none if it cannot
+    be read."""
     try:
-        files = list(lasting("results", "results.root").glob("*/run.json"))
+        files = list((root or lasting("results", "results.root")).glob("*/run.json"))
         return [file.parent.name for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
     except (ConfigError, OSError):
         # It serves Tab completion and hints, which must not fail where a command would.

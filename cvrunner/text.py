@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -74,6 +75,13 @@ class Table:
         text = "\n".join(f"| {' | '.join(map(markdown_cell, line))} |" for line in lines)
         note = f"\n\n{self.note}" if self.note else ""
         return f"## {self.title}\n\n{text}{note}"
+
+    def as_html(self) -> str:
+        """Return the table below its heading, and its note, as HTML for a notebook."""
+        head = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
+        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows)
+        title, note = (f"<p>{escape(text)}</p>" if text else "" for text in (self.title, self.note))
+        return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
 
 def markdown_cell(text: str) -> str:

@@ -6,26 +6,18 @@ Playwright drives the Chromium that is installed on the system; no browser is do
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvrunner.records.results import RunRecord
-from cvrunner.run.session import UI_ADDRESS
+from cvrunner.run.ui import served
+from cvrunner.tracking.names import UI_ADDRESS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-START_LIMIT_S = 60
 WAIT_LIMIT_MS = 30_000
 ACTOR = "FoldActor"
 # Neither a test nor a screenshot may contact outside servers.
@@ -64,21 +56,11 @@ def browser(executable: str) -> Iterator[Browser]:
 @contextlib.contextmanager
 def mlflow_page(store: str) -> Iterator[str]:
     """Serve MLflow for an existing store on a free port of this machine; yields the address."""
-    address = f"http://127.0.0.1:{_free_port()}"
-    arguments = ["--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--workers", "1"]
-    command = [sys.executable, "-m", "mlflow", "ui", *arguments, "--backend-store-uri", store]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb+") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            _wait_until_healthy(process, address, Path(log.name))
-            yield address
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    with served(store, port) as (_, address):
+        yield address
 
 
 def links_at(run: RunRecord, address: str) -> dict[str, str]:
@@ -86,16 +68,17 @@ def links_at(run: RunRecord, address: str) -> dict[str, str]:
     return {name: link.replace(UI_ADDRESS, address, 1) for name, link in run.links.items()}
 
 
-def open_charts(page: Page, links: Mapping[str, str], search: str = "mean/validation") -> list[list[int]]:
-    """Open the saved view with the charts that match `search` and wait until they are drawn.
+def open_charts(page: Page, links: Mapping[str, str], search: str = "") -> list[list[int]]:
+    """Open the saved view, with the charts that match `search`, and wait until they are drawn.
 
-    Returns, per chart, the number of points of each curve.
+    Returns, per chart of curves, the number of points of each curve.
     """
-    page.goto(links["trials grouped by condition"])
-    page.get_by_text("Group: ").first.wait_for(timeout=WAIT_LIMIT_MS)
+    page.goto(links["scores and curves of all folds"])
+    page.locator(".barlayer .trace .point").first.wait_for(timeout=WAIT_LIMIT_MS)
     _close_assistant(page)
-    page.get_by_placeholder("Search metric charts").fill(search)
-    page.locator(".scatterlayer .trace path.js-line").first.wait_for(timeout=WAIT_LIMIT_MS)
+    if search:
+        page.get_by_placeholder("Search metric charts").fill(search)
+        page.locator(".scatterlayer .trace path.js-line").first.wait_for(timeout=WAIT_LIMIT_MS)
     found: list[list[int]] = page.evaluate(CURVES)
     return found
 
@@ -135,20 +118,3 @@ def _close_assistant(page: Page) -> None:
     if button.count():
         button.click()
         button.wait_for(state="detached", timeout=WAIT_LIMIT_MS)
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
-def _wait_until_healthy(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    """Wait for the server to answer. Raises RuntimeError with the server's log if it does not answer in time."""
-    end = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2):
-            return
-        time.sleep(0.2)
-    raise RuntimeError(f"`mlflow ui` did not answer at {address} within {START_LIMIT_S} s:\n{log.read_text()}")

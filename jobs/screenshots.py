@@ -80,9 +80,6 @@ def pictures_of_mlflow(chromium: Browser, directory: RunDirectory, folder: Path)
         open_charts(page, links)
         page.screenshot(path=folder / "mlflow-charts.png", animations="disabled")
         open_comparison(page, links)
-        # The page first draws a metric that MLflow selects; the settings and scores are below it.
-        page.get_by_text("Visualizations", exact=True).click()
-        page.get_by_text("Show diff only").first.click()
         page.screenshot(path=folder / "mlflow-compare.png", animations="disabled")
         page.close()
 

@@ -15,9 +15,10 @@ from rich.console import Console
 from typer.main import get_command
 
 from cvrunner import __version__
-from cvrunner.cli import CONDITIONS, app, complete_runs, main
+from cvrunner.cli import app, main
 from cvrunner.config.reading import load_config
 from cvrunner.errors import ResultsError
+from cvrunner.options import CONDITIONS, complete_runs
 from cvrunner.paths import default_config
 from cvrunner.run import commands
 from cvrunner.run.progress import Progress
@@ -125,6 +126,11 @@ def test_a_run_that_is_not_there_is_answered_with_the_nearest(
     assert (code, err) == (2, "error: demo-1a2b: no run here (run.json is missing); did you mean demo-1a2b3c4d?\n")
 
 
+def test_three_runs_are_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = says(capsys, "compare", "a", "b", "c")
+    assert (code, err) == (2, "error: compare: takes two runs, not 3 (a, b, c)\n")
+
+
 @pytest.mark.parametrize("arguments", [["--debug", "report", "nothing"], ["report", "nothing", "--debug"]])
 def test_debug_shows_where_a_users_error_was_raised(arguments: list[str]) -> None:
     with pytest.raises(ResultsError):
@@ -165,7 +171,7 @@ def test_completed_conditions_are_those_of_the_default_configuration() -> None:
 def test_completing_needs_no_results_and_loads_nothing_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert complete_runs("") == []
-    assert loads("from cvrunner import cli; cli.complete_settings('train.'); cli.complete_runs('')") == []
+    assert loads("from cvrunner import options; options.complete_settings('train.'); options.complete_runs('')") == []
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ SPINE = (
     "training", "orchestration", "report", "tracking", "run",
 )  # fmt: skip
 WINGS = ("tune", "plan", "doctor", "jobs", "inference", "setup")
-TOP = ("cli", "api", "__main__")
+TOP = ("options", "cli", "api", "__main__")
 LAYERS = {
     **dict.fromkeys(GROUND, 0),
     **{name: number for number, name in enumerate(SPINE, 1)},

@@ -98,6 +98,19 @@ def load_table(
     return Corpus(utterances, table.name, table.labels, warnings=findings.warnings)
 
 
+def read_columns(path: Path) -> dict[str, list[str]]:
+    """Return the cells of a manifest by column, empty ones too, without looking at audio or labels.
+
+    Raises CorpusError for a file that is no table, and for required columns that are missing.
+    """
+    findings = Findings()
+    rows = read_rows(path, findings)
+    columns = {column: [row.cells.get(column, "") for row in rows] for row in rows for column in row.cells}
+    _check_columns(columns, path.name, findings)
+    findings.stop_if_any(str(path))
+    return columns
+
+
 # --- columns ---------------------------------------------------------------------------------------
 
 

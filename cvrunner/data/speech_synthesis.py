@@ -11,7 +11,10 @@ same samples.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
+import fcntl
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ import soxr
 from cvrunner.data.utterance import SAMPLE_RATE_HZ
 from cvrunner.errors import ConfigError
 
+VOICES = "cvrunner-voices-"
 # Constants of espeak-ng's speak_lib.h.
 _SYNCHRONOUS = 2
 _DO_NOT_EXIT = 0x8000
@@ -83,6 +87,18 @@ class Voice:
     """Amplitude in percent, 0..200. Above 100, loud vowels are compressed."""
 
 
+def remove_stale_voices() -> None:
+    """Remove the folders of voices that killed processes have left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{VOICES}*"):
+        with contextlib.suppress(OSError):
+            opened = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(opened)
+
+
 class Synthesizer:
     """espeak-ng in this process. It has one global state: get it from `synthesizer()`, use it from one thread."""
 
@@ -95,8 +111,12 @@ class Synthesizer:
                 "speech synthesis: the synthetic corpus needs the package espeakng-loader, which is not installed: "
                 "pip install 'cvrunner[demo]'"
             ) from None
-        data = Path(tempfile.mkdtemp(prefix="cvrunner-voices-"))
+        remove_stale_voices()
+        data = Path(tempfile.mkdtemp(prefix=VOICES))
         atexit.register(shutil.rmtree, data, ignore_errors=True)
+        # The system frees the lock when the process ends, also after a kill, which leaves the folder.
+        self._lock = os.open(data, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         # espeak's own data by links, next to a writable folder for voice variants.
         for entry in Path(espeakng_loader.get_data_path()).iterdir():
             if entry.name != "voices":

@@ -19,7 +19,7 @@ RAY_START = (
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 ray start --head --node-ip-address 127.0.0.1 --dashboard-host 127.0.0.1"
 )
 """Without that variable Ray 2.60 on Linux turns 127.0.0.1 into the machine's own address and listens everywhere."""
-MLFLOW_START = "make ui, or mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:////ABSOLUTE/results/mlflow.db"
+MLFLOW_START = "cvrunner ui"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Port:
 PORTS = (
     Port(6379, "Ray", "Ray's cluster", "ray start --head --port 6380"),
     Port(8265, "Ray", "Ray's dashboard", "ray start --head --dashboard-port 8266"),
-    Port(5000, "MLflow", "MLflow's pages", "make ui PORT=5001"),
+    Port(5000, "MLflow", "MLflow's pages", "cvrunner ui --port 5001"),
 )
 
 

@@ -82,12 +82,29 @@ def predict(
     return int(bool(found.problems))
 
 
-def export(run: Path, folder: Path, condition: str | None, encoder: str | None, log: bool, console: Console) -> int:
-    """Write the models of one condition as an MLflow model that needs neither the run nor a hub."""
+def export(
+    run: Path,
+    folder: Path,
+    condition: str | None,
+    encoder: str | None,
+    log: bool,
+    console: Console,
+    hub: str | None = None,
+    public: bool = False,
+) -> int:
+    """Write the models of one condition as an MLflow model that needs neither the run nor a hub.
+
+    `hub`: also upload it under this name, to a private repository unless `public`.
+    """
+    if public and hub is None:
+        raise UsageError("--public: says how --hub uploads, which is not given")
     if folder.exists():
         raise UsageError(f"{folder}: exists already; give a folder that does not exist")
     # It imports mlflow, which takes seconds; `predict` and the API do not need it.
-    from cvrunner.inference.export import export_model, log_model
+    from cvrunner.inference.export import check_hub_name, export_model, log_model, upload
+
+    if hub is not None:
+        check_hub_name(hub)
 
     directory = find_run_directory(run)
     members = find_members(directory, condition)
@@ -98,6 +115,8 @@ def export(run: Path, folder: Path, condition: str | None, encoder: str | None, 
     if log:
         lines.append(f"in MLflow as {log_model(directory, members.condition, folder)}")
     print_line("\n".join(lines))
+    if hub is not None:
+        print_line(f"on the hub as {upload(folder, hub, not public)} ({'public' if public else 'private'})")
     return 0
 
 

@@ -25,13 +25,14 @@ from cvrunner.encoders.loading import build_encoder
 from cvrunner.errors import EncoderError, ResultsError
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.records import legacy
-from cvrunner.records.model_folder import ModelDescription, ModelFolder
+from cvrunner.records.model_folder import NOT_FOR, ModelDescription, ModelFolder
+from cvrunner.text import Table
 from cvrunner.training.device import choose_precision
 from cvrunner.training.freezing import NEVER, match, rules
 from cvrunner.training.inputs import Waveform, conv_features, hidden_states_and_statistics, ratings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EmotionModel:
     """The model of one trial, ready to rate speech."""
 
@@ -39,6 +40,25 @@ class EmotionModel:
     network: MambaEMAModel
     """In evaluation mode."""
     device: torch.device
+
+    def __repr__(self) -> str:
+        about = self.description
+        scale = f"on {about.scale[0]:g} to {about.scale[1]:g}"
+        return f"<EmotionModel {about.condition}/{about.name}: {', '.join(self.dimensions)} {scale}, {self.device}>"
+
+    def _repr_html_(self) -> str:
+        """What the model rates and what it is made of; its scores are in the card next to its weights."""
+        about, weights = self.description, self.network.parameters()
+        encoder = f"{about.model.encoder}, {adaptation_of(about.model).label}"
+        rows = [
+            ["rates", f"{', '.join(self.dimensions)}, on {about.scale[0]:g} to {about.scale[1]:g}"],
+            ["encoder", encoder],
+            ["protocol", about.model.protocol],
+            ["parameters", f"{sum(weight.numel() for weight in weights):,}"],
+            ["device", str(self.device)],
+            ["trained on", "synthetic speech: says nothing about people's" if about.synthetic else "see its card"],
+        ]
+        return Table(f"Model of {about.condition}/{about.name}", ["", ""], rows, NOT_FOR).as_html()
 
     @property
     def dimensions(self) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from time import time
 from typing import TYPE_CHECKING
 
 from cvrunner import paths
+from cvrunner.config.reading import load_config
 from cvrunner.errors import ClusterError, UsageError
 from cvrunner.jobs import jobs
-from cvrunner.jobs.jobs import Job
+from cvrunner.jobs.jobs import Job, LogState
 from cvrunner.orchestration.ray_cluster import STOP_WAIT
 from cvrunner.text import DASH, Table, line_printer, tables_as_text
 
@@ -48,6 +49,7 @@ def submit(
         raise UsageError(f"working directory {folder}: there is no such folder")
     settings = jobs.runtime_environment(runtime_env or paths.default_runtime_env(), os.environ)
     command, folder = jobs.full_command(arguments), folder.absolute()
+    check_configuration(command, folder)
     cluster = _cluster(address)
     job_id, job = jobs.free_id(jobs.usual_id(command, folder), cluster.all())
     how = "runs already"
@@ -60,18 +62,39 @@ def submit(
     return 0
 
 
+def check_configuration(command: Sequence[str], folder: Path) -> None:
+    """Raise ConfigError for a configuration or an override of the command that would be refused on the cluster.
+
+    What lies outside of `folder`, such as the corpus, may exist on the cluster only and is not looked at.
+    """
+    given: dict[str, list[str]] = {"--config": [], "--set": []}
+    names = {"-c": "--config", "-s": "--set", "--config": "--config", "--set": "--set"}
+    for word, value in zip(command, [*command[1:], ""], strict=True):
+        name, separator, joined = word.partition("=")
+        if word in names:
+            given[names[word]].append(value)
+        elif separator and name in ("--config", "--set"):
+            given[name].append(joined)
+    if given["--config"]:
+        path = folder / given["--config"][-1]
+        if path.is_relative_to(folder):
+            load_config(path, given["--set"])
+
+
 def status(job_id: str | None, address: str | None, as_json: bool, console: Console) -> int:
     """Print cvrunner's jobs on the cluster, newest first, or one of them."""
     cluster = _cluster(address)
     newest_first = reversed(cluster.all().values())
     chosen = [cluster.find(job_id)] if job_id else [job for job in newest_first if job.is_cvrunner]
-    records, rows = [], []
+    records, rows, notes = [], [], ["`cvrunner status JOB` shows its command, its results folder and why it failed"]
     for job in chosen:
         started, ended = (
             datetime.fromtimestamp(seconds).isoformat(" ", "seconds") if seconds else None
             for seconds in (job.started_s, job.ended_s)
         )
-        folder = _results(cluster, job)
+        found = _read_log(cluster, job)
+        failed = job.ended and job.exit_code not in jobs.OUTCOMES
+        reason = (found.error or job.message.strip() or None) if failed else None
         record = {
             "id": job.id,
             "status": job.status,
@@ -80,16 +103,40 @@ def status(job_id: str | None, address: str | None, as_json: bool, console: Cons
             "command": job.command,
             "started": started,
             "ended": ended,
-            "results": folder,
+            "results": found.results,
+            "owner": job.owner,
+            "trials": found.trials,
+            "epochs": found.epochs,
+            "eta": None if job.ended else found.eta,
+            "validation_ccc": found.validation_ccc,
+            "reason": reason,
         }
         records.append(record)
-        rows.append([job.id, job.outcome, started or DASH, _duration(job), job.command, folder or DASH])
+        run = Path(found.results).name if found.results else DASH
+        ccc = ", ".join(f"{name} {value:.4f}" for name, value in found.validation_ccc.items())
+        progress = [found.trials, found.epochs, ccc, record["eta"]]
+        cells = [job.id, job.owner, job.outcome, started, _duration(job), run, *progress]
+        rows.append([str(cell or DASH) for cell in cells])
+        if job_id:
+            notes = [f"command  {job.command}", f"results  {found.results or DASH}"]
+            notes += [f"reason   {reason}; `cvrunner logs {job.id}` has the whole log"] if reason else []
     text = f"no jobs of cvrunner's on {cluster.address}"
     if as_json:
         text = json.dumps(records, indent=2)
     elif rows:
-        table = Table("Jobs", ["job", "status", "started", "duration", "command", "results"], rows)
-        text = tables_as_text([table], console.width).rstrip("\n")
+        columns = [
+            "job",
+            "owner",
+            "status",
+            "started",
+            "duration",
+            "run",
+            "trials",
+            "epochs",
+            "validation CCC-Avg",
+            "ETA",
+        ]
+        text = tables_as_text([Table("Jobs", columns, rows)], console.width, "\n".join(notes)).rstrip("\n")
     line_printer(console)(text)
     return 0
 
@@ -105,7 +152,7 @@ def stop(job_id: str, address: str | None, console: Console) -> int:
         with _detaching(console, f"{job_id}: is still stopping"):
             job = cluster.wait_until_stopped(job)
     line = f"{job_id}: {job.outcome}"
-    if folder := _results(cluster, job):
+    if folder := _read_log(cluster, job).results:
         line += f"; its results are in {folder}"
     print_line(line)
     return 0
@@ -165,13 +212,11 @@ def _follow(cluster: RayJobs, job: Job, console: Console) -> int:
     return job.exit_code
 
 
-def _results(cluster: RayJobs, job: Job) -> str | None:
-    """Return the last results folder that the job's log names, if the log still exists and names one."""
-    # A job stays listed after its log is gone, and its log may never have named a folder.
+def _read_log(cluster: RayJobs, job: Job) -> LogState:
+    """Return what the job's log says about its run; nothing if the log is gone, while the job is still listed."""
     with contextlib.suppress(ClusterError):
-        if found := jobs.RESULTS.findall(cluster.log(job.id)):
-            return str(found[-1])
-    return None
+        return jobs.read_log(cluster.log(job.id))
+    return LogState()
 
 
 def _duration(job: Job) -> str:

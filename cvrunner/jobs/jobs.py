@@ -6,8 +6,9 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -28,6 +29,11 @@ LARGEST_OWN_CODE = 125
 """Higher codes are the shell's: the program was not found, or was killed by a signal."""
 RESULTS = re.compile(r"^(?:run \S+ in|results ) (/.+)$", flags=re.MULTILINE)
 """Lines of `all-folds` that name the run's folder."""
+TRIALS = re.compile(r"^(\d+) trials, (\d+) done", flags=re.MULTILINE)
+DONE = re.compile(r"^[\d:]+  (\S+)  done: ", flags=re.MULTILINE)
+EPOCHS = re.compile(r"\| (\d+ of \d+) epochs(?:, ETA (.+))?$", flags=re.MULTILINE)
+VALIDATION = re.compile(r"^[\d:]+  (\S+?)(/\S+)  epoch .*validation .*CCC-Avg (-?\d\.\d+)", flags=re.MULTILINE)
+ERROR = re.compile(r"^error: (.*)$", flags=re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Job:
     id: str
     status: JobStatus
     entrypoint: str
+    owner: str | None = None
+    """Who submitted it with `cvrunner submit`, by the name on their machine."""
     marked: bool = False
     """Submitted with `cvrunner submit`."""
     started_s: float | None = None
@@ -79,6 +87,44 @@ class Job:
         if not self.ended:
             return self.status.lower()
         return OUTCOMES.get(self.exit_code, f"failed, exit code {self.exit_code}")
+
+
+@dataclass(frozen=True)
+class LogState:
+    """What the log of `all-folds` says about its run so far."""
+
+    results: str | None = None
+    trials: str | None = None
+    """Such as `4 of 20`."""
+    epochs: str | None = None
+    """Such as `70 of 320`."""
+    eta: str | None = None
+    validation_ccc: Mapping[str, float] = field(default_factory=dict)
+    """Mean CCC-Avg of the last epochs of each condition's trials."""
+    error: str | None = None
+
+
+def read_log(text: str) -> LogState:
+    """Read the state of a run from the lines that it has printed; of several runs in one log, the last counts."""
+    folders, counts = RESULTS.findall(text), list(TRIALS.finditer(text))
+    trials = None
+    if counts:
+        done = int(counts[-1][2]) + len(set(DONE.findall(text, counts[-1].end())))
+        trials = f"{done} of {counts[-1][1]}"
+    # Per trial the last epoch, also of a trial that was repeated.
+    last = {(condition, name): float(value) for condition, name, value in VALIDATION.findall(text)}
+    by_condition: dict[str, list[float]] = {}
+    for (condition, _), value in last.items():
+        by_condition.setdefault(condition, []).append(value)
+    epochs, errors = EPOCHS.findall(text), ERROR.findall(text)
+    return LogState(
+        results=folders[-1] if folders else None,
+        trials=trials,
+        epochs=epochs[-1][0] if epochs else None,
+        eta=epochs[-1][1] or None if epochs else None,
+        validation_ccc={condition: fmean(values) for condition, values in by_condition.items()},
+        error=errors[-1].strip() if errors else None,
+    )
 
 
 # --- what goes with a job ---------------------------------------------------------------------------------------------

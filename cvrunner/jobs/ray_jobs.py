@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import getpass
 import logging
 import os
 import shlex
@@ -79,7 +80,7 @@ class RayJobs:
                     entrypoint=shlex.join([python, "-m", "cvrunner", *command]),
                     submission_id=job_id,
                     runtime_env={**settings, "working_dir": str(folder)},
-                    metadata={"cvrunner": __version__, "command": shlex.join(command)},
+                    metadata={"cvrunner": __version__, "command": shlex.join(command), "owner": getpass.getuser()},
                 )
         except ClusterError:
             # Ray refuses an id that is taken: another process may have submitted the same command since it was chosen.
@@ -188,6 +189,7 @@ def _job(details: Any) -> Job:
         id=details.submission_id,
         status=details.status.value,
         entrypoint=details.entrypoint,
+        owner=(details.metadata or {}).get("owner"),
         marked="cvrunner" in (details.metadata or {}),
         # Milliseconds; None and 0 both mean that there is no time.
         started_s=(details.start_time or 0) / 1000 or None,

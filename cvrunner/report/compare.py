@@ -282,7 +282,7 @@ def comparison_text(comparison: RunComparison, width: int = 100) -> str:
     if first == second:
         # Over different dimensions, the averages would have the same name and different meanings.
         label["avg"] = ccc_label("avg")
-    title = "Test CCC by run and condition"
+    title = "Test CCC by run and condition: mean ± standard deviation over folds and seeds"
     if not comparison.paired:
         title += ", UNPAIRED: do not subtract"
     tables = [table_of_scores(title, comparison.scores, label)]

@@ -11,13 +11,13 @@ from cvrunner.files import write_atomically
 from cvrunner.records.results import ccc_label
 from cvrunner.report.panels import style
 from cvrunner.report.report import Report
-from cvrunner.report.tables import comparison_tables
+from cvrunner.report.tables import BY_CONDITION, comparison_tables
 from cvrunner.text import Table, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TABLES = ("Test CCC by condition", "Paired differences", "What each step buys", "Lead over the references")
+TABLES = (BY_CONDITION, "Paired differences", "What each step buys", "Lead over the references")
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",

@@ -16,6 +16,9 @@ Differences = Mapping[str, Mapping[str, Difference]]
 """Per name, then dimension or `avg`."""
 
 
+BY_CONDITION = "Test CCC by condition: mean ± standard deviation over folds and seeds"
+
+
 def render_markdown(report: Report) -> str:
     """Return comparison.md."""
     tables = [*comparison_tables(report.run, report.summary), *evidence_tables(report)]
@@ -49,7 +52,7 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
     }
     tables = [
         table_of_scores(
-            "Test CCC by condition",
+            BY_CONDITION,
             summary.scores,
             label,
             below={name: of.scores for name, of in summary.references.items()},

@@ -165,12 +165,18 @@ def render(report: AuditReport, width: int = 120) -> str:
     """Return the report for a terminal of `width` columns, with a newline at the end."""
     low, high = report.scale
     session_rows = []
+    columns = ["session", "utterances", "minutes", "speakers", "dialogues"]
+    # Only of a corpus that names them.
+    if has_kinds := any(sizes.improvised or sizes.scripted for sizes in report.sessions):
+        columns += ["improvised", "scripted"]
     for sizes in report.sessions:
-        speakers = " ".join(f"{count}{gender}" for gender, count in sizes.speakers.items())
-        counts = [sizes.dialogues, sizes.improvised, sizes.scripted]
+        if set(sizes.speakers) <= {"?"}:
+            speakers = str(sum(sizes.speakers.values()))
+        else:
+            speakers = " ".join(f"{count}{gender}" for gender, count in sizes.speakers.items())
+        counts = [sizes.dialogues, *([sizes.improvised, sizes.scripted] if has_kinds else [])]
         cells = [sizes.session, str(sizes.utterances), f"{sizes.minutes:.1f}", speakers, *map(str, counts)]
         session_rows.append(cells)
-    columns = ["session", "utterances", "minutes", "speakers", "dialogues", "improvised", "scripted"]
     labels = Table(
         "Labels",
         ["label", "mean", "sd", f"outside {low:g}..{high:g}"],

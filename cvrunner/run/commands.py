@@ -21,9 +21,10 @@ from cvrunner.report.write import write_report
 from cvrunner.run import audit as corpus_audit
 from cvrunner.run.prepare import Experiment, check_fold, find_run_directory, prepare, prepare_config
 from cvrunner.run.protocol import make_protocol
-from cvrunner.run.session import UI_ADDRESS, announce, conclude, link_lines, lock, open_run, show, train, train_on_ray
+from cvrunner.run.session import announce, conclude, link_lines, lock, open_run, show, train, train_on_ray
 from cvrunner.text import line_printer, plural
 from cvrunner.tracking.mirror import sync_run
+from cvrunner.tracking.names import UI_ADDRESS
 from cvrunner.tracking.tracker import tracking_uri
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.verdict.protocol import protocol_text
@@ -172,12 +173,12 @@ def sync(run: Path, uri: str | None, console: Console) -> int:
     """Upload a run to MLflow from its files; existing entries are kept."""
     directory = find_run_directory(run)
     store = uri or tracking_uri(directory.read_config(), directory.path.parent)
-    with lock(directory.path):
+    with lock(directory.path, "its driver writes it to MLflow, also what a server missed; `sync` when it has ended"):
         links, record = sync_run(directory, store, UI_ADDRESS), directory.read_run()
         if links != record.links:
             # The report shows the addresses too, and MLflow has a copy of the report.
             directory.write_run(record.model_copy(update={"links": links}))
             write_report(directory)
             sync_run(directory, store)
-    console.print(f"{record.run} is in {store}", *link_lines(links), sep="\n", markup=False, soft_wrap=True)
+    line_printer(console)("\n".join([f"{record.run} is in {store}", *link_lines(links, directory.path)]))
     return 0

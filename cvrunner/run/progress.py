@@ -12,7 +12,7 @@ from cvrunner.files import write_atomically
 from cvrunner.orchestration.eta import Eta
 from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Decision, Failure
-from cvrunner.records.results import EpochRecord, TrialResult, TrialStarted, Waiting, ccc_label
+from cvrunner.records.results import EpochRecord, TrialResult, TrialStarted, Waiting, WorkerStarted, ccc_label
 from cvrunner.records.run_directory import TrialDirectory
 from cvrunner.text import format_duration, format_score
 from cvrunner.training.trial import Trial
@@ -43,8 +43,13 @@ class Progress:
         if trials:
             self.dimensions = (*trials[0].config.corpus.dimensions, "avg")
         self.live: Any = None
+        self.attempts: dict[str, int] = {}
 
     def __enter__(self) -> Progress:
+        waiting = len(self.eta.trials) - self.eta.slots
+        if self.live is None and waiting > 0:
+            # Also says why some trials do not start for a long time.
+            self._print(f"{self.eta.slots} trials run at a time; {waiting} wait for one of them to end")
         if self.console.is_terminal and not self.quiet:
             # Not needed where output is not a terminal, as in a job.
             from rich.live import Live
@@ -59,13 +64,15 @@ class Progress:
 
     def attempt(self, trial: Trial, number: int) -> None:
         self.eta.attempt(trial, number)
-        text = f"{trial.name}  starts"
-        if number > 1:
-            text += f", attempt {number}"
-        self._print(text)
+        self.attempts[trial.name] = number
 
     def event(self, trial: Trial, event: Event) -> None:
         self.eta.event(trial, event)
+        # Not when it was asked for: until then, the trial may wait for a GPU that others use. Without Ray there is no
+        # worker, and the trial's own first event counts.
+        if isinstance(event, (WorkerStarted, TrialStarted)) and trial.name in self.attempts:
+            number = self.attempts.pop(trial.name)
+            self._print(f"{trial.name}  starts" + (f", attempt {number}" if number > 1 else ""))
         if text := format_event(event, self.dimensions):
             if isinstance(event, (EpochRecord, TrialResult)):
                 text += f"  | {self._epochs_left()}"

@@ -33,15 +33,13 @@ from cvrunner.run.prepare import Experiment
 from cvrunner.run.progress import ProbeProgress, Progress
 from cvrunner.run.store import RunStore
 from cvrunner.text import line_printer, plural
+from cvrunner.tracking.names import UI_ADDRESS
 from cvrunner.tracking.tracker import RunTracker, tracker_for
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.trial import LinearProbe, Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-UI_ADDRESS = "http://127.0.0.1:5000"
-"""Where `make ui` serves MLflow if the store is a local database."""
 
 
 @dataclass
@@ -92,15 +90,15 @@ def open_run(experiment: Experiment, new: bool, quiet: bool, console: Console, c
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder. Raises ResultsError if it is in use."""
+def lock(folder: Path, remedy: str = "wait for it or stop it") -> Iterator[None]:
+    """Keep other processes out of a run's folder. Raises ResultsError, with what to do, if it is in use."""
     try:
         # The system frees the lock if its process is killed, so it never keeps a run from continuing. No waiting: the
         # other process may need it for days.
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout:
-        raise ResultsError(f"{folder}: another process is working on this run; wait for it or stop it") from None
+        raise ResultsError(f"{folder}: another process is working on this run; {remedy}") from None
 
 
 def announce(run: Run, chosen: Sequence[Trial], pending: Sequence[Trial]) -> None:
@@ -179,7 +177,13 @@ def train(
     try:
         # Not before there is an executor: what the cluster refuses must not stay in run.json as RUNNING.
         run.store.begin()
-        run.tracker.start(run.store.record, run.experiment.config, run.store.directory)
+
+        def show_links(links: dict[str, str]) -> None:
+            run.store.note(links=links)
+            if links and not run.quiet:
+                line_printer(run.console)("\n".join(link_lines(links, run.store.directory.path)))
+
+        run.tracker.start(run.store.record, run.experiment.config, run.store.directory, show_links)
         gauges = Gauges(run.store.record.run, run.trials, pending, executor.slots)
         with (
             exported(gauges),
@@ -267,15 +271,15 @@ def show(directory: RunDirectory, record: RunRecord, summary: Summary, console: 
     if record.looks_before is not None:
         times = plural(record.looks_before, "time")
         lines.append(f"ledger   test scores of this corpus were looked at {times} in this results folder before")
-    line_printer(console)("\n".join([*lines, *link_lines(record.links)]))
+    line_printer(console)("\n".join([*lines, *link_lines(record.links, directory.path)]))
 
 
-def link_lines(links: dict[str, str]) -> list[str]:
-    """Return lines with the addresses of the run in MLflow; none if it is not there."""
+def link_lines(links: dict[str, str], folder: Path) -> list[str]:
+    """Return lines with the addresses of the run in `folder` in MLflow; none if it is not there."""
     if not links:
         return []
     served = any(link.startswith(UI_ADDRESS) for link in links.values())
-    lines = ["MLflow   `make ui` serves it; then open" if served else "MLflow"]
+    lines = [f"MLflow   `cvrunner ui {folder}` serves it; then open" if served else "MLflow"]
     return lines + [f"         {link}  ({name})" for name, link in links.items()]
 
 

@@ -6,6 +6,7 @@ may raise whatever mlflow raises.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ from cvrunner.tracking import names
 if TYPE_CHECKING:
     from cvrunner.tracking.mlflow_store import StoredRun
 
+LOGIN = (
+    "the server needs a login: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the "
+    "environment; for a job, in that of `ray start`"
+)
 MAX_TAG = 4000
 """Number of characters of an error that are kept; MLflow refuses tags above 5,000."""
 
@@ -39,7 +44,7 @@ def sync_run(directory: RunDirectory, uri: str, base_url: str | None = None) -> 
     except CvrunnerError:
         raise
     except Exception as error:  # mlflow raises whatever its database and its HTTP client do
-        raise ResultsError(f"MLflow ({uri}) cannot be written: {first_line(error)}") from error
+        raise ResultsError(f"MLflow ({uri}) cannot be written: {mlflow_problem(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -47,6 +52,13 @@ def first_line(error: BaseException) -> str:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+
+
+def mlflow_problem(error: BaseException) -> str:
+    """Return `first_line` of an error of mlflow's client, and what to do if the server needs a login."""
+    text = first_line(error)
+    # mlflow's client gives the HTTP status in its message only.
+    return f"{text} ({LOGIN})" if re.search(r"\b(401|403)\b", text) else text
 
 
 class Mirror:
@@ -87,7 +99,7 @@ class MlflowMirror(Mirror):
         self._comparison = self.store.find_or_create(self.experiment, f"comparison {run.run}", found_by, {})
         self.store.set_status(self._comparison.id, "RUNNING")
         self._view_key = digest([run.run, run.key])[:24]
-        view = names.view_state(run, int(time.time() * 1000))
+        view = names.view_state(run, int(time.time() * 1000), [parent.id for parent in self._parents.values()])
         self.store.client.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{self._view_key}", view)
         # Catch up: the server may have been away, or an earlier driver was killed before it had written everything.
         current = directory.read_run()
@@ -112,19 +124,16 @@ class MlflowMirror(Mirror):
         self._log_journal(name)
 
     def epoch(self, name: str, record: EpochRecord) -> None:
-        """Write an epoch of a trial to its own curves and to those of its condition; an epoch twice changes nothing."""
-        state, seeds = self.run.trials[name], len(self.run.seeds)
+        """Write an epoch of a trial, and of its condition if it was the last; an epoch twice changes nothing."""
+        state = self.run.trials[name]
         self._epochs.setdefault(name, {})[record.epoch] = record
         self.store.log_step(self._trial(name).id, "train/loss", record.epoch, names.epoch_metrics(record))
-        parent = self._parents[state.condition].id
-        marker, metrics = names.fold_metrics(state.fold, state.seed, seeds, record)
-        self.store.log_step(parent, marker, record.epoch, metrics)
         # The mean of an epoch is known once all trials of the condition have finished it.
         trials = [other for other, trial in self.run.trials.items() if trial.condition == state.condition]
         finished = [self._epochs[other] for other in trials if record.epoch in self._epochs.get(other, {})]
         if len(finished) == len(trials):
             means = names.mean_metrics([epochs[record.epoch] for epochs in finished], self.run.dimensions)
-            self.store.log_step(parent, "mean/train_loss", record.epoch, means)
+            self.store.log_step(self._parents[state.condition].id, "mean/train_loss", record.epoch, means)
 
     def trial_finished(
         self, name: str, result: TrialResult | None, status: TrialStatus, error: str | None = None

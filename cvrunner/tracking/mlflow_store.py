@@ -21,6 +21,8 @@ def quieten() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Otherwise the client prints two lines with the address of each run that ends.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # The reader of a run's output cannot act on what mlflow's own libraries will drop some day.
     warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|alembic)(\.|$)")

@@ -14,6 +14,8 @@ from cvrunner.verdict.ccc import mean_if_all
 
 ROLE, RUN, RUN_KEY, KEY, CONDITION = (f"cvrunner.{name}" for name in ("role", "run", "run_key", "key", "condition"))
 PARENT = "mlflow.parentRunId"
+UI_ADDRESS = "http://127.0.0.1:5000"
+"""Where `cvrunner ui` serves MLflow by default if the store is a database."""
 PAGE = "workflowType=machine_learning"
 """Without this parameter the page opens on a view of language-model traces."""
 ENDED: dict[str, str] = {
@@ -39,7 +41,7 @@ def epoch_metrics(record: EpochRecord) -> Metrics:
         "memory/peak_mib": record.peak_memory_mib,
         "train/padding_share": record.padding_share,
     }
-    metrics |= ccc_metrics("validation/ccc", record.validation_ccc)
+    metrics |= ccc_metrics("val/ccc", record.validation_ccc)
     for name, group in record.groups.items():
         metrics[f"group_{name}/learning_rate"] = group.learning_rate
         metrics[f"group_{name}/gradient_norm"] = group.gradient_norm
@@ -72,36 +74,34 @@ def result_entry(result: TrialResult) -> tuple[Metrics, dict[str, str]]:
 def mean_metrics(records: Sequence[EpochRecord], dimensions: list[str]) -> Metrics:
     """Return the means of one epoch over all trials of a condition.
 
-    Their names differ from those of a trial: MLflow draws equal names in one chart.
+    Their names differ from those of a trial: MLflow draws equal names in one chart. The average comes first, because
+    the page that compares runs opens with the first metric that they have.
     """
     metrics: Metrics = {}
-    for dimension in (*dimensions, "avg"):
+    for dimension in ("avg", *dimensions):
         average = mean_if_all(record.validation_ccc.get(dimension) for record in records)
         if average is not None:
-            metrics[f"mean/validation_ccc_{dimension}"] = average
+            metrics[f"val_mean/ccc_{dimension}"] = average
     metrics["mean/train_loss"] = sum(record.train_loss for record in records) / len(records)
     return metrics
 
 
-def fold_metrics(fold: int, seed: int, seeds: int, record: EpochRecord) -> tuple[str, Metrics]:
-    """Return a trial's epoch as a step of its condition: the metric that every step has, and all metrics.
-
-    They are called `fold_1/...`, or `fold_1_seed_0/...` with several seeds.
-    """
-    series = f"fold_{fold}" if seeds == 1 else f"fold_{fold}_seed_{seed}"
-    # The loss marks a step, because a CCC may be undefined.
-    marker = f"{series}/train_loss"
-    return marker, {marker: record.train_loss} | ccc_metrics(f"{series}/validation_ccc", record.validation_ccc)
-
-
 def score_metrics(summary: Summary, condition: str) -> Metrics:
-    """Return the test scores of a condition, `ccc_mean/avg`, `ccc_std/avg` and `ccc_pooled/avg`, and what it costs."""
+    """Return the test scores of a condition, `ccc_mean/avg`, `ccc_std/avg` and `ccc_pooled/avg`, and what it costs.
+
+    Also `delta/mean`, `delta/low` and `delta/high`: its difference from the baseline in the primary outcome, with the
+    interval on this corpus; the baseline has none.
+    """
     metrics: Metrics = {}
     if cost := summary.costs.get(condition):
         metrics = {"cost/trained_parameters": cost.parameters, "cost/hours": cost.hours}
     for dimension, score in summary.scores.get(condition, {}).items():
         values = {"mean": score.mean, "std": score.std, "pooled": score.pooled}
         metrics |= {f"ccc_{name}/{dimension}": v for name, v in values.items() if v is not None}
+    difference = summary.differences.get(condition, {}).get(summary.primary)
+    if difference and difference.mean is not None and (level := difference.on_corpus):
+        metrics["delta/mean"] = difference.mean
+        metrics |= {"delta/low": level.interval.low, "delta/high": level.interval.high}
     return metrics
 
 
@@ -161,16 +161,44 @@ def condition_entry(
     return tags, {name: str(value)[:500] for name, value in flatten(settings).items()}
 
 
-def view_state(run: RunRecord, created_at_ms: int) -> str:
-    """Return the saved view: this run's trials as charts, grouped by condition. MLflow does not document the format.
+def view_state(run: RunRecord, created_at_ms: int, parents: Sequence[str]) -> str:
+    """Return the saved view: this run's scores as charts, in the report's colours. MLflow does not document the format.
 
-    The page adds the parents of the trials it finds. Parents have the tag too, so that grouping by the tag puts each
-    with its condition; grouping by a parameter, which only trials have, would chart the mean of all parents.
+    Not grouped by condition, because MLflow picks the colours of groups itself, and shows their means instead of folds.
+    Names of metrics are short because a card shows some sixteen characters of them, and nothing else as its title.
+    `parents`: ids of the runs that have the mean curves, and under which the page hides the trials until expanded.
     """
+    sections, charts = [], []
+    for section, kind, metric in (
+        ("Test CCC: a bar per fold and seed", "BAR", "test/ccc"),
+        ("Validation CCC by epoch: means", "LINE", "val_mean/ccc"),
+        ("Validation CCC by epoch: folds and seeds", "LINE", "val/ccc"),
+    ):
+        sections.append({"uuid": metric, "name": section, "display": True, "isReordered": True, "cardHeight": 300})
+        for dimension in (*run.dimensions, "avg"):
+            chart = {
+                "uuid": f"{metric}_{dimension}",
+                "type": kind,
+                "metricKey": f"{metric}_{dimension}",
+                "metricSectionId": metric,
+                "runsCountToCompare": len(run.trials) + len(parents),
+                "deleted": False,
+                "isGenerated": False,
+            }
+            if kind == "LINE":
+                chart |= {
+                    "selectedMetricKeys": [f"{metric}_{dimension}"],
+                    "lineSmoothness": 0,
+                    "xAxisKey": "step",
+                    "yAxisKey": "metric",
+                    "useGlobalXaxisKey": True,
+                    "useGlobalLineSmoothing": True,
+                }
+            charts.append(chart)
     state = {
-        "searchFilter": f"tags.`{ROLE}` = 'trial' AND tags.`{RUN}` = '{run.run}'",
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
+        "searchFilter": f"tags.`{ROLE}` != 'comparison' AND tags.`{RUN}` = '{run.run}'",
+        "orderByKey": "params.`condition`",
+        "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
@@ -178,20 +206,21 @@ def view_state(run: RunRecord, created_at_ms: int) -> str:
         "selectedColumns": ["params.`condition`", "params.`fold`", "params.`seed`", "metrics.`test/ccc_avg`"],
         "columnOrder": [],
         "columnWidths": {},
-        "runsExpanded": {},
+        "runsExpanded": dict.fromkeys(parents, True),
         "runsPinned": [],
         "runsHidden": [],
         "runsVisibilityMap": {},
         "runsHiddenMode": "SHOW_ALL",
         "viewMaximized": False,
-        "runListHidden": False,
-        "isAccordionReordered": False,
+        # Where the list would be, there is room for charts next to the panel that MLflow opens on a first visit.
+        "runListHidden": True,
+        "compareRunCharts": charts,
+        "compareRunSections": sections,
+        # Keeps the order of the sections; the charts that the page generates follow.
+        "isAccordionReordered": True,
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
-        "groupBy": {
-            "aggregateFunction": "average",
-            "groupByKeys": [{"mode": "tag", "groupByData": CONDITION}],
-        },
+        "groupBy": None,
         "groupsExpanded": {},
         "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
@@ -216,9 +245,11 @@ def page_links(
     runs = quote(json.dumps(parents, separators=(",", ":")))
     experiments = quote(json.dumps([experiment_id], separators=(",", ":")))
     return {
-        "trials grouped by condition": f"{home}?viewStateShareKey={view_key}&compareRunsMode=CHART&{PAGE}",
+        "scores and curves of all folds": f"{home}?viewStateShareKey={view_key}&compareRunsMode=CHART&{PAGE}",
         "conditions side by side": f"{base}/compare-runs?runs={runs}&experiments={experiments}&{PAGE}",
-        "comparison, figures, predictions": f"{base}/experiments/{experiment_id}/runs/{comparison}?{PAGE}",
+        "difference with intervals, report, predictions": (
+            f"{base}/experiments/{experiment_id}/runs/{comparison}/artifacts/figures/differences.png?{PAGE}"
+        ),
     }
 
 

@@ -18,7 +18,8 @@ from cvrunner.orchestration.failures import STATUS, Decision, Failure
 from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, TrialResult
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.report import Report
-from cvrunner.tracking.mirror import Mirror, MlflowMirror, first_line
+from cvrunner.tracking.mirror import Mirror, MlflowMirror, mlflow_problem
+from cvrunner.tracking.names import UI_ADDRESS
 from cvrunner.training.faults import NONE, Chaos
 from cvrunner.training.trial import Trial
 
@@ -111,7 +112,7 @@ class Tracker(Generic[MirrorT]):
             except Exception as error:  # mlflow raises whatever its database and its HTTP client do
                 if self._failed_at is None:
                     self._warn(
-                        f"MLflow ({self.uri}): {what} could not be written: {first_line(error)}; training is not "
+                        f"MLflow ({self.uri}): {what} could not be written: {mlflow_problem(error)}; training is not "
                         f"affected, what is missing is written later, or by {self.remedy}"
                     )
                 # What the server has is unknown now, so the next attempt looks it up again.
@@ -122,15 +123,36 @@ class RunTracker(Tracker[MlflowMirror]):
     """The tracker of a run: an observer of its trials."""
 
     remedy = "`cvrunner sync RUN`"
+    _show_links: Callable[[dict[str, str]], None] | None = None
+    _links: dict[str, str] | None = None
 
-    def start(self, run: RunRecord, config: Config, directory: RunDirectory) -> None:
-        """Open the run in MLflow, before its first trial."""
+    def start(
+        self,
+        run: RunRecord,
+        config: Config,
+        directory: RunDirectory,
+        show_links: Callable[[dict[str, str]], None] | None = None,
+    ) -> None:
+        """Open the run in MLflow, before its first trial.
+
+        `show_links` is called with the run's links at the first event after they are known. On the caller's thread,
+        because run.json has one writer; and not at once, because mlflow takes seconds to open.
+        """
+        self._show_links = show_links
         self._open(lambda uri: MlflowMirror(uri, run, config, directory))
+
+        def find_links(mirror: MlflowMirror) -> None:
+            self._links = mirror.links(UI_ADDRESS)
+
+        self._write("the links", find_links)
 
     def attempt(self, trial: Trial, number: int) -> None:
         self._write(trial.name, lambda mirror: mirror.trial_started(trial.name))
 
     def event(self, trial: Trial, event: Event) -> None:
+        if self._show_links and self._links is not None:
+            self._show_links(self._links)
+            self._show_links = None
         if isinstance(event, EpochRecord):
             self._write(trial.name, lambda mirror: mirror.epoch(trial.name, event))
         elif isinstance(event, TrialResult):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ import soundfile
 
 from cvrunner.data import demo, speech_synthesis
 from cvrunner.data.demo import SCENARIOS, write_demo_corpus
-from cvrunner.data.speech_synthesis import Timbre, Voice
+from cvrunner.data.speech_synthesis import Timbre, Voice, remove_stale_voices
 from cvrunner.errors import ConfigError
 
 pytest.importorskip("espeakng_loader")
@@ -259,3 +261,19 @@ def test_speech_does_not_depend_on_the_previous_sentence() -> None:
 def test_an_unknown_language_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no language 'klingonese'"):
         speech_synthesis.synthesizer().speak("Hello.", Voice("klingonese", Timbre(120, 180)))
+
+
+def test_the_voices_of_a_killed_process_are_removed_and_those_in_use_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = """import sys, time
+from cvrunner.data.speech_synthesis import synthesizer
+synthesizer(); print("ready", flush=True); time.sleep(60)"""
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        remove_stale_voices()
+        assert len(list(tmp_path.glob("cvrunner-voices-*"))) == 1
+        process.kill()
+    remove_stale_voices()
+    assert list(tmp_path.iterdir()) == []

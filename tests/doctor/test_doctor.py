@@ -151,14 +151,14 @@ DAMAGED: list[tuple[Facts, str, str, str, str]] = [
         "as 4 nodes need",
         "network",
     ),
-    (change(listeners=(replace(MLFLOW, host="192.0.2.2"),)), "MLflow listens", "problem", "192.0.2.2", "make ui"),
+    (change(listeners=(replace(MLFLOW, host="192.0.2.2"),)), "MLflow listens", "problem", "192.0.2.2", "cvrunner ui"),
     (change(listeners=None), "Listening", "warning", "administrator", "lsof"),
     (
         change(listeners=(replace(MLFLOW, program="nginx", service=None),)),
         "Port 5000",
         "warning",
         "taken by nginx (pid 43)",
-        "make ui PORT=5001",
+        "cvrunner ui --port 5001",
     ),
     (
         change(listeners=(replace(DASHBOARD, program="another program", pid=None, service=None),)),

@@ -13,12 +13,14 @@ from cvrunner.records.run_directory import RunDirectory
 from cvrunner.records.summary import Summary
 from cvrunner.report.report import read_report
 from cvrunner.report.write import write_report
-from cvrunner.run.session import UI_ADDRESS
 from cvrunner.tracking.mirror import sync_run
+from cvrunner.tracking.names import UI_ADDRESS
 from jobs.browser import browser, chromium_path, links_at, mlflow_page, open_charts, open_comparison
 from tests.runs import make_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+BARS = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => plot.data.filter(t => t.type === 'bar')
+    .flatMap(t => [t.marker.color].flat())).filter(found => found.length)"""
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 
 
@@ -49,21 +51,29 @@ def store(directory: RunDirectory) -> str:
     return f"sqlite:///{directory.path.parent}/mlflow.db"
 
 
-def test_mlflow_shows_two_groups_with_curves_and_both_parents_side_by_side(
+def test_mlflow_shows_every_fold_in_the_colour_of_its_condition_and_both_parents_side_by_side(
     chromium: Any, directory: RunDirectory
 ) -> None:
     run = directory.read_run()
     with mlflow_page(store(directory)) as address:
         links = links_at(run, address)
         page = chromium.new_page(viewport=DESK)
-        # Valence, arousal and their average, each with a curve of six epochs for each condition.
-        assert open_charts(page, links) == [[6, 6]] * 3
-        for condition in run.conditions:
-            assert page.get_by_text(f"Group: {condition}", exact=True).is_visible()
-            assert page.get_by_text(f"{condition} (mean/validation_ccc_avg)", exact=True).is_visible()
+        open_charts(page, links)
+        # On the first screen: valence, arousal and their average, with a bar per fold in the colour of its condition.
+        for dimension in ("valence", "arousal", "avg"):
+            assert page.get_by_text(f"test/ccc_{dimension}", exact=True).is_visible()
+        colours = page.evaluate(BARS)
+        assert [sorted(chart) for chart in colours] == [sorted(["#0072b2"] * 5 + ["#d55e00"] * 5)] * 3
+        page.close()
+        page = chromium.new_page(viewport=DESK)
+        # Each with a curve of six epochs for each condition.
+        curves = open_charts(page, links, "val_mean")
+        assert [chart for chart in curves if chart] == [[6, 6]] * 3
         text = open_comparison(page, links)
         page.close()
     assert "Comparing 2 Runs" in text
+    # The metric that the page selects when it opens.
+    assert text.index("val_mean/ccc_avg") < text.index("Run details")
     for condition in run.conditions:
         assert f"{condition} {run.run}" in text
     scores = read_report(directory).summary.scores

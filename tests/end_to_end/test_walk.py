@@ -137,7 +137,7 @@ def test_the_whole_way_goes_as_the_page_says(shell: Shell, tmp_path: Path) -> No
     assert "submitted on http://127.0.0.1:" in shell.types(left.pop("Submit"))
     watch = left.pop("Watch")
     assert "all-folds" in shell.types(watch)
-    wait_until(lambda: "epoch 1/3" in shell.types(watch.splitlines()[-1]), "the first epoch of the job")
+    wait_until(lambda: "epoch 1/20" in shell.types(watch.splitlines()[-1]), "the first epoch of the job")
     assert "stopped" in shell.types(left.pop("Stop"))
     assert status_of_runs(folder) == ["COMPLETE", "STOPPED"]
     resumed = shell.types(left.pop("Resume"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import threading
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,30 @@ def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join(10)
     assert seen == [False]
+
+
+def test_a_notebook_shows_sentence_table_and_picture_of_a_run(run: Run) -> None:
+    assert repr(run) == f"<Run {run.path.name}: COMPLETE, 10 of 10 trials done, synthetic data>"
+    html = run._repr_html_()
+    assert escape(run.verdict) in html
+    for condition in ("frozen", "unfrozen"):
+        assert f"<td>{condition}</td>" in html
+    picture = base64.b64encode((run.path / "figures" / "differences.png").read_bytes()).decode()
+    assert picture in html
+
+
+def test_a_run_that_cannot_be_summed_up_is_still_shown(tmp_path: Path) -> None:
+    incomplete = load_run(make_run(tmp_path, folds=2, missing=["unfrozen/fold-2/seed-0"]).path)
+    assert "3 of 4 trials done" in repr(incomplete)
+    assert "3 of 4 trials done" in incomplete._repr_html_()
+    incomplete.directory.run_file.write_text("{<b>")
+    assert "run.json" in repr(incomplete)
+    assert "{<b>" not in incomplete._repr_html_()
+
+
+def test_a_notebook_shows_what_a_model_rates(run: Run) -> None:
+    model = run.model("frozen", fold=1)
+    assert repr(model) == "<EmotionModel frozen/fold-1/seed-0: valence, arousal on 1 to 5, cpu>"
+    html = model._repr_html_()
+    assert "frozen/fold-1/seed-0" in html
+    assert escape("says nothing about people's") in html

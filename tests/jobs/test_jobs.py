@@ -21,10 +21,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from rich.console import Console
 
 from cvrunner.config.reading import load_config
-from cvrunner.errors import ClusterError, UsageError
+from cvrunner.errors import ClusterError, ConfigError, UsageError
 from cvrunner.jobs import command as job_commands
 from cvrunner.jobs import jobs
-from cvrunner.jobs.jobs import Job
+from cvrunner.jobs.jobs import Job, LogState, read_log
 from cvrunner.orchestration.resources import capacity
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -353,3 +353,37 @@ def test_no_manifest_and_no_script_holds_a_secret() -> None:
         assert not re.search(r"(token|password|secret)\s*[:=]\s*['\"]?[0-9a-f]{16}", path.read_text(), re.IGNORECASE), (
             path
         )
+
+
+LOG = """demo (synthetic, 240 utterances)
+run demo-1a2b3c4d in /data/results/demo-1a2b3c4d
+20 trials, 3 done, 17 to train: unfrozen/fold-1/seed-0
+12:00:01  unfrozen/fold-1/seed-0  epoch 1/16  validation CCC-Avg 0.2000  5 s  | 1 of 272 epochs, ETA 23 min
+12:00:02  unfrozen/fold-1/seed-0  epoch 2/16  validation CCC-Avg 0.3000  5 s  | 2 of 272 epochs, ETA 22 min
+12:00:03  unfrozen/fold-2/seed-0  epoch 1/16  validation CCC-Avg 0.5000  5 s  | 3 of 272 epochs, ETA 21 min
+12:00:04  frozen/fold-2/seed-0  epoch 1/16  validation CCC-Avg -0.1000  5 s  | 4 of 272 epochs, ETA 20 min
+12:00:05  frozen/fold-2/seed-0  done: test CCC-V 0.2  CCC-A 0.4  CCC-Avg 0.3 at epoch 1  | 20 of 272 epochs, ETA 19 min
+error: train.lr: must be positive
+"""
+
+
+def test_the_log_of_a_run_gives_its_progress_its_scores_and_why_it_failed() -> None:
+    state = read_log(LOG)
+    assert state.results == "/data/results/demo-1a2b3c4d"
+    assert (state.trials, state.epochs, state.eta) == ("4 of 20", "20 of 272", "19 min")
+    assert state.validation_ccc == {"unfrozen": pytest.approx(0.4), "frozen": -0.1}
+    assert state.error == "train.lr: must be positive"
+    assert read_log("") == LogState()
+
+
+def test_a_configuration_that_would_be_refused_is_refused_before_anything_is_uploaded(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 3}\n")
+    job_commands.check_configuration(["all-folds", "--config", "mine.yaml", "--set", "train.epochs=4"], tmp_path)
+    job_commands.check_configuration(["all-folds", "--config", "/on/the/cluster.yaml"], tmp_path)
+    for wrong in (
+        ["-c", "other.yaml"],
+        ["--config=mine.yaml", "-s", "train.epochs=0"],
+        ["-c", "mine.yaml", "--set=x=1"],
+    ):
+        with pytest.raises(ConfigError):
+            job_commands.check_configuration(["all-folds", *wrong], tmp_path)

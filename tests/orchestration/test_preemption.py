@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cvrunner.config.sections import RetriesConfig
-from cvrunner.orchestration.failures import Decision
+from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.preemption import Preemption, makespan_without_pauses_s, pause_ends_run_earlier
 from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records.run_directory import TrialDirectory
@@ -53,6 +53,45 @@ def test_only_one_trial_pauses_for_each_waiting_one(tmp_path: Path) -> None:
     assert preemption.should_pause(running[0], running, waiting, asked=[])
     assert not preemption.should_pause(running[0], running, waiting, asked=running[:1])
     assert not preemption.should_pause(running[1], running, waiting, asked=running[:1])
+
+
+@pytest.mark.parametrize(("epochs_done", "pauses"), [(17, True), (18, False), (19, False)])
+def test_no_trial_pauses_in_its_last_tenth(tmp_path: Path, epochs_done: int, pauses: bool) -> None:
+    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 20}) if t.config.adaptation.trains_encoder]
+    preemption = Preemption(trials, slots=2)
+    for trial in trials[:2]:
+        for number in range(1, epochs_done + 1):
+            preemption.event(trial, epoch(number, 20, seconds=100.0))
+    running, waiting = [t.name for t in trials[:2]], [trials[2].name]
+    assert preemption.should_pause(running[0], running, waiting, asked=[]) is pauses
+
+
+def test_no_trial_pauses_twice_within_a_minute_of_training(tmp_path: Path) -> None:
+    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 100}) if t.config.adaptation.trains_encoder]
+    preemption = Preemption(trials, slots=2)
+    for trial in trials[:2]:
+        for number in range(1, 41):
+            preemption.event(trial, epoch(number, 100, seconds=10.0))
+    running, waiting = [t.name for t in trials[:2]], [trials[2].name]
+    assert preemption.should_pause(running[0], running, waiting, asked=[])
+    preemption.failed(trials[0], Failure("stopped", "paused"), Decision.PAUSE)
+    decisions = []
+    for number in range(41, 48):
+        preemption.event(trials[0], epoch(number, 100, seconds=10.0))
+        decisions.append(preemption.should_pause(running[0], running, waiting, asked=[]))
+    assert decisions == [False] * 5 + [True] * 2
+
+
+def test_no_trial_pauses_for_a_condition_without_a_measured_epoch(tmp_path: Path) -> None:
+    trials = tiny_trials(tmp_path, train={"epochs": 20})
+    unfrozen = [t for t in trials if t.config.adaptation.trains_encoder]
+    frozen = next(t for t in trials if not t.config.adaptation.trains_encoder)
+    preemption = Preemption([*unfrozen[:2], frozen], slots=2)
+    for trial in unfrozen[:2]:
+        for number in range(1, 15):
+            preemption.event(trial, epoch(number, 20, seconds=100.0))
+    running = [t.name for t in unfrozen[:2]]
+    assert not preemption.should_pause(running[0], running, [frozen.name], asked=[])
 
 
 def test_a_paused_trial_resumes_the_same_attempt_later_and_all_trials_end(tmp_path: Path) -> None:

@@ -25,7 +25,11 @@ def test_sizes_by_session() -> None:
 
 
 def test_speakers_without_gender_are_counted_as_such() -> None:
-    assert audited(corpus(gender=None, improvised=None)).sessions[0].speakers == {"?": 2}
+    unnamed = audited(corpus(gender=None, improvised=None))
+    assert unnamed.sessions[0].speakers == {"?": 2}
+    text = render(unnamed)
+    assert "?" not in text
+    assert "improvised" not in text
 
 
 def test_label_means_and_values_outside_the_scale() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from filelock import FileLock
@@ -42,7 +45,7 @@ def contents(uri):
 
 
 def _curve(uri, role, run):
-    metric = {"parent": "mean/validation_ccc_avg", "trial": "train/loss", "comparison": "delta/unfrozen_avg"}[role]
+    metric = {"parent": "val_mean/ccc_avg", "trial": "train/loss", "comparison": "delta/unfrozen_avg"}[role]
     return steps(uri, run, metric)
 
 
@@ -91,7 +94,7 @@ def test_what_a_dead_driver_left_running_is_closed(directory, tmp_path):
 def test_a_run_that_is_training_is_left_alone(directory, capsys):
     with FileLock(directory.path / ".lock"):
         assert sync(directory.path) == 2
-    assert "another process is working on this run" in capsys.readouterr().err
+    assert "another process is working on this run; its driver writes it to MLflow" in capsys.readouterr().err
 
 
 def test_a_server_that_is_away_is_said_in_one_line(directory, monkeypatch, capsys):
@@ -100,3 +103,28 @@ def test_a_server_that_is_away_is_said_in_one_line(directory, monkeypatch, capsy
     error = capsys.readouterr().err
     assert "MLflow (http://127.0.0.1:9) cannot be written" in error
     assert "Traceback" not in error
+
+
+def test_a_server_with_a_login_gets_it_from_the_environment_and_asks_for_it_otherwise(directory, monkeypatch, capsys):
+    logins = []
+
+    class WantsLogin(BaseHTTPRequestHandler):
+        def do_GET(self):
+            logins.append(self.headers.get("Authorization"))
+            self.send_response(403 if logins[-1] else 401)
+            self.end_headers()
+
+        def log_message(self, *_): ...
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), WantsLogin) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        assert sync(directory.path, "--uri", uri) == 2
+        assert "MLFLOW_TRACKING_USERNAME" in capsys.readouterr().err
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+        assert sync(directory.path, "--uri", uri) == 2
+        assert "secret" not in capsys.readouterr().err
+        server.shutdown()
+    assert logins == [None, "Basic " + base64.b64encode(b"me:secret").decode()]

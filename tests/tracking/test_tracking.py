@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.report.figures import draw, save_figures
 from cvrunner.report.html import render_html
 from cvrunner.report.report import read_epochs, read_report
 from cvrunner.tracking.mirror import sync_run
-from cvrunner.tracking.names import delta_metrics, page_links
+from cvrunner.tracking.names import delta_metrics, page_links, score_metrics
 from cvrunner.tracking.tracker import RunTracker, tracker_for, tracking_uri
 from tests.runs import made_up_epoch, make_run
 
@@ -91,6 +92,24 @@ def test_the_differences_carry_both_intervals(tmp_path):
             assert (metrics[f"{of}_p"], metrics[f"{of}_detectable"]) == (level.p, level.detectable)
 
 
+def test_a_condition_has_its_interval_among_its_scores_and_the_baseline_has_none(tmp_path):
+    summary = read_report(make_run(tmp_path, seeds=(0, 1), epochs=1)).summary
+    difference, metrics = summary.differences["unfrozen"]["avg"], score_metrics(summary, "unfrozen")
+    interval = difference.on_corpus.interval
+    assert metrics["delta/mean"] == difference.mean
+    assert (metrics["delta/low"], metrics["delta/high"]) == (interval.low, interval.high)
+    assert not any(name.startswith("delta/") for name in score_metrics(summary, "frozen"))
+
+
+def test_the_pages_that_compare_runs_open_with_a_ccc(uri, runs):
+    for run in runs["parent"]:
+        assert next(iter(client_of(uri).get_run(run.info.run_id).data.metrics)) == "val_mean/ccc_avg"
+
+
+def test_mlflows_client_prints_no_address_when_a_run_ends():
+    assert MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get()
+
+
 def test_trials_are_children_with_parameters_and_their_own_curves(directory, uri, runs):
     parents = {run.info.run_id: run.data.tags["cvrunner.condition"] for run in runs["parent"]}
     for trial in runs["trial"]:
@@ -100,7 +119,7 @@ def test_trials_are_children_with_parameters_and_their_own_curves(directory, uri
     trial = named(runs["trial"], "unfrozen/fold-2/seed-0")
     assert trial.data.params["model.freeze_speech_encoder"] == "False"
     assert trial.data.metrics["test/ccc_avg"] == directory.trial("unfrozen", 2, 0).result().test_ccc["avg"]
-    assert steps(uri, trial, "validation/ccc_valence") == [1, 2, 3]
+    assert steps(uri, trial, "val/ccc_valence") == [1, 2, 3]
 
 
 def test_parents_have_curves_under_other_names_and_no_condition_parameter(directory, uri, runs):
@@ -108,9 +127,8 @@ def test_parents_have_curves_under_other_names_and_no_condition_parameter(direct
     assert "condition" not in parent.data.params
     assert not set(parent.data.metrics) & set(runs["trial"][0].data.metrics)
     third = [read_epochs(directory, "frozen", fold, 0)[2].validation_ccc["valence"] for fold in range(1, 6)]
-    assert parent.data.metrics["mean/validation_ccc_valence"] == pytest.approx(np.mean(third))
-    assert parent.data.metrics["fold_4/validation_ccc_valence"] == third[3]
-    assert steps(uri, parent, "mean/validation_ccc_avg") == [1, 2, 3]
+    assert parent.data.metrics["val_mean/ccc_valence"] == pytest.approx(np.mean(third))
+    assert steps(uri, parent, "val_mean/ccc_avg") == [1, 2, 3]
 
 
 def test_the_comparison_run_holds_the_files(uri, runs):
@@ -125,8 +143,7 @@ def test_writing_again_adds_nothing(directory, uri, runs):
     after = {run.info.run_id: run.data.metrics for of_role in runs_by_role(uri).values() for run in of_role}
     assert after == before
     for parent in runs["parent"]:
-        for metric in ("mean/validation_ccc_avg", "fold_1/validation_ccc_avg"):
-            assert steps(uri, parent, metric) == [1, 2, 3]
+        assert steps(uri, parent, "val_mean/ccc_avg") == [1, 2, 3]
         assert steps(uri, parent, "ccc_mean/avg") == [0]
     for trial in runs["trial"]:
         assert steps(uri, trial, "train/loss") == [1, 2, 3]
@@ -137,7 +154,7 @@ def test_writing_again_adds_nothing(directory, uri, runs):
 def test_links_need_an_address_and_lead_to_the_saved_view(directory, uri):
     assert sync_run(directory, uri) == {}
     links = sync_run(directory, uri, "http://127.0.0.1:5000/")
-    key = links["trials grouped by condition"].split("viewStateShareKey=")[1].split("&")[0]
+    key = links["scores and curves of all folds"].split("viewStateShareKey=")[1].split("&")[0]
     experiment = client_of(uri).get_experiment_by_name("cvrunner-utterance")
     assert f"mlflow.sharedViewState.{key}" in experiment.tags
     assert all(link.startswith("http://127.0.0.1:5000/#/") for link in links.values())
@@ -195,7 +212,7 @@ def test_a_run_that_continues_is_found_again_and_orphans_are_closed(tmp_path):
     assert trial.data.tags["cvrunner.error"] == "NonFiniteError: made up"
     # The third epoch is not every trial's, and an incomplete run has no mean.
     unfrozen = next(run for run in found["parent"] if run.data.tags["cvrunner.condition"] == "unfrozen")
-    assert steps(uri, unfrozen, "mean/validation_ccc_avg") == [1, 2]
+    assert steps(uri, unfrozen, "val_mean/ccc_avg") == [1, 2]
     assert not [metric for metric in unfrozen.data.metrics if metric.startswith("ccc_")]
     statuses = {run.info.status for of_role in found.values() for run in of_role}
     assert "RUNNING" not in statuses
@@ -234,6 +251,20 @@ def test_what_failed_on_the_way_is_written_at_the_end(directory, tmp_path, monke
     assert "ZeroDivisionError" in warnings[0]
     assert len(runs_by_role(uri)["trial"]) == 10
     assert tracker.links("http://127.0.0.1:5000")
+
+
+def test_the_links_are_shown_once_at_the_first_event_after_they_are_known(directory, uri):
+    shown: list[dict[str, str]] = []
+    tracker = RunTracker(uri, pytest.fail)
+    tracker.start(directory.read_run(), directory.read_config(), directory, shown.append)
+    assert tracker.wait(60)
+    assert shown == []
+    for epoch in (1, 2):
+        record = made_up_epoch(epoch, 3, 1.0, np.random.default_rng(0))
+        tracker.event(trial_named("frozen/fold-1/seed-0"), record)
+    tracker.finish(read_report(directory), "COMPLETE")
+    assert shown == [tracker.links("http://127.0.0.1:5000")]
+    assert shown[0]
 
 
 def test_tracking_that_is_off_needs_no_mlflow(tmp_path):

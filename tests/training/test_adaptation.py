@@ -101,6 +101,17 @@ def test_the_same_head_and_other_adapters_for_another_seed(tmp_path: Path) -> No
     assert not torch.equal(first, second)
 
 
+def test_dropout_of_the_adapters_does_not_depend_on_the_micro_batches(tmp_path: Path) -> None:
+    model = {"lora": {"rank": 2, "dropout": 0.5}}
+    losses = []
+    for size in (1, 2, 4):
+        settings = {"batch_size": size, "accumulation_steps": 4 // size, "lora_lr": 1e-2}
+        trial = pick(tiny_trials(tmp_path, model=model, train=settings), "unfrozen")
+        losses.append([e.train_loss for e in train(trial, tmp_path, str(size)) if isinstance(e, EpochRecord)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses[0] == pytest.approx(losses[2], abs=1e-4)
+
+
 class TestGuard:
     """Adapters that stand still, and a base that moves, fail the trial."""
 

@@ -1,0 +1,86 @@
+"""Arguments and options that several commands share, and what the shell completes for them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from cvrunner.paths import run_names
+from cvrunner.training.faults import Chaos, parse_chaos
+
+# Written down: reading a configuration takes longer than a shell waits for Tab.
+CONDITIONS = ("frozen", "unfrozen")
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    """Complete names of runs in the results folder; the shell itself adds files and folders."""
+    return [name for name in run_names() if name.startswith(incomplete)]
+
+
+def complete_settings(incomplete: str) -> list[str]:
+    """Complete `train.lr=` and every other key that holds a value."""
+    # pydantic takes as long to import as everything else that `--help` needs.
+    from cvrunner.config.schema import valid_keys
+
+    keys = valid_keys()
+    sections = {key.rpartition(".")[0] for key in keys}
+    return [f"{key}=" for key in keys if key not in sections and f"{key}=".startswith(incomplete)]
+
+
+def complete_conditions(incomplete: str) -> list[str]:
+    """Conditions of the shipped configurations."""
+    return [name for name in CONDITIONS if name.startswith(incomplete)]
+
+
+def start_logging(requested: bool) -> bool:
+    """Log to standard error from INFO on; Ray's processes follow (`ray_executor.py`)."""
+    # A callback, because every command that has the option would begin with this line.
+    if requested:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    return requested
+
+
+ConfigFile = Annotated[
+    Path | None, Option("--config", "-c", help="YAML configuration.", show_default="configs/demo.yaml")
+]
+SET_HELP = "Override a key, such as train.lr=1e-4."
+Set = Annotated[
+    list[str] | None,
+    Option("--set", "-s", metavar="KEY=VALUE", help=SET_HELP, autocompletion=complete_settings),
+]
+ChaosOption = Annotated[
+    Chaos | None,
+    Option(
+        "--chaos",
+        parser=parse_chaos,
+        metavar="KIND=PROBABILITY,...",
+        help="Inject faults: kill and oom per epoch, tracker per write, such as kill=0.1,oom=0.05,tracker=0.1.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    Option(
+        "--address",
+        help="Where the cluster's dashboard answers.",
+        show_default="RAY_ADDRESS if http, RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265",
+    ),
+]
+EncoderFolder = Annotated[
+    str | None,
+    Option("--encoder", help="Path of the encoder, if it was moved.", show_default="where it was in training"),
+]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Only problems and the result.")]
+VERBOSE_HELP = "Also print the logs of libraries and of Ray's processes."
+Verbose = Annotated[bool, Option("--verbose", "-v", help=VERBOSE_HELP, callback=start_logging)]
+RunFolder = Annotated[Path, Argument(help="Folder of a run, or its name in results.", autocompletion=complete_runs)]
+
+
+def condition_option(text: str, name: str = "--condition", default: str | bool = False) -> Any:
+    return Option(name, help=text, autocompletion=complete_conditions, show_default=default)
+
+
+ModelsOf = Annotated[str | None, condition_option("Condition whose models to use.", default="the best on validation")]
+Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
