@@ -21,11 +21,13 @@ from cvrunner.report.write import write_report
 from cvrunner.run import audit as corpus_audit
 from cvrunner.run.prepare import Experiment, check_fold, find_run_directory, prepare, prepare_config
 from cvrunner.run.protocol import make_protocol
-from cvrunner.run.session import UI_ADDRESS, announce, conclude, link_lines, lock, open_run, show, train, train_on_ray
+from cvrunner.run.session import UI_ADDRESS, announce, conclude, link_lines, open_run, show, train, train_on_ray
+from cvrunner.run.store import lock
 from cvrunner.text import line_printer, plural
 from cvrunner.tracking.mirror import sync_run
 from cvrunner.tracking.tracker import tracking_uri
 from cvrunner.training.faults import NONE, Chaos
+from cvrunner.training.trial import Trial
 from cvrunner.verdict.protocol import protocol_text
 
 if TYPE_CHECKING:
@@ -101,8 +103,12 @@ def one_fold(
     experiment = prepare_config(config, path.stem)
     # Again, since some corpora have to be read before their sessions, and so their folds, can be counted.
     check_fold(fold, len(experiment.folds))
-    with open_run(experiment, False, quiet, console, chaos) as run:
-        chosen = [t for t in run.trials if t.fold.number == fold and condition in (None, t.condition)]
+
+    def is_chosen(trial: Trial) -> bool:
+        return trial.fold.number == fold and condition in (None, trial.condition)
+
+    with open_run(experiment, False, quiet, console, chaos, is_chosen) as run:
+        chosen = [trial for trial in run.trials if is_chosen(trial)]
         pending = run.pending(chosen)
         announce(run, chosen, pending)
 

@@ -122,10 +122,12 @@ class RunTracker(Tracker[MlflowMirror]):
     """The tracker of a run: an observer of its trials."""
 
     remedy = "`cvrunner sync RUN`"
+    only: frozenset[str] | None = None
+    """Names of the trials to report if other commands work on the others; None: all."""
 
     def start(self, run: RunRecord, config: Config, directory: RunDirectory) -> None:
         """Open the run in MLflow, before its first trial."""
-        self._open(lambda uri: MlflowMirror(uri, run, config, directory))
+        self._open(lambda uri: MlflowMirror(uri, run, config, directory, self.only))
 
     def attempt(self, trial: Trial, number: int) -> None:
         self._write(trial.name, lambda mirror: mirror.trial_started(trial.name))
@@ -150,10 +152,24 @@ class RunTracker(Tracker[MlflowMirror]):
         return found.copy()
 
     def finish(self, report: Report, status: RunStatus) -> None:
-        """Write the comparison and its files, after the report was written or when the run was stopped."""
+        """Write the comparison and its files, after the report was written or when the run was stopped.
+
+        While other commands work on the run, only wait for what was written: the last one writes the outcome.
+        """
         # Not started yet if there was nothing left to train.
         self.start(report.run, report.config, report.directory)
-        self._finish(lambda mirror: mirror.finish(report, status), status)
+        if status == "RUNNING":
+            self.wait(FINISH_S)
+        elif self.only is None:
+            self._finish(lambda mirror: mirror.finish(report, status), status)
+        else:
+            # What the other commands have written is not known to the mirror of this one.
+            self._finish(
+                lambda mirror: MlflowMirror(mirror.uri, report.run, report.config, report.directory).finish(
+                    report, status
+                ),
+                status,
+            )
 
 
 def tracker_for(config: Config, results_root: Path, warn: Warn, chaos: Chaos = NONE) -> RunTracker:
@@ -164,5 +180,6 @@ def tracker_for(config: Config, results_root: Path, warn: Warn, chaos: Chaos = N
 
 def tracking_uri(config: Config, results_root: Path) -> str:
     """Return `tracking.uri`, or else the address of a database in the results folder."""
-    # Absolute, because Ray runs a job in a working directory that it removes.
-    return config.tracking.uri or f"sqlite:///{results_root.absolute()}/mlflow.db"
+    # Absolute, because Ray runs a job in a working directory that it removes. In an address `%` and `?` have a meaning.
+    folder = str(results_root.absolute()).replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+    return config.tracking.uri or f"sqlite:///{folder}/mlflow.db"

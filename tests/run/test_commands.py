@@ -203,6 +203,28 @@ def test_a_run_that_is_in_use_is_refused(config: Path, monkeypatch: pytest.Monke
         all_folds(config)
 
 
+def test_fold_commands_share_a_run_unless_they_train_the_same_fold(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    experiment, console = prepare(config, []), Console(file=io.StringIO())
+    with open_run(experiment, False, True, console, only=lambda trial: trial.fold.number == 1) as run:
+        run.store.begin()
+        assert commands.one_fold(config, [], 2, "frozen", None, True, console) == 0
+        # The other command has not ended the run while this one works on it, nor touched its trials.
+        record = run_of(config).read_run()
+        assert record.status == "RUNNING"
+        assert record.trials["frozen/fold-2/seed-0"].status == "DONE"
+        with pytest.raises(ResultsError, match="another process is working on this run"):
+            commands.one_fold(config, [], 1, "frozen", None, True, console)
+        with pytest.raises(ResultsError, match="another process is working on this run"):
+            all_folds(config)
+        assert run.store.end(stopped=True) == "STOPPED"
+    record = run_of(config).read_run()
+    assert record.trials["frozen/fold-2/seed-0"].status == "DONE"
+    assert all_folds(config)[0] == 0
+
+
 def test_a_results_folder_that_cannot_be_written_is_one_sentence(config: Path) -> None:
     (config.parent / "file").write_text("")
     with pytest.raises(ResultsError, match=r"results\.root: .* cannot be written"):
