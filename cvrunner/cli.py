@@ -6,11 +6,12 @@ configuration or corpus error; 3 `verify` missed its target; 130 Ctrl-C left a j
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, cast
 
 import typer
 from typer import Argument, Option
@@ -18,7 +19,8 @@ from typer import Argument, Option
 from cvrunner import __version__
 from cvrunner.errors import CvrunnerError
 from cvrunner.files import PERMANENT
-from cvrunner.paths import run_names
+from cvrunner.paths import check_working_directory, run_names
+from cvrunner.text import LastingOutput
 from cvrunner.training.faults import NONE, Chaos, parse_chaos
 
 
@@ -48,9 +50,7 @@ else:
     )
     run_commands, verify_command = LateModule("cvrunner.run.commands"), LateModule("cvrunner.run.verify")
 
-# Written down: reading a configuration takes longer than a shell waits for Tab.
-CONDITIONS = ("frozen", "unfrozen")
-
+CONDITIONS = ("frozen", "unfrozen")  # reading a configuration takes longer than a shell waits for Tab
 app = typer.Typer(
     no_args_is_help=True,
     # rich takes as long to import as all the rest of `--help`.
@@ -62,7 +62,7 @@ app = typer.Typer(
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """Complete names of runs in the results folder; the shell itself adds files and folders."""
+    """Complete names of runs; the shell itself adds files and folders."""
     return [name for name in run_names() if name.startswith(incomplete)]
 
 
@@ -83,7 +83,6 @@ def complete_conditions(incomplete: str) -> list[str]:
 
 def _verbose(requested: bool) -> bool:
     """Log to standard error from INFO on; Ray's processes follow (`ray_executor.py`)."""
-    # A callback, because every command that has the option would begin with this line.
     if requested:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     return requested
@@ -98,10 +97,9 @@ def _version(requested: bool) -> None:
 ConfigFile = Annotated[
     Path | None, Option("--config", "-c", help="YAML configuration.", show_default="configs/demo.yaml")
 ]
-SET_HELP = "Override a key, such as train.lr=1e-4."
 Set = Annotated[
     list[str] | None,
-    Option("--set", "-s", metavar="KEY=VALUE", help=SET_HELP, autocompletion=complete_settings),
+    Option("--set", "-s", metavar="KEY=VALUE", help="Override a key: train.lr=1e-4.", autocompletion=complete_settings),
 ]
 ChaosOption = Annotated[
     Chaos | None,
@@ -298,7 +296,7 @@ def export(
     _end(inference.export(run, folder, condition, encoder, log, _console()))
 
 
-# What follows the first argument belongs to the command on the cluster, even if it looks like an option of this one.
+# What follows the first argument belongs to the command on the cluster, even if it looks like an option.
 @app.command("submit", context_settings={"allow_interspersed_args": False})
 def submit(
     arguments: Annotated[
@@ -370,8 +368,11 @@ def main(arguments: list[str] | None = None) -> None:
     own = arguments[: [*arguments, "--"].index("--")]
     if debug := "--debug" in own:
         arguments = ["--debug", *(one for one in own if one != "--debug"), *arguments[len(own) :]]
+    output = LastingOutput(sys.stdout)
     try:
-        app(arguments, prog_name="cvrunner")
+        with contextlib.redirect_stdout(cast("TextIO", output)):
+            check_working_directory()
+            app(arguments, prog_name="cvrunner")
     except CvrunnerError as error:
         if debug:
             raise
@@ -383,6 +384,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}; nothing is lost, continue later", err=True)
         sys.exit(1)
+    finally:
+        output.flush()
 
 
 def _console() -> Any:

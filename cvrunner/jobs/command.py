@@ -48,9 +48,13 @@ def submit(
         raise UsageError(f"working directory {folder}: there is no such folder")
     settings = jobs.runtime_environment(runtime_env or paths.default_runtime_env(), os.environ)
     command, folder = jobs.full_command(arguments), folder.absolute()
+    jobs.check_for_secrets(command)
     cluster = _cluster(address)
-    job_id, job = jobs.free_id(jobs.usual_id(command, folder), cluster.all())
-    how = "runs already"
+    job_id, job = jobs.free_id(jobs.usual_id(command, folder, os.environ, runtime_env, python), cluster.all())
+    if job is not None:
+        how = f"runs already, submitted by {job.user or 'somebody'}"
+        if job.started_s:
+            how += f" and started at {datetime.fromtimestamp(job.started_s).isoformat(' ', 'seconds')}"
     if job is None:
         job, how = cluster.submit(job_id, python, command, folder, settings), "submitted"
     line_printer(console)(f"{job.id}: {how} on {cluster.address}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from cvrunner.data.corpus import fold_count
 from cvrunner.errors import LeakError, UsageError
 from cvrunner.orchestration.machine import find_gpus
 from cvrunner.orchestration.trials import plan_trials
-from cvrunner.records.run_directory import RunDirectory
+from cvrunner.records.run_directory import RunDirectory, TrialDirectory
 from cvrunner.report.check import check_run, check_text
 from cvrunner.report.compare import compare_runs, comparison_text
 from cvrunner.report.write import write_report
@@ -157,11 +158,15 @@ def report(run: Path, console: Console, as_json: bool = False, check: bool = Fal
         line_printer(console)(text)
         return int(bool(checked.problems))
     built = write_report(find_run_directory(run))
+    for name in built.summary.missing:
+        if damage := TrialDirectory(built.directory.path / name).damage(built.run.trials[name].key):
+            # Not on standard output, which may have to be JSON.
+            print(f"warning: {name} counts as missing: {damage}", file=sys.stderr, flush=True)
     if as_json:
         line_printer(console)(built.summary.to_json().rstrip())
     else:
         show(built.directory, built.run, built.summary, console)
-    return int(built.run.status != "COMPLETE")
+    return int(built.run.status != "COMPLETE" or bool(built.summary.missing))
 
 
 def compare(

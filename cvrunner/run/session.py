@@ -250,7 +250,11 @@ def _close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
     if ending is None and not store.changed and directory.report.is_file() and directory.summary_file.is_file():
         summary = Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
         # A driver that was killed after its last trial has left the summary of an unfinished run.
-        if bool(summary.missing) == (status != "COMPLETE"):
+        # No links, although there is a tracker: MLflow has missed the run, so what is on disk is written there now.
+        written = store.record.links or run.tracker.uri is None
+        if written and bool(summary.missing) == (status != "COMPLETE"):
+            if run.tracker.is_away():
+                line_printer(run.console)(f"MLflow ({run.tracker.uri}) does not answer now")
             return status, summary
     # No links may also mean that MLflow does not answer now; those in run.json stay.
     report = read_report(directory, run.tracker.links(UI_ADDRESS) or None)

@@ -20,10 +20,12 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 import cvrunner
+from cvrunner.orchestration.ray_cluster import bypass_proxy
 
 
 def quieten() -> None:
     """Set short waits, no telemetry and no chatter; what the user has set stays."""
+    bypass_proxy(os.environ)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -250,7 +252,7 @@ def empty(file: Path, reason: str) -> None:
     with file.open("wb"):
         file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
     logging.getLogger(__name__).warning(
-        "MLflow's database %s was %s; it is written again from this run's files, and by `cvrunner sync RUN` from others",
+        "MLflow database %s was %s; it is written again from this run's files, and by `cvrunner sync RUN` from others",
         file,
         reason,
     )

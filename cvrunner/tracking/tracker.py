@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from cvrunner.config.schema import Config
 from cvrunner.orchestration.failures import STATUS, Decision, Failure
+from cvrunner.orchestration.ray_cluster import answers
 from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, TrialResult
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.report import Report
@@ -58,6 +59,10 @@ class Tracker(Generic[MirrorT]):
         self._entries: queue.SimpleQueue[threading.Event | tuple[str, Callable[[MirrorT], object], bool]]
         self._entries = queue.SimpleQueue()
         """Events of `wait`, and writes: a name for the warning, the write itself, and whether it is the last."""
+
+    def is_away(self) -> bool:
+        """Return whether nobody listens at the address of the server; a database is always there."""
+        return self.uri is not None and self.uri.startswith("http") and not answers(self.uri)
 
     def wait(self, limit_s: float) -> bool:
         """Wait until everything so far is written; return False if that takes longer than `limit_s` seconds."""
