@@ -149,7 +149,7 @@ def _client(address: str) -> Any:
         def _do_request(self, method: str, endpoint: str, **settings: Any) -> Any:
             limit_s = {"GET": ANSWER_S}.get(method, UPLOAD_S)
             # Without encryption, a proxy of the environment would read the token.
-            proxies = {"http": None}
+            proxies = {} if address.startswith("https:") else {"http": None, "all": None}
             return super()._do_request(method, endpoint, **{"timeout": limit_s, "proxies": proxies, **settings})
 
     return Client(address)
