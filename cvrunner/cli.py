@@ -6,10 +6,11 @@ configuration or corpus error; 3 `verify` missed its target; 130 Ctrl-C left a j
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, cast
 
 import typer
 from typer import Argument, Option
@@ -31,6 +32,8 @@ from cvrunner.options import (
     complete_runs,
     condition_option,
 )
+from cvrunner.paths import check_working_directory
+from cvrunner.text import LastingOutput
 from cvrunner.training.faults import NONE
 
 
@@ -261,7 +264,7 @@ def export(
     _end(inference.export(run, folder, condition, encoder, log, _console(), hub, public))
 
 
-# What follows the first argument belongs to the command on the cluster, even if it looks like an option of this one.
+# What follows the first argument belongs to the command on the cluster, even if it looks like an option.
 @app.command("submit", context_settings={"allow_interspersed_args": False})
 def submit(
     arguments: Annotated[
@@ -373,8 +376,11 @@ def main(arguments: list[str] | None = None) -> None:
     own = arguments[: [*arguments, "--"].index("--")]
     if debug := "--debug" in own:
         arguments = ["--debug", *(one for one in own if one != "--debug"), *arguments[len(own) :]]
+    output = LastingOutput(sys.stdout)
     try:
-        app(arguments, prog_name="cvrunner")
+        with contextlib.redirect_stdout(cast("TextIO", output)):
+            check_working_directory()
+            app(arguments, prog_name="cvrunner")
     except CvrunnerError as error:
         if debug:
             raise
@@ -386,6 +392,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}; nothing is lost, continue later", err=True)
         sys.exit(1)
+    finally:
+        output.flush()
 
 
 def _console() -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,12 @@ TRANSIENT = frozenset(
 
 PERMANENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG})
 """Errors that waiting does not cure, such as a full disk or missing permission; the user has to act."""
+
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The disk is full, or the user's share of it."""
+LEAST_FREE_BYTES = 2**20
+"""A disk with less is full."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -41,6 +48,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     write_file_atomically(path, lambda file: file.write(data))
 
 
+@contextlib.contextmanager
+def full_disk_shown(folder: Path) -> Iterator[None]:
+    """Raise OSError with ENOSPC for a write that failed on a full disk: numpy and safetensors do not name the cause."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) is None and shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
+
+
 @patiently
 def write_file_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace the content of `path` with the bytes that `write` writes."""
@@ -48,7 +66,8 @@ def write_file_atomically(path: Path, write: Callable[[BinaryIO], object]) -> No
     # A rename is atomic only within one file system, so the temporary file is next to its target.
     temporary = _sibling(path)
     try:
-        with temporary.open("wb") as file:
+        # While the temporary file is there: without it the disk may have room again.
+        with full_disk_shown(path.parent), temporary.open("wb") as file:
             write(file)
             file.flush()
             # Without it, a power failure after the rename could leave an empty file under the final name.
@@ -66,7 +85,8 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     temporary = _sibling(path)
     temporary.mkdir()
     try:
-        fill(temporary)
+        with full_disk_shown(path.parent):
+            fill(temporary)
         for path_inside in temporary.rglob("*"):
             if path_inside.is_file():
                 with path_inside.open("rb") as file:

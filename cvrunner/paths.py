@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
-from cvrunner.errors import ConfigError
+from cvrunner.errors import ConfigError, UsageError
 
 RAY_SESSION = re.compile(r"/session_(latest|\d{4}-\d\d-\d\d_[\d-]+_\d+_?\d*)(/|$)")
 
@@ -50,11 +51,30 @@ def lasting(path: str, key: str) -> Path:
     return absolute
 
 
+def not_writable(path: Path) -> str | None:
+    """Return why nothing can be written to a folder, or to its nearest parent that exists; None: it can."""
+    place = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    # A nameless file, which leaves nothing behind: permission bits alone do not show a read-only mount.
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return None
+    except OSError as error:
+        return f"{place}: {error.strerror}"
+
+
 def corpus_root(path: str, key: str = "corpus.root") -> Path:
     """Return the path of the corpus: as given if it exists, such as in an uploaded job, else as any other path."""
     given = expanded(path, key)
     # Not Path.exists, which raises if a name is too long or a folder closed.
     return given.absolute() if os.path.exists(given) else base_folder() / given
+
+
+def check_working_directory() -> None:
+    """Raise UsageError if the working directory was deleted, so that no relative path can be resolved."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory was deleted; change to a folder that exists") from None
 
 
 def run_names(root: Path | None = None) -> list[str]:

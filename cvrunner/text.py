@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +54,34 @@ def line_printer(console: Console) -> Callable[[str], None]:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     return print_line
+
+
+class LastingOutput:
+    """Standard output that stays usable after its reader, such as `head -1`, has gone: the command goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._until_closed():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._until_closed():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            # What the stream still holds is written there, too.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            print("the reader of standard output is gone; the command goes on", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,22 @@ if [[ -n ${RAY_AUTH_TOKEN:-} || -f ${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 fi
 
 # The same command with the same configuration has the same id, so a running job is followed instead of started again.
+# So have the same code, user and variables: another user's job is another one.
+passed_on=(CVRUNNER_HOME MLFLOW_TRACKING_URI HF_HUB_OFFLINE) variables=() user=$(id -un)
+for name in "${passed_on[@]}"; do
+    [[ ${!name-} != *://*@* ]] || { echo "$name holds a user name or password" >&2 && exit 2; }
+    [[ ! -v $name ]] || variables+=("$name=${!name}")
+done
+for word in "$@"; do
+    [[ $word != *://*@* ]] || { echo "${word%%=*} holds a user name or password" >&2 && exit 2; }
+done
 configuration() {
-    local LC_ALL=C file
-    printf '%s\n' "$@"
-    for file in "$@" configs/*.yaml; do [[ ! -f $file ]] || cat -- "$file"; done
+    local LC_ALL=C file name
+    printf '%s\n' "$@" "$user"
+    for name in "${passed_on[@]}"; do printf '%s=%s\n' "$name" "${!name-}"; done
+    printf 'python\n'
+    for file in "$@" configs/*.yaml jobs/runtime_env.yaml; do [[ ! -f $file ]] || cat -- "$file"; done
+    find cvrunner -name '*.py' -type f | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat --
 }
 usual="cvrunner-$1-$(configuration "$@" | sha256sum | head -c 10)"
 id=$usual count=1 running=
@@ -26,8 +38,8 @@ done
 if [[ -n $running ]]; then
     ray job logs --follow "$id" || true
 else
-    ray job submit --submission-id "$id" --metadata-json '{"cvrunner": "jobs/submit.sh"}' \
-        --runtime-env jobs/runtime_env.yaml --working-dir . -- python -m cvrunner "$@" || true
+    ray job submit --submission-id "$id" --metadata-json "{\"cvrunner\": \"jobs/submit.sh\", \"user\": \"$user\"}" \
+        --runtime-env jobs/runtime_env.yaml --working-dir . -- ${variables[@]+env "${variables[@]}"} python -m cvrunner "$@" || true
 fi
 case $(ray job status "$id" 2>&1) in
 *"Job '$id' succeeded"*) ;;

@@ -22,6 +22,7 @@ from cvrunner.options import CONDITIONS, complete_runs
 from cvrunner.paths import default_config
 from cvrunner.run import commands
 from cvrunner.run.progress import Progress
+from tests.end_to_end.programs import REPOSITORY
 from tests.runs import make_run
 from tests.trials import tiny_trials
 
@@ -216,3 +217,27 @@ def test_verbose_lets_libraries_speak() -> None:
     for options, said in ((["-v"], "some.library: hello\n"), ([], ""), (["-q", "-v"], "some.library: hello\n")):
         ended = python(script, "all-folds", *options)
         assert (ended.returncode, ended.stderr) == (0, said)
+
+
+def test_a_command_goes_on_when_the_reader_of_its_output_has_gone(tmp_path: Path) -> None:
+    script = (
+        "import sys; from cvrunner import cli; from cvrunner.run import commands\n"
+        "def audit(*_):\n"
+        "    for line in range(100_000): print(line)\n"
+        "    return 2\n"
+        "commands.audit = audit; cli.main(['audit'])"
+    )
+    command = f"'{sys.executable}' -c \"$SCRIPT\" | head -1; exit ${{PIPESTATUS[0]}}"
+    env = os.environ | {"SCRIPT": script}
+    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "0\n")
+    assert done.stderr == "the reader of standard output is gone; the command goes on\n"
+
+
+def test_a_deleted_working_directory_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = f"cd '{tmp_path / 'gone'}' && rmdir . ../gone 2>/dev/null; '{sys.executable}' -m cvrunner audit"
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "error: the working directory was deleted; change to a folder that exists\n"

@@ -421,3 +421,9 @@ def test_a_number_is_in_plain_decimal_notation(tmp_path: Path, number: str) -> N
 def test_the_label_variant_of_a_manifest_is_its_own() -> None:
     assert validate({"corpus": {"labels": "observers"}}, "test").label_variant == "observers"
     assert validate({"corpus": {"format": "manifest", "labels": "observers"}}, "test").label_variant == "manifest"
+
+
+def test_a_tracking_address_with_a_password_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.uri: holds a user name or password") as refused:
+        validate({"tracking": {"uri": "postgresql://me:secret@host/mlflow"}}, "test")
+    assert "secret" not in str(refused.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from cvrunner.config.adaptation import Adaptation
+from cvrunner.encoders.encoder import Encoded
 from cvrunner.encoders.waveform import WaveformEncoder
 
 
@@ -115,3 +116,8 @@ def save_encoder(folder: Path, stable: bool = False, normalize: bool = False) ->
     tiny_wavlm(stable).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": normalize, "sampling_rate": 16000}))
     return folder
+
+
+def layers_of(encoded: Encoded, places: Sequence[int]) -> Encoded:
+    """What an encoder returned, of the mixed layers at these places, without a graph."""
+    return Encoded(encoded.states[:, places].detach(), encoded.lengths, encoded.statistics[:, places].detach())

@@ -6,6 +6,7 @@ Defaults are defined here and nowhere else.
 from __future__ import annotations
 
 from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -316,9 +317,19 @@ class TrackingConfig(Section):
     enabled: bool = True
     """Write to MLflow during the run. `sync` can also do it later, from the files."""
     uri: str | None = None
-    """MLflow tracking URI. `null`: SQLite in `mlflow.db` in the results folder."""
+    """MLflow tracking URI, without a password. `null`: SQLite in `mlflow.db` in the results folder."""
     experiment: str = "cvrunner"
     """Name of the MLflow experiment; the protocol is appended to it."""
+
+    @field_validator("uri")
+    @classmethod
+    def _without_password(cls, uri: str | None) -> str | None:
+        if uri is not None and "@" in urlsplit(uri).netloc:
+            raise ValueError(
+                "holds a user name or password, which the results would show; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return uri
 
 
 class ResultsConfig(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -72,6 +72,7 @@ def check_access(facts: Facts) -> Iterator[Finding]:
     yield check_vulnerabilities(facts.packages, "mlflow")
     yield from check_token(facts.token, facts.cluster is not None)
     yield check_cluster(facts.cluster, facts.hardware.host)
+    yield check_proxies(facts.proxies)
     yield from check_listeners(facts.listeners, facts.cluster, facts.hardware.host)
     yield from check_ports(facts.listeners)
 
@@ -147,6 +148,15 @@ def check_cluster(cluster: Cluster | None, host: str) -> Finding:
         return warning(subject, f"{name} does not report its size: {cluster.error}", do)
     do = f"unset RAY_ADDRESS, or export RAY_AUTH_MODE=token, or start it there: {RAY_START} (and set that here)"
     return problem(subject, f"{name} cannot be used: {cluster.error}", do)
+
+
+def check_proxies(proxies: Mapping[str, str]) -> Finding:
+    """Report the proxies of the environment, and what does not go through them."""
+    if not proxies:
+        return ok("Proxy", "none")
+    # A user name and a password in the address must not be shown.
+    shown = ", ".join(f"{scheme} {uri.rpartition('@')[2]}" for scheme, uri in sorted(proxies.items()))
+    return ok("Proxy", f"{shown}; not for requests to this machine, nor to a cluster without encryption")
 
 
 def check_listeners(listeners: Sequence[Listener] | None, cluster: Cluster | None, host: str) -> Iterator[Finding]:

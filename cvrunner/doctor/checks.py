@@ -25,7 +25,7 @@ from cvrunner.doctor.facts import (
     short,
     warning,
 )
-from cvrunner.orchestration.machine import Hardware
+from cvrunner.orchestration.machine import Hardware, socket_path_bytes
 from cvrunner.orchestration.resources import logical_gpus, trials_that_fit
 from cvrunner.run.estimate import (
     MOMENTS,
@@ -46,8 +46,6 @@ SHM_BYTES = 2**30
 """With less, Ray moves objects to disk."""
 FULL_DISK = 0.95
 """Above this share Ray refuses new objects."""
-SESSION = "/ray/session_2026-11-25_00-00-00_000000_4194304/sockets/plasma_store"
-"""What Ray appends to the temporary folder."""
 
 
 def check_packages(packages: Packages) -> Iterator[Finding]:
@@ -228,23 +226,20 @@ def check_tracking(config: Config, answers: bool | None) -> Finding:
     if uri is None:
         return ok(subject, "mlflow.db in results.root")
     parts = urlsplit(uri)
-    # A user name and a password in the address must not be shown.
-    before, separator, after = uri.partition("://")
-    shown = f"{before}{separator}{after.rpartition('@')[2]}"
     if parts.scheme in ("http", "https"):
         if not answers:
             do = "start the server, or do nothing: `cvrunner sync RUN` uploads the run later"
-            return warning(subject, f"{shown} does not answer; training works without it", do)
+            return warning(subject, f"{uri} does not answer; training works without it", do)
         if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             do = f"ssh -N -L 5000:127.0.0.1:{parts.port or 80} {parts.hostname}; --set tracking.uri=http://127.0.0.1:5000"
-            return warning(subject, f"{shown}: runs cross the network unencrypted", do)
+            return warning(subject, f"{uri}: runs cross the network unencrypted", do)
     elif parts.scheme in ("", "file"):
         what = f"{uri}: MLflow no longer writes to folders"
         return problem(subject, what, "--set tracking.uri=sqlite:////absolute/mlflow.db")
     elif parts.scheme == "sqlite" and not parts.path.startswith("//"):
         do = "--set tracking.uri=sqlite:////absolute/mlflow.db   (four slashes)"
         return problem(subject, f"{uri} is relative, and a Ray job's working folder is deleted after the job", do)
-    return ok(subject, shown)
+    return ok(subject, uri)
 
 
 def check_disks(facts: Facts) -> Iterator[Finding]:
@@ -316,7 +311,7 @@ def check_shared_memory(hardware: Hardware) -> Finding:
 def check_temp(hardware: Hardware) -> Finding:
     """Check the folder of Ray's sockets, whose paths must be short."""
     subject = "Temporary folder"
-    length, limit = len((hardware.temp + SESSION).encode()), hardware.socket_path_limit
+    length, limit = socket_path_bytes(hardware.temp), hardware.socket_path_limit
     if length > limit:
         what = f"{hardware.temp}: Ray's socket paths would be {length} bytes long, at most {limit} are allowed"
         return problem(subject, what, "export RAY_TMPDIR=/tmp")

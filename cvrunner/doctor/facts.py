@@ -13,13 +13,13 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
 
 from packaging.requirements import Requirement
 
@@ -34,13 +34,13 @@ from cvrunner.orchestration.machine import (
     Hardware,
     Listener,
     Token,
-    answers,
     existing_folder,
     find_cluster,
     find_hardware,
     find_listeners,
     find_token,
 )
+from cvrunner.orchestration.ray_cluster import answers
 
 CHECKED_PACKAGES = ("python", "torch", "transformers", "ray", "mlflow")
 Level = Literal["ok", "warning", "problem"]
@@ -107,6 +107,8 @@ class Facts:
     stores: tuple[Store, ...]
     tracking_answers: bool | None
     """Whether the tracking server answers; None: `tracking.uri` is not a server."""
+    proxies: Mapping[str, str] = field(default_factory=dict)
+    """Proxy of the environment by scheme."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def collect_facts(config: Config) -> Facts:
         speech_synthesis=importlib.util.find_spec("espeakng_loader") is not None,
         stores=tuple(find_stores(config)),
         tracking_answers=tracking_answers,
+        proxies={name: uri for name, uri in getproxies_environment().items() if name != "no"},
     )
 
 
@@ -264,11 +267,7 @@ def find_store(key: str, text: str) -> Store:
         path = paths.lasting(text, key)
     except ConfigError as error:
         return Store(key, Path(text), str(error).removeprefix(f"{key}: "))
+    if reason := paths.not_writable(path):
+        return Store(key, path, f"{path} cannot be written: {reason}")
     place = existing_folder(path)
-    # Permission bits alone do not show a read-only mount.
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        return Store(key, path, f"{path} cannot be written: {place}: {error.strerror}")
     return Store(key, path, None, place.stat().st_dev, shutil.disk_usage(place).free)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,11 @@ from cvrunner.text import line_printer, plural
 
 if TYPE_CHECKING:
     import torch
+
+# libsndfile's own; a raw file does not contain its sample rate.
+FORMATS = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
+AUDIO_ENDINGS = FORMATS | {".aif", ".aifc", ".bwf", ".iff", ".mat", ".mpc", ".oga", ".opus", ".sf", ".snd", ".sph"}
+"""The names of libsndfile's formats, and the extensions that differ from them."""
 
 
 def predict(
@@ -69,12 +75,8 @@ def predict(
         write_atomically(output, text)
         _print_note(f"written to {output}")
     else:
-        try:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        except BrokenPipeError:  # of `| head`
-            # Python would report the same error once more when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.write(text)
+        sys.stdout.flush()
     if not by_window and any(len(file.spans_s) > 1 for file in found.files):
         _print_note(f"longer than {window_s:g} s: the mean over windows ({hop_s:g} s apart); --windows shows each")
     for path, problem in found.problems.items():
@@ -121,20 +123,35 @@ def export(
 
 
 def audio_files(given: Sequence[Path]) -> list[Path]:
-    """Return the files, and all audio files in the folders, sorted. Raises UsageError for a folder without any."""
-    # A raw file does not contain its sample rate.
-    endings = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".opus"}
+    """Return the files, and all audio files in the folders, sorted; hidden folders are left out, other files counted.
+
+    Raises UsageError for a folder without any.
+    """
     found: list[Path] = []
+    skipped: Counter[str] = Counter()
     for path in given:
         if not path.is_dir():
             found.append(path)
             continue
-        files = (p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
-        inside = sorted(p for p in files if p.is_file())
+        files = [p for p in path.rglob("*") if p.is_file() and not is_hidden(p.relative_to(path))]
+        inside = sorted(p for p in files if p.suffix.lower() in AUDIO_ENDINGS)
+        others = Counter(p.suffix.lower() or "no extension" for p in files if p.suffix.lower() not in AUDIO_ENDINGS)
         if not inside:
-            raise UsageError(f"{path}: no audio files in this folder")
+            raise UsageError(f"{path}: no audio files in this folder{_counted(others)}")
         found += inside
+        skipped += others
+    if skipped:
+        _print_note(f"skipped, as their extension is none of audio{_counted(skipped)}")
     return found
+
+
+def is_hidden(inside: Path) -> bool:
+    """Return whether a file, or a folder on the way to it, is hidden."""
+    return any(part.startswith(".") for part in inside.parts)
+
+
+def _counted(files: Counter[str]) -> str:
+    return "".join(f"{': ' if i == 0 else ', '}{n} {name}" for i, (name, n) in enumerate(files.most_common()))
 
 
 def chosen_device(name: str | None) -> torch.device:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cvrunner.config.adaptation import adaptation_of
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, AudioError, check_length, read_audio
-from cvrunner.errors import NonFiniteError, ResultsError, UsageError
+from cvrunner.errors import ResultsError, UsageError
 from cvrunner.records.model_folder import ModelFolder
 from cvrunner.records.results import RunRecord, TrialResult
 from cvrunner.records.run_directory import RunDirectory
@@ -213,7 +213,7 @@ def predict_files(
     problems: dict[Path, str] = {}
     spans: dict[Path, list[tuple[int, int]]] = {}
     members: list[str] = []
-    values: list[Floats] = []
+    values: list[dict[Path, Floats]] = []
     dimensions: tuple[str, ...] = ()
     for group in groups:
         encoder = group[0].network.encoder
@@ -221,25 +221,33 @@ def predict_files(
             longest_s = encoder.longest_samples / SAMPLE_RATE_HZ
             raise UsageError(f"window_s {window_s:g}: the encoder hears at most {longest_s:g} s at once")
         vectors: list[list[torch.Tensor]] = [[] for _ in group]
+        begins: dict[Path, int] = {}
         for path, waveform in _audio(paths, encoder.shortest_samples, problems, on_file):
-            spans[path] = windows(len(waveform), window_s, hop_s)
-            for start, end in spans[path]:
-                features = group[0].features(waveform[start:end])
-                for model, z in zip(group, vectors, strict=True):
-                    z.append(model.encode(features))
+            of_windows = windows(len(waveform), window_s, hop_s)
+            try:
+                rows = []
+                for start, end in of_windows:
+                    features = group[0].features(waveform[start:end])
+                    rows.append([model.encode(features) for model in group])
+            except Exception as error:  # whatever a model makes of one file, the others keep their ratings
+                problems[path] = f"{type(error).__name__}: {error}"
+                continue
+            spans[path], begins[path] = of_windows, len(vectors[0])
+            for z, encoded in zip(vectors, zip(*rows, strict=True), strict=True):
+                z.extend(encoded)
         dimensions = group[0].dimensions
         members += [model.description.name for model in group]
-        values += [model.rate(z) for model, z in zip(group, vectors, strict=True) if z]
-    files, begin = [], 0
-    for path in (path for path in paths if path in spans):
-        # `rate` gave the windows of all files in one row, since they may be the turns of one dialogue.
-        end = begin + len(spans[path])
-        of_file = np.stack([of_all[begin:end] for of_all in values])
+        # The windows of all files in one row, since they may be the turns of one dialogue.
+        rated = [model.rate(z) for model, z in zip(group, vectors, strict=True) if z]
+        values += [{path: row[begin : begin + len(spans[path])] for path, begin in begins.items()} for row in rated]
+    files = []
+    for path in (path for path in paths if path in spans and path not in problems):
+        of_file = np.stack([of_model[path] for of_model in values])
         if not np.isfinite(of_file).all():
-            raise NonFiniteError(f"{path}: a prediction is not a number")
+            problems[path] = "a prediction is not a number"
+            continue
         seconds = [(start / SAMPLE_RATE_HZ, stop / SAMPLE_RATE_HZ) for start, stop in spans[path]]
         files.append(FilePrediction(path, seconds[-1][1], seconds, members, of_file))
-        begin = end
     return Predictions(dimensions, files, problems)
 
 

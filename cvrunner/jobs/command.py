@@ -49,10 +49,14 @@ def submit(
         raise UsageError(f"working directory {folder}: there is no such folder")
     settings = jobs.runtime_environment(runtime_env or paths.default_runtime_env(), os.environ)
     command, folder = jobs.full_command(arguments), folder.absolute()
+    jobs.check_for_secrets(command)
     check_configuration(command, folder)
     cluster = _cluster(address)
-    job_id, job = jobs.free_id(jobs.usual_id(command, folder), cluster.all())
-    how = "runs already"
+    job_id, job = jobs.free_id(jobs.usual_id(command, folder, os.environ, runtime_env, python), cluster.all())
+    if job is not None:
+        how = f"runs already, submitted by {job.user or 'somebody'}"
+        if job.started_s:
+            how += f" and started at {datetime.fromtimestamp(job.started_s).isoformat(' ', 'seconds')}"
     if job is None:
         job, how = cluster.submit(job_id, python, command, folder, settings), "submitted"
     line_printer(console)(f"{job.id}: {how} on {cluster.address}")
@@ -104,7 +108,7 @@ def status(job_id: str | None, address: str | None, as_json: bool, console: Cons
             "started": started,
             "ended": ended,
             "results": found.results,
-            "owner": job.owner,
+            "owner": job.user,
             "trials": found.trials,
             "epochs": found.epochs,
             "eta": None if job.ended else found.eta,
@@ -115,7 +119,7 @@ def status(job_id: str | None, address: str | None, as_json: bool, console: Cons
         run = Path(found.results).name if found.results else DASH
         ccc = ", ".join(f"{name} {value:.4f}" for name, value in found.validation_ccc.items())
         progress = [found.trials, found.epochs, ccc, record["eta"]]
-        cells = [job.id, job.owner, job.outcome, started, _duration(job), run, *progress]
+        cells = [job.id, job.user, job.outcome, started, _duration(job), run, *progress]
         rows.append([str(cell or DASH) for cell in cells])
         if job_id:
             notes = [f"command  {job.command}", f"results  {found.results or DASH}"]

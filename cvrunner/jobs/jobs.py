@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import yaml
 
 from cvrunner.errors import TARGET_MISSED, ClusterError, Stopped, UsageError
 from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S
+from cvrunner.paths import default_runtime_env
 
 JobStatus = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 DEFAULT_COMMAND = "all-folds"
@@ -43,10 +45,10 @@ class Job:
     id: str
     status: JobStatus
     entrypoint: str
-    owner: str | None = None
-    """Who submitted it with `cvrunner submit`, by the name on their machine."""
     marked: bool = False
     """Submitted with `cvrunner submit`."""
+    user: str | None = None
+    """Who submitted it, if the submitter said so."""
     started_s: float | None = None
     """Unix time."""
     ended_s: float | None = None
@@ -152,17 +154,46 @@ def runtime_environment(file: Path, environment: Mapping[str, str]) -> dict[str,
     return settings | {"env_vars": {**settings.get("env_vars", {}), **passed_on}}
 
 
+def check_for_secrets(command: Sequence[str]) -> None:
+    """Raise UsageError if an argument has an address with a password: Ray shows a job's command to everyone."""
+    for word in command:
+        key, _, value = word.partition("=")
+        if "@" in urlsplit(value or key).netloc:
+            raise UsageError(
+                f"{key if value else 'an argument'} holds a user name or password, and Ray shows a job's command to "
+                "everyone; MLflow also reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the cluster"
+            )
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def usual_id(command: Sequence[str], folder: Path) -> str:
-    """Return the job id of a command with its configuration; `jobs/submit.sh` computes the same one.
+def user_name() -> str:
+    """Return the name of this user, as `id -un` prints it."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # in a container whose user has no name
+        return str(os.geteuid())
 
-    It is a hash of the arguments, of the files that they name and of `configs/*.yaml`, which may be their bases.
+
+def usual_id(
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    runtime_env: Path | None = None,
+    python: str = "python",
+) -> str:
+    """Return the job id of a command with all that changes its outcome; `jobs/submit.sh` computes the same one.
+
+    It is a hash of the arguments, the user, the variables that are passed on, the Python program, the files that the
+    arguments name, `configs/*.yaml`, which may be their bases, the runtime environment and the code.
     """
-    found = hashlib.sha256("".join(f"{word}\n" for word in command).encode())
+    environment = os.environ if environment is None else environment
+    words = [*command, user_name(), *(f"{name}={environment.get(name, '')}" for name in PASSED_ON), python]
+    found = hashlib.sha256("".join(f"{word}\n" for word in words).encode())
     named = [folder / word for word in command]
-    for file in (*named, *sorted(folder.glob("configs/*.yaml"))):
+    code = sorted(folder.glob("cvrunner/**/*.py"), key=lambda file: os.fsencode(file))
+    for file in (*named, *sorted(folder.glob("configs/*.yaml")), runtime_env or default_runtime_env(), *code):
         if os.path.isfile(file):  # Path.is_file raises for a name that is too long
             found.update(file.read_bytes())
     return f"cvrunner-{command[0]}-{found.hexdigest()[:10]}"

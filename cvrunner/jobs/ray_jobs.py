@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import getpass
 import logging
 import os
 import shlex
@@ -17,9 +16,9 @@ import requests
 
 from cvrunner import __version__
 from cvrunner.errors import ClusterError
-from cvrunner.jobs.jobs import Job
+from cvrunner.jobs.jobs import Job, user_name
 from cvrunner.orchestration.machine import find_token
-from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT
+from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT, bypass_proxy
 
 ANSWER_S = 15.0
 """Time limit for a query."""
@@ -80,7 +79,7 @@ class RayJobs:
                     entrypoint=shlex.join([python, "-m", "cvrunner", *command]),
                     submission_id=job_id,
                     runtime_env={**settings, "working_dir": str(folder)},
-                    metadata={"cvrunner": __version__, "command": shlex.join(command), "owner": getpass.getuser()},
+                    metadata={"cvrunner": __version__, "user": user_name(), "command": shlex.join(command)},
                 )
         except ClusterError:
             # Ray refuses an id that is taken: another process may have submitted the same command since it was chosen.
@@ -134,6 +133,7 @@ class RayJobs:
 
 def _client(address: str) -> Any:
     """Return Ray's client with a time limit for each request, which Ray itself does not set."""
+    bypass_proxy(os.environ)
     # Ray reads RAY_AUTH_MODE when it is imported, so this must come after RayJobs has set it.
     from ray.job_submission import JobSubmissionClient
 
@@ -148,7 +148,9 @@ def _client(address: str) -> Any:
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **settings: Any) -> Any:
             limit_s = {"GET": ANSWER_S}.get(method, UPLOAD_S)
-            return super()._do_request(method, endpoint, **{"timeout": limit_s, **settings})
+            # Without encryption, a proxy of the environment would read the token.
+            proxies = {} if address.startswith("https:") else {"http": None, "all": None}
+            return super()._do_request(method, endpoint, **{"timeout": limit_s, "proxies": proxies, **settings})
 
     return Client(address)
 
@@ -189,8 +191,8 @@ def _job(details: Any) -> Job:
         id=details.submission_id,
         status=details.status.value,
         entrypoint=details.entrypoint,
-        owner=(details.metadata or {}).get("owner"),
         marked="cvrunner" in (details.metadata or {}),
+        user=(details.metadata or {}).get("user"),
         # Milliseconds; None and 0 both mean that there is no time.
         started_s=(details.start_time or 0) / 1000 or None,
         ended_s=(details.end_time or 0) / 1000 or None,

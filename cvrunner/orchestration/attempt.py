@@ -18,7 +18,7 @@ from cvrunner.errors import (
     TrialError,
     TrialInUseError,
 )
-from cvrunner.files import PERMANENT, is_transient
+from cvrunner.files import FULL_DISK, PERMANENT, is_transient
 from cvrunner.orchestration.failures import Failure, FailureKind
 from cvrunner.orchestration.machine import find_driver, find_gpus, visible_gpus
 from cvrunner.records.results import Ending
@@ -86,6 +86,8 @@ def classify(error: BaseException) -> Failure:
     """Return the Failure for an exception raised by a trial, by its type."""
     kind = _kind(error)
     message = str(error) or type(error).__name__
+    if kind == "disk_full":
+        message += "; free some space, then the same command continues"
     if isinstance(error, CvrunnerError):
         return Failure(kind, message)
     frames = traceback.extract_tb(error.__traceback__)
@@ -102,6 +104,8 @@ def _kind(error: BaseException) -> FailureKind:
             return kind
     if isinstance(error, OSError) and is_transient(error):
         return "io"
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return "disk_full"
     if isinstance(error, OSError) and error.errno in PERMANENT:
         return "permanent"
     return "bug"

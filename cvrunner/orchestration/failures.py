@@ -19,6 +19,7 @@ FailureKind = Literal[
     "io",
     "non_finite",
     "bug",
+    "disk_full",
     "permanent",
     "configuration",
     "stopped",
@@ -33,8 +34,9 @@ class Failure:
     kind: FailureKind
     """preempted: its node is gone; worker_died: its process is gone; host_memory: killed by Ray's memory monitor;
     gpu_memory: out of GPU memory outside of an update; gpu: a device error; io: a disk or network error that may pass;
-    non_finite: the loss or a gradient is not finite; bug: an unexpected exception; permanent: training failed in a way
-    that would only repeat itself; configuration: wrong configuration, corpus or encoder; stopped: saved on request."""
+    non_finite: the loss or a gradient is not finite; bug: an unexpected exception; disk_full: no space, or no quota,
+    is left; permanent: training failed in a way that would only repeat itself;
+    configuration: wrong configuration, corpus or encoder; stopped: saved on request."""
     message: str
     details: str = ""
     """Traceback, if it helps."""
@@ -76,7 +78,7 @@ def decide(failure: Failure, earlier: Sequence[Failure], retries: RetriesConfig)
     |---|---|
     | stopped | stop |
     | configuration | abort |
-    | permanent | fail |
+    | disk_full, permanent | fail |
     | preempted | retry, without limit |
     | bug | fail if it occurred at the same place before, else as below |
     | all others | retry as often as `cluster.retries` allows for the kind, then fail |
@@ -86,7 +88,7 @@ def decide(failure: Failure, earlier: Sequence[Failure], retries: RetriesConfig)
             return Decision.STOP
         case "configuration":
             return Decision.ABORT
-        case "permanent":
+        case "disk_full" | "permanent":
             return Decision.FAIL
         case "preempted":
             return Decision.RETRY

@@ -12,20 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import psutil
 
-from cvrunner.orchestration.ray_cluster import ask_nodes
+from cvrunner.orchestration.ray_cluster import CONNECT_S, answers, ask_nodes
 
-CONNECT_S = 1.0
-"""Longest time to connect to an address."""
 ANSWER_S = 8.0
 """Longest time to ask a cluster for its size, including the start of a process that imports Ray."""
-DEFAULT_PORTS = {"http": 80, "https": 443, "ray": 10001, "": 6379}
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 """Where a container sees its own limits."""
 UNIX_PATH_LIMIT = 103 if sys.platform == "darwin" else 107
+DEFAULT_TEMP = "/tmp"  # noqa: S108 (Ray's default)
+SESSION = "/ray/session_2026-11-25_00-00-00_000000_4194304/sockets/plasma_store"
+"""What Ray appends to the temporary folder."""
 MIB = 2**20
 Service = Literal["Ray", "MLflow"]
 Answer = TypeVar("Answer")
@@ -237,12 +236,18 @@ def find_listeners() -> tuple[Listener, ...] | None:
     for connection in connections:
         if connection.status != psutil.CONN_LISTEN or not connection.laddr:
             continue
-        name, command = "another program", []
+        name, command, process = "another program", [], None
         if connection.pid is not None:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(connection.pid)
                 name, command = process.name(), process.cmdline()
         program, service = recognise(name, command, connection.laddr.port)
+        if service is None and process is not None:
+            # The workers of MLflow's server share its socket, and their command lines do not name it.
+            with contextlib.suppress(psutil.Error):
+                for parent in process.parents():
+                    if recognise(parent.name(), parent.cmdline(), connection.laddr.port)[1] == "MLflow":
+                        program, service = "mlflow", "MLflow"
         listeners.append(Listener(connection.laddr.ip, connection.laddr.port, connection.pid, program, service))
     return tuple(listeners)
 
@@ -288,25 +293,22 @@ def find_cluster(environment: Mapping[str, str], listeners: Sequence[Listener]) 
     return Cluster(address, bool(chosen), error, len(nodes), gpus, cpus)
 
 
-def answers(address: str) -> bool:
-    """Whether a program listens at `host:port` or a URL."""
-    if "://" not in address:
-        address = f"//{address}"
-    try:
-        parts = urlsplit(address)
-        port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
-        with socket.create_connection((parts.hostname or "", port), timeout=CONNECT_S):
-            return True
-    except (OSError, ValueError):
-        return False
+def ray_temp(environment: Mapping[str, str]) -> str:
+    """Return the folder in which Ray creates its session folder."""
+    temp = environment.get("RAY_TMPDIR")
+    if not temp and sys.platform == "linux":  # Ray reads TMPDIR only there
+        temp = environment.get("TMPDIR")
+    return (temp or DEFAULT_TEMP).rstrip("/")
+
+
+def socket_path_bytes(temp: str) -> int:
+    """Length of the paths of Ray's sockets, at most UNIX_PATH_LIMIT, for a temporary folder."""
+    return len((temp + SESSION).encode())
 
 
 def find_hardware(environment: Mapping[str, str]) -> Hardware:
     """Return cores, memory, GPUs and the folders that Ray uses."""
-    temp = environment.get("RAY_TMPDIR")
-    if not temp and sys.platform == "linux":  # Ray reads TMPDIR only there
-        temp = environment.get("TMPDIR")
-    temp = temp or "/tmp"  # noqa: S108 (Ray's default)
+    temp = ray_temp(environment)
     shm = Path("/dev/shm")  # noqa: S108 (Ray's default)
     gpus, memory = find_gpus(), psutil.virtual_memory()
     visible, cores, available = visible_gpus(gpus, environment), available_cores(), available_memory(memory.available)
@@ -322,7 +324,7 @@ def find_hardware(environment: Mapping[str, str]) -> Hardware:
         available_bytes=available,
         gpus=tuple(gpu.name for gpu in visible),
         shm_bytes=shutil.disk_usage(shm).free if shm.is_dir() else None,
-        temp=temp.rstrip("/"),
+        temp=temp,
         temp_used=1 - used.free / used.total if used.total else 0.0,
         socket_path_limit=UNIX_PATH_LIMIT,
         driver=find_driver(),

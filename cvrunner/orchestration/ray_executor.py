@@ -23,7 +23,16 @@ from cvrunner.errors import ClusterError, ClusterLostError
 from cvrunner.files import write_atomically
 from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Failure
-from cvrunner.orchestration.machine import available_cores, find_gpus, visible_gpus
+from cvrunner.orchestration.machine import (
+    DEFAULT_TEMP,
+    UNIX_PATH_LIMIT,
+    available_cores,
+    find_gpus,
+    ray_temp,
+    socket_path_bytes,
+    visible_gpus,
+)
+from cvrunner.orchestration.ray_cluster import bypass_proxy, check_address
 from cvrunner.orchestration.resources import capacity, logical_gpus
 from cvrunner.records.results import Ending, Result, Waiting, WorkerStarted
 from cvrunner.records.run_directory import TrialDirectory
@@ -38,7 +47,9 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
     # Ray would colour the names of actors even in files.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-if "RAY_ADDRESS" not in os.environ:
+if os.environ.get("RAY_ADDRESS", "") in ("", "local"):
+    # For Ray an empty one is set.
+    os.environ.pop("RAY_ADDRESS", None)
     # A Ray of our own must listen on loopback only; without this it ignores the address that it is given.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
@@ -353,10 +364,12 @@ def _answers(node: dict[str, Any]) -> bool:
 
 def connect(run: str, cluster: ClusterConfig) -> None:
     """Join the cluster at RAY_ADDRESS, or start Ray for this machine alone."""
+    bypass_proxy(os.environ)
     verbose = logging.getLogger().isEnabledFor(logging.INFO)
     level = "INFO" if verbose else "ERROR"
     common: dict[str, Any] = {"namespace": run, "log_to_driver": verbose, "logging_level": level}
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_address(address)
         ray.init(**common)
         return
     cores = available_cores()
@@ -368,5 +381,6 @@ def connect(run: str, cluster: ClusterConfig) -> None:
         num_gpus=gpus,
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
+        _temp_dir=f"{DEFAULT_TEMP}/ray" if socket_path_bytes(ray_temp(os.environ)) > UNIX_PATH_LIMIT else None,
         **common,
     )

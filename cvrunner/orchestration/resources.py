@@ -12,14 +12,13 @@ from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError, UsageError
 from cvrunner.orchestration.machine import (
     ANSWER_S,
-    answers,
     available_cores,
     find_cluster,
     find_gpus,
     find_listeners,
     visible_gpus,
 )
-from cvrunner.orchestration.ray_cluster import ask_nodes
+from cvrunner.orchestration.ray_cluster import answers, ask_nodes
 from cvrunner.training.trial import DeviceType
 
 NODE_GPUS = 8

@@ -71,14 +71,29 @@ class TrialDirectory:
     def read_result(self, kind: type[ResultT], key: str | None = None) -> ResultT | None:
         """Return a result of this kind; None if there is none, it has another key, or its files are damaged."""
         try:
-            result = kind.from_json(self.result_file.read_bytes(), str(self.result_file))
-            # A copy of the folder that was cut short would else be compared with part of its predictions.
-            predictions = hashlib.sha256(self.predictions.read_bytes()).hexdigest()
+            return self._read_result(kind, key)
         except (ResultsError, OSError):
             return None
+
+    def damage(self, key: str) -> str | None:
+        """Return why the trial's result cannot be used; None if it can, or if there is none."""
+        try:
+            self._read_result(TrialResult, key)
+        except ResultsError as error:
+            return str(error)
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}" if self.result_file.exists() else None
+        return None
+
+    def _read_result(self, kind: type[ResultT], key: str | None) -> ResultT:
+        result = kind.from_json(self.result_file.read_bytes(), str(self.result_file))
+        # A copy of the folder that was cut short would else be compared with part of its predictions.
+        predictions = hashlib.sha256(self.predictions.read_bytes()).hexdigest()
         if result.predictions_sha256 not in ("", predictions):
-            return None
-        return result if key in (None, result.key) else None
+            raise ResultsError(f"{self.predictions}: was altered: its SHA-256 is not the one in result.json")
+        if key not in (None, result.key):
+            raise ResultsError(f"{self.result_file}: is the result of other settings (key {result.key[:8]})")
+        return result
 
 
 class RunDirectory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,19 +15,21 @@ from cvrunner.data.corpus import fold_count
 from cvrunner.errors import LeakError, UsageError
 from cvrunner.orchestration.machine import find_gpus
 from cvrunner.orchestration.trials import plan_trials
-from cvrunner.records.run_directory import RunDirectory
+from cvrunner.records.run_directory import RunDirectory, TrialDirectory
 from cvrunner.report.check import check_run, check_text
 from cvrunner.report.compare import compare_runs, comparison_text
 from cvrunner.report.write import write_report
 from cvrunner.run import audit as corpus_audit
 from cvrunner.run.prepare import Experiment, check_fold, find_run_directory, prepare, prepare_config
 from cvrunner.run.protocol import make_protocol
-from cvrunner.run.session import announce, conclude, link_lines, lock, open_run, show, train, train_on_ray
+from cvrunner.run.session import announce, conclude, link_lines, open_run, show, train, train_on_ray
+from cvrunner.run.store import lock
 from cvrunner.text import line_printer, plural
 from cvrunner.tracking.mirror import sync_run
 from cvrunner.tracking.names import UI_ADDRESS
 from cvrunner.tracking.tracker import tracking_uri
 from cvrunner.training.faults import NONE, Chaos
+from cvrunner.training.trial import Trial
 from cvrunner.verdict.protocol import protocol_text
 
 if TYPE_CHECKING:
@@ -102,8 +105,12 @@ def one_fold(
     experiment = prepare_config(config, path.stem)
     # Again, since some corpora have to be read before their sessions, and so their folds, can be counted.
     check_fold(fold, len(experiment.folds))
-    with open_run(experiment, False, quiet, console, chaos) as run:
-        chosen = [t for t in run.trials if t.fold.number == fold and condition in (None, t.condition)]
+
+    def is_chosen(trial: Trial) -> bool:
+        return trial.fold.number == fold and condition in (None, trial.condition)
+
+    with open_run(experiment, False, quiet, console, chaos, is_chosen) as run:
+        chosen = [trial for trial in run.trials if is_chosen(trial)]
         pending = run.pending(chosen)
         announce(run, chosen, pending)
 
@@ -152,11 +159,15 @@ def report(run: Path, console: Console, as_json: bool = False, check: bool = Fal
         line_printer(console)(text)
         return int(bool(checked.problems))
     built = write_report(find_run_directory(run))
+    for name in built.summary.missing:
+        if damage := TrialDirectory(built.directory.path / name).damage(built.run.trials[name].key):
+            # Not on standard output, which may have to be JSON.
+            print(f"warning: {name} counts as missing: {damage}", file=sys.stderr, flush=True)
     if as_json:
         line_printer(console)(built.summary.to_json().rstrip())
     else:
         show(built.directory, built.run, built.summary, console)
-    return int(built.run.status != "COMPLETE")
+    return int(built.run.status != "COMPLETE" or bool(built.summary.missing))
 
 
 def compare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,12 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
     results_root = paths.lasting(config.results.root, "results.root")
     cache_dir = paths.lasting(config.cluster.cache_dir, "cluster.cache_dir")
     root = paths.corpus_root(config.corpus.root)
+    if for_training:
+        if problem := paths.not_writable(results_root):
+            raise ResultsError(f"results.root: {results_root} cannot be written: {problem}")
+        # The nodes of a cluster may have a disk that its head, where the driver runs, lacks.
+        if (problem := paths.not_writable(cache_dir)) and not os.environ.get("RAY_ADDRESS"):
+            raise ConfigError(f"cluster.cache_dir: {cache_dir} cannot be written: {problem}")
     demo_encoder: list[str] = []
     fields: list[int] = []
     # Cheap checks come first: a large corpus takes minutes to read.

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from cvrunner import paths
-from cvrunner.errors import ClusterError, ClusterLostError, CvrunnerError, ResultsError, Stopped, UsageError
+from cvrunner.errors import ClusterError, ClusterLostError, CvrunnerError, Stopped, UsageError
 from cvrunner.orchestration.preemption import Preemption
 from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT
 from cvrunner.orchestration.ray_metrics import Gauges
@@ -31,7 +31,7 @@ from cvrunner.report.tables import render_text
 from cvrunner.report.write import write_files
 from cvrunner.run.prepare import Experiment
 from cvrunner.run.progress import ProbeProgress, Progress
-from cvrunner.run.store import RunStore
+from cvrunner.run.store import RunStore, lock
 from cvrunner.text import line_printer, plural
 from cvrunner.tracking.names import UI_ADDRESS
 from cvrunner.tracking.tracker import RunTracker, tracker_for
@@ -78,27 +78,31 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def open_run(experiment: Experiment, new: bool, quiet: bool, console: Console, chaos: Chaos = NONE) -> Iterator[Run]:
-    """Find the run of this configuration, corpus and code, or begin one. Raises ResultsError if it is in use."""
+def open_run(
+    experiment: Experiment,
+    new: bool,
+    quiet: bool,
+    console: Console,
+    chaos: Chaos = NONE,
+    only: Callable[[Trial], bool] | None = None,
+) -> Iterator[Run]:
+    """Find the run of this configuration, corpus and code, or begin one. Raises ResultsError if it is in use.
+
+    `only`: the trials that this command works on, while others may work on the rest; None: nobody else may.
+    """
     trials = plan_trials(experiment.config, experiment.corpus, experiment.folds)
     store = RunStore.open(experiment, trials, sys.argv, new)
     tracker = tracker_for(experiment.config, experiment.results_root, line_printer(console), chaos)
-    with lock(store.directory.path):
+    with contextlib.ExitStack() as held:
+        if only is None:
+            held.enter_context(lock(store.directory.path))
+        else:
+            store.claim([trial for trial in trials if only(trial)])
+            held.callback(store.release)
+            tracker.only = frozenset(store.claims or ())
         store.declare(experiment, trials)
         probes = plan_probes(trials, store.record.conditions[0])
         yield Run(experiment, store, trials, probes, tracker, console, quiet)
-
-
-@contextlib.contextmanager
-def lock(folder: Path, remedy: str = "wait for it or stop it") -> Iterator[None]:
-    """Keep other processes out of a run's folder. Raises ResultsError, with what to do, if it is in use."""
-    try:
-        # The system frees the lock if its process is killed, so it never keeps a run from continuing. No waiting: the
-        # other process may need it for days.
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ResultsError(f"{folder}: another process is working on this run; {remedy}") from None
 
 
 def announce(run: Run, chosen: Sequence[Trial], pending: Sequence[Trial]) -> None:
@@ -236,6 +240,12 @@ def conclude(run: Run, ending: Outcome | None) -> int:
 
 def close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
     """Compare, write and mirror the run, unless that was done before and nothing was trained since."""
+    # Commands that share a run end one after the other: the last one writes the comparison of all trials.
+    with FileLock(run.store.directory.path / ".report.lock"):
+        return _close(run, ending)
+
+
+def _close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
     store = run.store
     directory, status = store.directory, store.record.status
     if ending or status != "COMPLETE":
@@ -244,7 +254,11 @@ def close(run: Run, ending: Outcome | None) -> tuple[RunStatus, Summary]:
     if ending is None and not store.changed and directory.report.is_file() and directory.summary_file.is_file():
         summary = Summary.from_json(directory.summary_file.read_bytes(), str(directory.summary_file))
         # A driver that was killed after its last trial has left the summary of an unfinished run.
-        if bool(summary.missing) == (status != "COMPLETE"):
+        # No links, although there is a tracker: MLflow has missed the run, so what is on disk is written there now.
+        written = store.record.links or run.tracker.uri is None
+        if written and bool(summary.missing) == (status != "COMPLETE"):
+            if run.tracker.is_away():
+                line_printer(run.console)(f"MLflow ({run.tracker.uri}) does not answer now")
             return status, summary
     # No links may also mean that MLflow does not answer now; those in run.json stay.
     report = read_report(directory, run.tracker.links(UI_ADDRESS) or None)

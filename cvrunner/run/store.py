@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import yaml
+from filelock import FileLock, Timeout
 
 import cvrunner
 from cvrunner.config.schema import Config
 from cvrunner.data.folds import Fold, split_table
 from cvrunner.data.utterance import Corpus, natural_order
 from cvrunner.errors import ResultsError
-from cvrunner.files import write_atomically
+from cvrunner.files import write_atomically, write_folder_atomically
 from cvrunner.orchestration.failures import STATUS, Decision, Failure
 from cvrunner.orchestration.trials import run_key
 from cvrunner.records.results import (
@@ -36,12 +38,14 @@ from cvrunner.run.protocol import make_protocol
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.floor import floor_csv, floor_predictions, floor_record
 from cvrunner.verdict.ledger import Look, added_after_look, looks_at, new_scores, read_ledger, record_look
-from cvrunner.verdict.protocol import ProtocolFile, ProtocolVersion, changes, read_protocol
+from cvrunner.verdict.protocol import Protocol, ProtocolFile, ProtocolVersion, changes, read_protocol
 
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
 
 RecordT = TypeVar("RecordT", bound=Provenance)
+LOCK, CLAIM = ".lock", ".claim"
+"""Files that a process holds locked: in the folder of its run, or in those of its trials if it shares the run."""
 
 
 class RecordStore(Generic[RecordT]):
@@ -58,24 +62,26 @@ class RecordStore(Generic[RecordT]):
         if self.fresh:
             shutil.rmtree(self.file.parent, ignore_errors=True)
 
-    def create_folder(self, config: Config, folds: Sequence[Fold], files: Mapping[Path, str] | None = None) -> None:
-        """Write config.yaml, split.json, further `files` (path: text) and the record. Raises ResultsError."""
-        folder = self.file.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.write_config(config)
-            write_atomically(folder / "split.json", json.dumps(split_table(folds), indent=1) + "\n")
-            for path, text in (files or {}).items():
-                write_atomically(path, text)
-            # The record comes last: a folder without it is not taken for a run.
-            self._write()
-        except OSError as error:
-            raise ResultsError(f"results.root: {folder} cannot be written: {error.strerror}") from None
+    def create_folder(self, config: Config, folds: Sequence[Fold], files: Mapping[str, str] | None = None) -> None:
+        """Create the folder with config.yaml, split.json, further `files` (name: text) and the record.
 
-    def write_config(self, config: Config) -> None:
-        """Write config.yaml."""
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        write_atomically(self.file.parent / "config.yaml", text)
+        A folder that another process made meanwhile is kept. Raises ResultsError.
+        """
+        contents = {
+            "config.yaml": config_yaml(config),
+            "split.json": json.dumps(split_table(folds), indent=1) + "\n",
+            **(files or {}),
+            self.file.name: self.record.to_json(),
+        }
+
+        def fill(folder: Path) -> None:
+            for name, text in contents.items():
+                (folder / name).write_text(text, encoding="utf-8")
+
+        try:
+            write_folder_atomically(self.file.parent, fill)
+        except OSError as error:
+            raise ResultsError(f"results.root: {self.file.parent} cannot be written: {error.strerror}") from None
 
     def _end(self, complete: bool, stopped: bool, **changes: Any) -> RunStatus:
         """Set and return the final status, together with other changes."""
@@ -91,14 +97,25 @@ class RecordStore(Generic[RecordT]):
         write_atomically(self.file, self.record.to_json())
 
 
+def config_yaml(config: Config) -> str:
+    """Return the content of config.yaml."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
 class RunStore(RecordStore[RunRecord]):
-    """The record of a run on disk; an observer of its trials."""
+    """The record of a run on disk; an observer of its trials.
+
+    Several `fold` commands may work on one run: each changes its own trials and leaves those that another one holds.
+    """
 
     def __init__(self, directory: RunDirectory, record: RunRecord, fresh: bool = False) -> None:
         super().__init__(directory.run_file, record, fresh)
         self.directory = directory
         self.changed = False
         """Whether this invocation changed the protocol."""
+        self.claims: dict[str, FileLock] | None = None
+        """The trials of this command by name, if other commands may work on the run; None: the run is its own."""
+        self._lock = FileLock(directory.path / ".run.json.lock")
 
     @classmethod
     def open(cls, experiment: Experiment, trials: Sequence[Trial], command: list[str], new: bool) -> RunStore:
@@ -125,9 +142,47 @@ class RunStore(RecordStore[RunRecord]):
         store = cls(directory, record, fresh=True)
         files = {}
         if predictions:
-            files[directory.floor] = floor_csv(experiment.folds, dimensions, predictions)
+            files[directory.floor.name] = floor_csv(experiment.folds, dimensions, predictions)
         store.create_folder(config, experiment.folds, files)
+        store.record = directory.read_run()
         return store
+
+    def claim(self, trials: Sequence[Trial]) -> None:
+        """Share the run with other commands, except for these trials. Raises ResultsError if one of them is in use.
+
+        `release`, or the end of the process, gives them back.
+        """
+        self.claims = {}
+        try:
+            # One command after the other: all of them need the run's own lock for a moment.
+            with self._lock, FileLock(self.directory.path / LOCK, timeout=0):
+                for trial in trials:
+                    folder = self.trial_directory(trial).path
+                    folder.mkdir(parents=True, exist_ok=True)
+                    self.claims[trial.name] = FileLock(folder / CLAIM, timeout=0)
+                    self.claims[trial.name].acquire()
+        except Timeout:
+            self.release()
+            raise in_use(self.directory.path) from None
+
+    def release(self) -> None:
+        """Give the claimed trials back."""
+        for claim in (self.claims or {}).values():
+            claim.release()
+        self.claims = self.claims and {}
+
+    def elsewhere(self) -> set[str]:
+        """Return the names of the trials on which other commands work at this moment."""
+        names = set() if self.claims is None else self.record.trials.keys() - self.claims.keys()
+        return {name for name in names if is_held(self.directory.path / name / CLAIM)}
+
+    @contextlib.contextmanager
+    def _latest(self) -> Iterator[None]:
+        """Keep other commands from changing the record, and know their changes."""
+        with self._lock:
+            if self.claims is not None:
+                self.record = self.directory.read_run()
+            yield
 
     def declare(self, experiment: Experiment, trials: Sequence[Trial]) -> None:
         """Write the protocol before the run's first trial; if it has changed since, append what changed and when.
@@ -135,7 +190,10 @@ class RunStore(RecordStore[RunRecord]):
         Seeds and conditions are part of the run's key, so changing them begins another run: its protocol names those
         that were added after a look at test scores. Raises ResultsError if protocol.json cannot be read.
         """
-        protocol = make_protocol(experiment, trials, self.record.conditions)
+        with self._latest():
+            self._declare(make_protocol(experiment, trials, self.record.conditions), experiment.config)
+
+    def _declare(self, protocol: Protocol, config: Config) -> None:
         file = read_protocol(self.directory) or ProtocolFile(versions=[])
         if file.versions and file.versions[-1].sha256 == protocol.sha256:
             return
@@ -152,7 +210,7 @@ class RunStore(RecordStore[RunRecord]):
         file = ProtocolFile(versions=[*file.versions, version])
         write_atomically(self.directory.protocol_file, file.to_json())
         # The latest protocol is in force, so the report must find its margin and primary outcome.
-        self.write_config(experiment.config)
+        write_atomically(self.directory.config, config_yaml(config))
         self._write(protocol_sha256=file.versions[0].sha256)
         self.changed = True
 
@@ -172,39 +230,56 @@ class RunStore(RecordStore[RunRecord]):
             seeds=file.current.seeds,
             scores=scores,
         )
-        self._write(looks_before=record_look(root, look))
+        self.note(looks_before=record_look(root, look))
 
     def trial_directory(self, trial: Trial) -> TrialDirectory:
         return self.directory.trial(trial.condition, trial.fold.number, trial.seed)
 
     def begin(self) -> None:
         """Mark the run as RUNNING; a trial is DONE if its result is on disk, and waits otherwise."""
-        states = {}
-        for name, state in self.record.trials.items():
-            trial = self.directory.trial(state.condition, state.fold, state.seed)
-            status: TrialStatus = "WAITING"
-            if trial.result(state.key) is not None:
-                status = "DONE"
-                # A process killed after it wrote the result has left its checkpoint.
-                shutil.rmtree(trial.checkpoint, ignore_errors=True)
-            states[name] = state.model_copy(update={"status": status, "error": None})
-        self._write(trials=states, status="RUNNING", finished_at=None)
+        with self._latest():
+            elsewhere = self.elsewhere()
+            states = {
+                name: state if name in elsewhere else self._begun(state) for name, state in self.record.trials.items()
+            }
+            self._write(trials=states, status="RUNNING", finished_at=None)
+
+    def _begun(self, state: TrialState) -> TrialState:
+        trial = self.directory.trial(state.condition, state.fold, state.seed)
+        status: TrialStatus = "WAITING"
+        if trial.result(state.key) is not None:
+            status = "DONE"
+            # A process killed after it wrote the result has left its checkpoint.
+            shutil.rmtree(trial.checkpoint, ignore_errors=True)
+        return state.model_copy(update={"status": status, "error": None})
 
     def end(self, stopped: bool) -> RunStatus:
-        """Set and return the final status: COMPLETE only if every trial has its result."""
-        states = dict(self.record.trials)
-        for name, state in states.items():
-            # Neither finished nor given up, so the driver ends while it trains: its checkpoint stays.
-            if state.status == "RUNNING":
-                states[name] = state.model_copy(update={"status": "STOPPED"})
-        return self._end(all(state.status == "DONE" for state in states.values()), stopped, trials=states)
+        """Set and return the final status: COMPLETE only if every trial has its result.
+
+        While other commands work on the run it stays RUNNING; the last one ends it.
+        """
+        # Given back first, so that of two commands that end together the later one finds none at work.
+        self.release()
+        with self._latest():
+            elsewhere, states = self.elsewhere(), dict(self.record.trials)
+            for name, state in states.items():
+                # Neither finished nor given up, so the driver ends while it trains: its checkpoint stays.
+                if state.status == "RUNNING" and name not in elsewhere:
+                    states[name] = state.model_copy(update={"status": "STOPPED"})
+            complete = all(state.status == "DONE" for state in states.values())
+            if elsewhere and not complete:
+                self._write(trials=states)
+                return "RUNNING"
+            return self._end(complete, stopped, trials=states)
 
     def note(self, **changes: Any) -> None:
         """Change further fields of run.json, such as the links."""
-        self._write(**changes)
+        with self._latest():
+            self._write(**changes)
 
     def attempt(self, trial: Trial, number: int) -> None:
-        # `number` begins at 1 in every invocation; the record counts the attempts of all of them.
+        # `number` begins at 1 in every invocation; the record counts the attempts of all of them. Only this command
+        # changes the states of its own trials, so they are known without reading the record again.
         self._set(trial, status="RUNNING", attempts=self.record.trials[trial.name].attempts + 1)
 
     def event(self, trial: Trial, event: Event) -> None:
@@ -231,7 +306,37 @@ class RunStore(RecordStore[RunRecord]):
 
     def _set(self, trial: Trial, **changes: Any) -> None:
         state = self.record.trials[trial.name].model_copy(update=changes)
-        self._write(trials={**self.record.trials, trial.name: state})
+        with self._latest():
+            self._write(trials={**self.record.trials, trial.name: state})
+
+
+def is_held(file: Path) -> bool:
+    """Return whether a living process holds this lock."""
+    try:
+        if file.exists():
+            FileLock(file, timeout=0).acquire().lock.release()
+    except Timeout:
+        return True
+    return False
+
+
+def in_use(folder: Path, remedy: str = "wait for it or stop it") -> ResultsError:
+    """Return the error for a run or a trial that another process has locked, with what to do."""
+    return ResultsError(f"{folder}: another process is working on this run; {remedy}")
+
+
+@contextlib.contextmanager
+def lock(folder: Path, remedy: str = "wait for it or stop it") -> Iterator[None]:
+    """Keep other processes out of a run's folder. Raises ResultsError, with what to do, if it is in use."""
+    try:
+        # The system frees the lock if its process is killed, so it never keeps a run from continuing. No waiting: the
+        # other process may need it for days.
+        with FileLock(folder / LOCK, timeout=0):
+            if any(map(is_held, folder.glob(f"*/*/*/{CLAIM}"))):
+                raise in_use(folder, remedy)
+            yield
+    except Timeout:
+        raise in_use(folder, remedy) from None
 
 
 def choose_folder(root: Path, prefix: str, key: str, record_file: str, new: bool) -> tuple[Path, bool]:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from cvrunner.config.schema import Config, digest
 from cvrunner.errors import CvrunnerError, ResultsError
@@ -64,7 +67,7 @@ def mlflow_problem(error: BaseException) -> str:
 class Mirror:
     """An experiment in MLflow in which the parts of a run, or of a sweep, are found again by their tags."""
 
-    def __init__(self, uri: str, config: Config, record: Provenance) -> None:
+    def __init__(self, uri: str, config: Config, record: Provenance, alone: bool = True) -> None:
         # mlflow takes seconds to import, which a command on a finished run, or with tracking off, must not pay.
         from cvrunner.tracking.mlflow_store import MlflowStore
 
@@ -73,38 +76,51 @@ class Mirror:
         self.experiment = self.store.experiment(f"{config.tracking.experiment}-{record.protocol}")
         self.own = {names.RUN_KEY: record.key}
         """The tag that all entries of this run have."""
-        # A driver that died has left its entries RUNNING.
-        self.store.close_running(self.experiment, self.own)
+        # A driver that died has left its entries RUNNING; `alone`: none of them can be that of a living one.
+        if alone:
+            self.store.close_running(self.experiment, self.own)
 
 
 class MlflowMirror(Mirror):
     """A run in MLflow."""
 
-    def __init__(self, uri: str, run: RunRecord, config: Config, directory: RunDirectory) -> None:
-        """Find or create the parents and the comparison, and catch up with the files."""
-        super().__init__(uri, config, run)
+    def __init__(
+        self,
+        uri: str,
+        run: RunRecord,
+        config: Config,
+        directory: RunDirectory,
+        only: Collection[str] | None = None,
+    ) -> None:
+        """Find or create the parents and the comparison, and catch up with the files.
+
+        `only`: names of the trials to catch up with, if other commands write the others; None: all.
+        """
+        super().__init__(uri, config, run, alone=only is None)
         self.run, self.directory = run, directory
         self._trials: dict[str, StoredRun] = {}
         self._epochs: dict[str, dict[int, EpochRecord]] = {}
         self._parents: dict[str, StoredRun] = {}
-        for condition in run.conditions:
-            tags, params = names.condition_entry(run, config, condition)
-            found_by = names.run_tags(run, "parent", f"{run.key}/{condition}")
-            parent = self.store.find_or_create(self.experiment, f"{condition} {run.run}", found_by, tags)
-            self.store.set_status(parent.id, "RUNNING")
-            self.store.log_params(parent, params)
-            self._parents[condition] = parent
-        # Created at the start, so that its address can be printed, and stand in the report, before the run ends.
-        found_by = names.run_tags(run, "comparison", run.key)
-        self._comparison = self.store.find_or_create(self.experiment, f"comparison {run.run}", found_by, {})
-        self.store.set_status(self._comparison.id, "RUNNING")
+        # Commands that share a run begin together, and each entry must be created once.
+        with FileLock(directory.path / ".mlflow.lock"):
+            for condition in run.conditions:
+                tags, params = names.condition_entry(run, config, condition)
+                found_by = names.run_tags(run, "parent", f"{run.key}/{condition}")
+                parent = self.store.find_or_create(self.experiment, f"{condition} {run.run}", found_by, tags)
+                self.store.set_status(parent.id, "RUNNING")
+                self.store.log_params(parent, params)
+                self._parents[condition] = parent
+            # Created at the start, so that its address can be printed, and stand in the report, before the run ends.
+            found_by = names.run_tags(run, "comparison", run.key)
+            self._comparison = self.store.find_or_create(self.experiment, f"comparison {run.run}", found_by, {})
+            self.store.set_status(self._comparison.id, "RUNNING")
         self._view_key = digest([run.run, run.key])[:24]
         view = names.view_state(run, int(time.time() * 1000), [parent.id for parent in self._parents.values()])
         self.store.client.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{self._view_key}", view)
         # Catch up: the server may have been away, or an earlier driver was killed before it had written everything.
         current = directory.read_run()
         results = directory.results(current)
-        for name in run.trials:
+        for name in run.trials if only is None else only:
             state = current.trials[name]
             if state.status == "WAITING":
                 self._log_journal(name)

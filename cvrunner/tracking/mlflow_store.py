@@ -5,19 +5,27 @@ Importing it takes seconds, so import it where it is used.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
 
 import cvrunner
+from cvrunner.orchestration.ray_cluster import bypass_proxy
 
 
 def quieten() -> None:
     """Set short waits, no telemetry and no chatter; what the user has set stays."""
+    bypass_proxy(os.environ)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -35,12 +43,22 @@ quieten()
 
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Dataset, DatasetInput, LoggedModelOutput, Metric, Param, Run, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import ModelSignature  # noqa: E402
 from mlflow.pyfunc import save_model  # noqa: E402
 from mlflow.types.schema import ColSpec, Schema, TensorSpec  # noqa: E402
+from sqlalchemy import make_url  # noqa: E402
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
 """Limits of one request to MLflow."""
+ARTIFACTS = "mlartifacts"
+"""Folder next to a database for the files of its runs."""
+ADDRESSES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+"""Where MLflow keeps the absolute addresses of such folders: table and column."""
+BUSY_S = 20.0
+"""Longest time to wait for another process that writes the database."""
+QUIET_S = 5.0
+"""Nobody is creating the tables of a database that did not change for this time."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,8 @@ class MlflowStore:
     def __init__(self, uri: str) -> None:
         quieten()
         self.uri = uri
-        self.client = MlflowClient(tracking_uri=uri)
+        self.database = database_file(uri)
+        self.client = MlflowClient(tracking_uri=uri) if self.database is None else open_database(uri, self.database)
         self._last_steps: dict[tuple[str, str], int] = {}
         """Last step that the server has, by run and metric."""
 
@@ -71,10 +90,16 @@ class MlflowStore:
                 self.client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         artifacts = None
-        if self.uri.startswith("sqlite:///"):
+        if self.database is not None:
             # MLflow's default for a database is the working directory. A server has its own place.
-            artifacts = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name).as_uri()
-        return str(self.client.create_experiment(name, artifact_location=artifacts))
+            artifacts = (self.database.parent / ARTIFACTS / name).as_uri()
+        try:
+            return str(self.client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:
+            # Another process may have created it since.
+            if (found := self.client.get_experiment_by_name(name)) is None:
+                raise
+            return str(found.experiment_id)
 
     def find(self, experiment_id: str, tags: Mapping[str, str]) -> StoredRun | None:
         """Return the newest run with these tags, or None."""
@@ -165,6 +190,101 @@ class MlflowStore:
             token = page.token
             if not token:
                 return
+
+
+def database_file(uri: str) -> Path | None:
+    """Return the file of a SQLite database; None for a server or another database."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(make_url(uri).database or "").absolute()
+
+
+def open_database(uri: str, file: Path) -> MlflowClient:
+    """Open or create a database, one process at a time: MLflow cannot create its tables twice at once.
+
+    A damaged database is set aside, and one that a full disk or a kill left half made is emptied; both are logged, and
+    written again from the files of the runs. Artifacts follow a folder that was moved.
+    """
+    # Also before the lock, which would create the folder, perhaps where one was before it was moved.
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{file.parent} does not exist")
+    # With the driver's name, for without it MLflow would make folders of the address as it is quoted.
+    uri = uri.replace("sqlite:", "sqlite+pysqlite:", 1)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        if file.exists() and is_damaged(file):
+            aside = file.with_name(f"{file.name}.damaged")
+            shutil.copyfile(file, aside)
+            empty(file, f"damaged; its content is kept in {aside}")
+        try:
+            client = MlflowClient(tracking_uri=uri)
+        except Exception:
+            # A program that does not know the lock, such as `mlflow ui`, may be creating the tables.
+            time.sleep(max(0.0, QUIET_S - abs(time.time() - file.stat().st_mtime)))
+            try:
+                client = MlflowClient(tracking_uri=uri)
+            except Exception:
+                if holds_runs(file):
+                    raise
+                empty(file, "half made")
+                client = MlflowClient(tracking_uri=uri)
+        move_artifacts(file)
+    return client
+
+
+def is_damaged(file: Path) -> bool:
+    """Return whether a file is no intact SQLite database."""
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=BUSY_S)) as database:
+            return bool(database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok")
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return True
+        raise
+
+
+def holds_runs(file: Path) -> bool:
+    """Return whether a database has MLflow's table of runs, and runs in it."""
+    with contextlib.closing(sqlite3.connect(file, timeout=BUSY_S)) as database:
+        found = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'runs'").fetchone()
+        return bool(found[0]) and bool(database.execute("SELECT count(*) FROM runs").fetchone()[0])
+
+
+def empty(file: Path, reason: str) -> None:
+    """Empty a database in place: connections that are open would go on with a file that is removed."""
+    with file.open("wb"):
+        file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
+    logging.getLogger(__name__).warning(
+        "MLflow database %s was %s; it is written again from this run's files, and by `cvrunner sync RUN` from others",
+        file,
+        reason,
+    )
+
+
+def move_artifacts(file: Path) -> None:
+    """Let the artifacts of experiments in `<database's folder>/mlartifacts` follow the folder if it was moved.
+
+    MLflow keeps absolute addresses: without this it would write to the old place.
+    """
+    here = (file.parent / ARTIFACTS).as_uri()
+    with contextlib.closing(sqlite3.connect(file, timeout=BUSY_S)) as database, database:
+        locations = [row[0] for row in database.execute("SELECT artifact_location FROM experiments")]
+        for location in locations:
+            before, found, _ = (location or "").partition(f"/{ARTIFACTS}/")
+            before += f"/{ARTIFACTS}"
+            if not found or not before.startswith("file:") or before == here or is_same(before, here):
+                continue
+            for table, column in ADDRESSES:
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 (names of our own)
+                    f"WHERE substr({column}, 1, ?) = ?",
+                    (here, len(before) + 1, len(before) + 1, f"{before}/"),
+                )
+
+
+def is_same(first: str, second: str) -> bool:
+    """Return whether two `file:` addresses lead to the same folder, such as by a link."""
+    paths = [Path(unquote(urlsplit(address).path)) for address in (first, second)]
+    return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
 
 
 def save_pyfunc(folder: Path, code: Path, artifacts: Path, dimensions: Sequence[str], about: Mapping[str, str]) -> None:

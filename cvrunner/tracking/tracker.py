@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from cvrunner.config.schema import Config
 from cvrunner.orchestration.failures import STATUS, Decision, Failure
+from cvrunner.orchestration.ray_cluster import answers
 from cvrunner.records.results import EpochRecord, RunRecord, RunStatus, TrialResult
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report.report import Report
@@ -59,6 +60,10 @@ class Tracker(Generic[MirrorT]):
         self._entries: queue.SimpleQueue[threading.Event | tuple[str, Callable[[MirrorT], object], bool]]
         self._entries = queue.SimpleQueue()
         """Events of `wait`, and writes: a name for the warning, the write itself, and whether it is the last."""
+
+    def is_away(self) -> bool:
+        """Return whether nobody listens at the address of the server; a database is always there."""
+        return self.uri is not None and self.uri.startswith("http") and not answers(self.uri)
 
     def wait(self, limit_s: float) -> bool:
         """Wait until everything so far is written; return False if that takes longer than `limit_s` seconds."""
@@ -123,6 +128,8 @@ class RunTracker(Tracker[MlflowMirror]):
     """The tracker of a run: an observer of its trials."""
 
     remedy = "`cvrunner sync RUN`"
+    only: frozenset[str] | None = None
+    """Names of the trials to report if other commands work on the others; None: all."""
     _show_links: Callable[[dict[str, str]], None] | None = None
     _links: dict[str, str] | None = None
 
@@ -139,7 +146,7 @@ class RunTracker(Tracker[MlflowMirror]):
         because run.json has one writer; and not at once, because mlflow takes seconds to open.
         """
         self._show_links = show_links
-        self._open(lambda uri: MlflowMirror(uri, run, config, directory))
+        self._open(lambda uri: MlflowMirror(uri, run, config, directory, self.only))
 
         def find_links(mirror: MlflowMirror) -> None:
             self._links = mirror.links(UI_ADDRESS)
@@ -172,10 +179,24 @@ class RunTracker(Tracker[MlflowMirror]):
         return found.copy()
 
     def finish(self, report: Report, status: RunStatus) -> None:
-        """Write the comparison and its files, after the report was written or when the run was stopped."""
+        """Write the comparison and its files, after the report was written or when the run was stopped.
+
+        While other commands work on the run, only wait for what was written: the last one writes the outcome.
+        """
         # Not started yet if there was nothing left to train.
         self.start(report.run, report.config, report.directory)
-        self._finish(lambda mirror: mirror.finish(report, status), status)
+        if status == "RUNNING":
+            self.wait(FINISH_S)
+        elif self.only is None:
+            self._finish(lambda mirror: mirror.finish(report, status), status)
+        else:
+            # What the other commands have written is not known to the mirror of this one.
+            self._finish(
+                lambda mirror: MlflowMirror(mirror.uri, report.run, report.config, report.directory).finish(
+                    report, status
+                ),
+                status,
+            )
 
 
 def tracker_for(config: Config, results_root: Path, warn: Warn, chaos: Chaos = NONE) -> RunTracker:
@@ -186,5 +207,6 @@ def tracker_for(config: Config, results_root: Path, warn: Warn, chaos: Chaos = N
 
 def tracking_uri(config: Config, results_root: Path) -> str:
     """Return `tracking.uri`, or else the address of a database in the results folder."""
-    # Absolute, because Ray runs a job in a working directory that it removes.
-    return config.tracking.uri or f"sqlite:///{results_root.absolute()}/mlflow.db"
+    # Absolute, because Ray runs a job in a working directory that it removes. In an address `%` and `?` have a meaning.
+    folder = str(results_root.absolute()).replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+    return config.tracking.uri or f"sqlite:///{folder}/mlflow.db"

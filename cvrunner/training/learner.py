@@ -134,7 +134,10 @@ class Learner:
             # Before the first update the weights are those of the start, whatever the learning rate.
             advice = "No update has been made yet, so the cause is not a learning rate but the labels or the encoder"
             if position.updates:
-                advice = "Try a lower train.encoder_lr (5e-6) or train.lora_lr, or a lower train.grad_clip (0.3)"
+                adaptation, rate = self.trial.config.adaptation, "train.lr (5e-5)"
+                if adaptation.trains_encoder:
+                    rate = "train.encoder_lr (5e-6)" if adaptation.lora is None else "train.lora_lr (5e-5)"
+                advice = f"Try a lower {rate} or a lower train.grad_clip (0.3)"
             raise NonFiniteError(
                 f"epoch {position.epoch}, update {position.step + 1}: loss {loss}, gradient norm {total}; utterances "
                 f"{', '.join(u.id for u in update.utterances[:8])}. {advice}"

@@ -20,7 +20,8 @@ from cvrunner.errors import ClusterError, ClusterLostError, ConfigError, Stopped
 from cvrunner.files import write_atomically
 from cvrunner.records.results import ccc_label
 from cvrunner.run.prepare import Experiment, check_depth, check_fold, prepare_config
-from cvrunner.run.session import lock, stop_on_signals, stop_window
+from cvrunner.run.session import stop_on_signals, stop_window
+from cvrunner.run.store import lock
 from cvrunner.text import Table, format_score, line_printer, plural, tables_as_text
 from cvrunner.tracking.tracker import tracking_uri
 from cvrunner.training.trial import Trial

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -222,7 +223,7 @@ DAMAGED: list[tuple[Facts, str, str, str, str]] = [
     (settings(tracking={"uri": "sqlite:///mlflow.db"}), "MLflow store", "problem", "is relative", "sqlite:////"),
     (settings(tracking={"uri": "mlruns"}), "MLflow store", "problem", "no longer writes to folders", "sqlite:////"),
     (
-        replace(settings(tracking={"uri": "http://me:secret@10.0.0.9:5000"}), tracking_answers=True),
+        replace(settings(tracking={"uri": "http://10.0.0.9:5000"}), tracking_answers=True),
         "MLflow store",
         "warning",
         "http://10.0.0.9:5000: runs cross the network unencrypted",
@@ -489,3 +490,26 @@ def test_a_wrong_configuration_is_one_sentence(tmp_path: Path) -> None:
 
 def test_the_command_is_in_the_help() -> None:
     assert "doctor" in subprocess.run(command("--help"), capture_output=True, text=True, check=True).stdout
+
+
+def test_workers_that_share_the_socket_of_mlflows_server_are_known_by_their_parent() -> None:
+    server = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(); "
+    server += "import time; print(s.getsockname()[1], flush=True); time.sleep(60)"
+    # As MLflow 3.17 starts it: the parent's command line names the server, the one that owns the socket does not.
+    starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {server!r}])"
+    line = [sys.executable, "-c", starter, "-m", "mlflow.server", "ui"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:
+        try:
+            assert parent.stdout is not None
+            port = int(parent.stdout.readline())
+            found = [one for one in machine.find_listeners() or () if one.port == port]
+            assert {(one.program, one.service) for one in found} == {("mlflow", "MLflow")}
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
+
+
+def test_proxies_are_mentioned_without_their_passwords() -> None:
+    finding = of(change(proxies={"http": "http://me:secret@proxy:3128"}), "Proxy")
+    assert finding.level == "ok"
+    assert "http proxy:3128; not for requests to this machine" in finding.what
+    assert "secret" not in finding.what

@@ -13,7 +13,7 @@ from cvrunner.encoders.files import find_encoder
 from cvrunner.encoders.loading import load_backbone
 from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.errors import EncoderError
-from tests.tiny_encoders import FULL, MASKED, TOP_LAYER, save_encoder, tiny_encoder, tiny_wavlm
+from tests.tiny_encoders import FULL, MASKED, TOP_LAYER, layers_of, save_encoder, tiny_encoder, tiny_wavlm
 
 
 @pytest.mark.parametrize("stable", [False, True])
@@ -24,7 +24,7 @@ def test_hidden_states_equal_those_of_transformers(stable: bool) -> None:
     expected = wavlm(waveform[None], output_hidden_states=True)
     encoder = WaveformEncoder(wavlm, frame_rate_hz=50.0)
     conv = encoder.conv_features(waveform)
-    states, lengths = encoder(conv, torch.tensor([len(conv)]))
+    states, lengths, _ = encoder(conv, torch.tensor([len(conv)]))
     assert lengths.tolist() == [len(conv)] == [encoder.frames(9000)]
     for layer in range(3):
         torch.testing.assert_close(states[:, layer], expected.hidden_states[layer][0])
@@ -37,9 +37,9 @@ def test_an_utterance_has_the_same_states_alone_and_with_longer_batch_mates(stab
     encoder = tiny_encoder(stable, frame_rate_hz=rate_hz).eval()
     convs = [encoder.conv_features(torch.randn(samples)) for samples in (16000, 5000, 11111)]
     lengths = torch.tensor([len(c) for c in convs])
-    together, n = encoder(torch.cat(convs), lengths)
+    together, n, _ = encoder(torch.cat(convs), lengths)
     for row, (conv, states) in enumerate(zip(convs, together.split(n.tolist()), strict=True)):
-        alone, m = encoder(conv, lengths[row : row + 1])
+        alone, m, _ = encoder(conv, lengths[row : row + 1])
         assert n[row] == m[0] == encoder.averaged_frames([16000, 5000, 11111][row])
         torch.testing.assert_close(states, alone, atol=1e-5, rtol=1e-5)
 
@@ -64,7 +64,7 @@ def test_frozen_stays_in_evaluation_mode_and_repeats_itself_bit_for_bit() -> Non
     assert not any(module.training for module in encoder.modules())
     conv = encoder.conv_features(torch.randn(8000))
     lengths = torch.tensor([len(conv)])
-    first, _ = encoder(conv, lengths)
+    first = encoder(conv, lengths).states
     assert torch.equal(first, encoder(conv, lengths)[0])
     assert not first.requires_grad
 
@@ -74,7 +74,7 @@ def test_unfrozen_trains_all_but_the_front_end() -> None:
     assert encoder.backbone.encoder.training
     assert not encoder.backbone.feature_extractor.training
     conv = encoder.conv_features(torch.randn(8000))
-    states, _ = encoder(conv, torch.tensor([len(conv)]))
+    states = encoder(conv, torch.tensor([len(conv)])).states
     states.sum().backward()
     without = {n for n, p in encoder.named_parameters() if p.grad is None}
     assert {n for n in without if "feature_extractor" not in n} <= {"backbone.masked_spec_embed"}
@@ -92,11 +92,13 @@ def test_from_the_boundary_on_states_and_gradients_are_the_same(stable: bool, la
         encoder.eval()
         boundary = Boundary(encoder.to_boundary(packed, lengths), None)
         if encoder.layers_below:
-            boundary = boundary._replace(mixed=encoder(packed, lengths)[0][:, encoder.layers_below].detach())
+            boundary = boundary._replace(mixed=layers_of(encoder(packed, lengths), encoder.layers_below))
         encoder.train().zero_grad()
-        states, counts = encoder.from_boundary(boundary, lengths) if from_boundary else encoder(packed, lengths)
-        (states**2).sum().backward()
-        found.append([states.detach(), counts, *(p.grad for p in encoder.backbone.encoder.layers[1].parameters())])
+        encoded = encoder.from_boundary(boundary, lengths) if from_boundary else encoder(packed, lengths)
+        ((encoded.states**2).sum() + encoded.statistics.sum()).backward()
+        found.append(
+            [*(part.detach() for part in encoded), *(p.grad for p in encoder.backbone.encoder.layers[1].parameters())]
+        )
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
 

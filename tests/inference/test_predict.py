@@ -15,6 +15,7 @@ import pytest
 from cvrunner.api import Run
 from cvrunner.errors import UsageError
 from cvrunner.inference import command as predict_commands
+from cvrunner.inference.emotion_model import EmotionModel
 from tests.corpora import write_noise
 from tests.end_to_end.programs import cvrunner
 
@@ -98,3 +99,47 @@ def test_without_a_fold_the_others_speak_and_it_is_said(
 def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no audio files in this folder"):
         predict_commands.audio_files([tmp_path])
+
+
+def test_files_that_are_not_audio_are_counted_and_hidden_folders_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (
+        "a.wav",
+        "b.OPUS",
+        "c.oga",
+        "d.sph",
+        "deeper/e.aif",
+        ".hidden/f.wav",
+        "notes.txt",
+        "more.txt",
+        "README",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = predict_commands.audio_files([tmp_path])
+    assert [path.name for path in found] == ["a.wav", "b.OPUS", "c.oga", "d.sph", "e.aif"]
+    assert "skipped, as their extension is none of audio: 2 .txt, 1 no extension" in capsys.readouterr().err
+
+
+def test_a_file_that_is_too_short_or_cannot_be_rated_does_not_cost_the_others(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, short, odd = tmp_path / "good.wav", tmp_path / "short.wav", tmp_path / "odd.wav"
+    write_noise(good, 1)
+    write_noise(short, 1, duration_s=0.01)
+    write_noise(odd, 2, duration_s=1.5)
+    features = EmotionModel.features
+
+    def fail(self: EmotionModel, waveform: Any) -> Any:
+        if len(waveform) == 24_000:
+            raise RuntimeError("no memory for this one")
+        return features(self, waveform)
+
+    monkeypatch.setattr(EmotionModel, "features", fail)
+    assert predict(run.path, short, odd, good) == 1
+    out, err = capsys.readouterr()
+    assert [Path(path).name for path in pd.read_csv(io.StringIO(out))["path"]] == ["good.wav"]
+    assert f"error: {short}: " in err
+    assert f"error: {odd}: RuntimeError: no memory for this one" in err

@@ -96,6 +96,34 @@ def test_an_id_belongs_to_a_command_and_its_configuration(tmp_path: Path) -> Non
     jobs.usual_id(["all-folds", "x" * 5000], tmp_path)
 
 
+def test_an_id_belongs_to_a_user_the_code_and_the_variables_that_are_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cvrunner" / "data").mkdir(parents=True)
+    code = tmp_path / "cvrunner" / "data" / "folds.py"
+    code.write_text("a = 1")
+
+    def job_id(home: str = "/home/anna", python: str = "python") -> str:
+        return jobs.usual_id(["all-folds"], tmp_path, {"CVRUNNER_HOME": home}, None, python)
+
+    first = job_id()
+    assert job_id() == first
+    others = [job_id(home="/home/ben"), job_id(python="python3.12")]
+    code.write_text("a = 2")
+    others.append(job_id())
+    monkeypatch.setattr(jobs, "user_name", lambda: "ben")
+    others.append(job_id())
+    assert len({first, *others}) == 5
+
+
+@pytest.mark.parametrize("word", ["tracking.uri=http://me:secret@host:5000", "https://secret@host"])
+def test_a_command_with_a_password_is_refused_without_showing_it(word: str) -> None:
+    with pytest.raises(UsageError, match="holds a user name or password") as refused:
+        jobs.check_for_secrets(["all-folds", "--set", word])
+    assert "secret" not in str(refused.value)
+    jobs.check_for_secrets(["all-folds", "--set", "tracking.uri=http://host:5000", "--set", "a=b@c"])
+
+
 def test_what_runs_is_followed_and_what_has_ended_gets_the_next_number() -> None:
     running, ended = job("PENDING"), job("STOPPED")
     assert jobs.free_id("a", {}) == ("a", None)
@@ -256,7 +284,7 @@ def test_the_scripts_are_bash_and_can_be_run(script: Path) -> None:
 
 def test_the_script_submits_under_the_id_that_the_program_uses(tmp_path: Path) -> None:
     code, calls = Stub(tmp_path).run(*COMMAND[1:], "--set", "a=b c")
-    job_id = jobs.usual_id([*COMMAND, "--set", "a=b c"], REPOSITORY)
+    job_id = jobs.usual_id([*COMMAND, "--set", "a=b c"], REPOSITORY, {})
     assert code == 0
     (submitted,) = [call for call in calls if " job submit " in call]
     assert f"--submission-id {job_id} " in submitted
@@ -265,8 +293,21 @@ def test_the_script_submits_under_the_id_that_the_program_uses(tmp_path: Path) -
     assert submitted.startswith("http://127.0.0.1:8265 none ")
 
 
+def test_the_script_takes_the_same_variables_along_and_refuses_passwords(tmp_path: Path) -> None:
+    variables = {"CVRUNNER_HOME": "/data/my home"}
+    _, calls = Stub(tmp_path).run(*COMMAND[1:], **variables)
+    (submitted,) = [call for call in calls if " job submit " in call]
+    assert f"--submission-id {jobs.usual_id(COMMAND, REPOSITORY, variables)} " in submitted
+    assert "-- env CVRUNNER_HOME=/data/my home python -m cvrunner all-folds " in submitted
+    for arguments, settings in (
+        (["--set", "tracking.uri=http://me:secret@host"], {}),
+        ([], {"MLFLOW_TRACKING_URI": "http://me:secret@host"}),
+    ):
+        assert Stub(tmp_path).run(*arguments, **settings) == (2, [])
+
+
 def test_the_script_follows_what_runs_and_numbers_what_has_ended(tmp_path: Path) -> None:
-    stub, job_id = Stub(tmp_path), jobs.usual_id(COMMAND, REPOSITORY)
+    stub, job_id = Stub(tmp_path), jobs.usual_id(COMMAND, REPOSITORY, {})
     (tmp_path / "jobs").write_text(f"{job_id} RUNNING\n")
     code, calls = stub.run(*COMMAND[1:], end="FAILED")
     assert code == 1

@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import shlex
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,3 +155,44 @@ def test_a_token_that_is_not_there_is_said_before_ray_ends_the_program(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with pytest.raises(ClusterError, match="RAY_AUTH_MODE is token and there is none"):
         RayJobs("http://127.0.0.1:1")
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """Notes each request and answers as a Ray without jobs."""
+
+    def do_GET(self) -> None:
+        self.server.seen.append(self.path)  # type: ignore[attr-defined]
+        body = b"[]" if self.path == "/api/jobs/" else b'{"version": "4", "ray_version": "2.60.0", "ray_commit": "x"}'
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def recorder(host: str) -> Iterator[tuple[str, list[str]]]:
+    with ThreadingHTTPServer((host, 0), Recorder) as server:
+        server.seen = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://{host}:{server.server_port}", server.seen  # type: ignore[attr-defined]
+        finally:
+            server.shutdown()
+
+
+# 127.0.0.2 stands for another machine: it is in no list of exceptions.
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_no_proxy_sees_a_request_to_a_cluster_without_encryption(
+    monkeypatch: pytest.MonkeyPatch, host: str, variable: str
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    with recorder("127.0.0.1") as (proxy, through_proxy), recorder(host) as (address, direct):
+        monkeypatch.setenv(variable, proxy)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "t" * 48)
+        assert RayJobs(address).all() == {}
+    assert "/api/jobs/" in direct
+    assert through_proxy == []

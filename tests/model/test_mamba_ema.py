@@ -247,7 +247,7 @@ def test_the_prediction_is_the_mean_of_two_paths_and_training_sees_both(protocol
         linear = torch.stack(by_layer).flatten(1) @ head.linear_path.weight + head.linear_path.bias
         torch.testing.assert_close(head.predict(z, [2]), (mamba + linear) / 2)
         head.train()
-        head.dropout.p = 0.0
+        head.output_dropout.p = 0.0
         torch.testing.assert_close(head.predict(z, [2]), torch.stack([mamba, linear], dim=1))
 
 

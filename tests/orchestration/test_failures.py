@@ -97,7 +97,8 @@ def test_kinds_without_a_limit(kind: Any, expected: Decision) -> None:
         (MemoryError(), "host_memory"),
         (OSError(errno.ESTALE, "x"), "io"),
         (OSError(errno.EIO, "x"), "io"),
-        (OSError(errno.ENOSPC, "x"), "permanent"),
+        (OSError(errno.ENOSPC, "x"), "disk_full"),
+        (OSError(errno.EDQUOT, "x"), "disk_full"),
         (PermissionError(errno.EACCES, "x"), "permanent"),
         (FileNotFoundError(errno.ENOENT, "x"), "bug"),
         (KeyError("x"), "bug"),
@@ -125,8 +126,8 @@ def test_a_full_disk_fails_the_trial_and_what_was_saved_before_is_gone_on_with(
         disk.setattr(os, "fsync", full)
         *_, last = attempt(trial, place)
     assert isinstance(last, Failure)
-    assert (last.kind, decide(last, [], RETRIES)) == ("permanent", Decision.FAIL)
-    assert "No space left on device" in last.message
+    assert (last.kind, decide(last, [], RETRIES)) == ("disk_full", Decision.FAIL)
+    assert "No space left on device; free some space" in last.message
     again = list(attempt(trial, place))
     assert next(e for e in again if isinstance(e, TrialStarted)).resumed_epoch > 1
     assert outcome(tmp_path, trial, "full") == outcome(tmp_path, trial, "whole")

@@ -6,15 +6,17 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import tenacity
 
 from cvrunner import paths
 from cvrunner.errors import ConfigError, ResultsError
-from cvrunner.files import remove_leftovers, write_atomically, write_folder_atomically
+from cvrunner.files import remove_leftovers, write_atomically, write_file_atomically, write_folder_atomically
 from cvrunner.records.results import FeatureProgress
 from cvrunner.records.run_directory import RunDirectory, append_event, read_events
 from cvrunner.records.summary import Summary
@@ -170,3 +172,32 @@ class TestPlaces:
 def test_folds_have_seeds_of_their_own_since_version_0_2(tmp_path: Path, version: str, own: bool) -> None:
     record = make_run(tmp_path, folds=1, epochs=0).read_run()
     assert record.model_copy(update={"cvrunner_version": version}).folds_have_own_seeds is own
+
+
+def test_a_result_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path) -> None:
+    trial = make_run(tmp_path, folds=1, epochs=1).trial("frozen", 1, 0)
+    key = "key-frozen-1-0"
+    assert trial.damage(key) is None
+    assert "is the result of other settings" in str(trial.damage("another"))
+    whole = trial.result_file.read_text()
+    trial.result_file.write_text(whole[: len(whole) // 2])
+    assert str(trial.result_file) in str(trial.damage(key))
+    trial.result_file.write_text(whole.replace('"predictions_sha256": ""', f'"predictions_sha256": "{"0" * 64}"'))
+    assert "predictions.csv: was altered" in str(trial.damage(key))
+    trial.result_file.unlink()
+    assert trial.damage(key) is None
+
+
+def test_a_write_that_fails_on_a_full_disk_without_saying_so_is_an_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(file: BinaryIO) -> None:
+        raise OSError("1000 requested and 0 written")  # numpy's words, without a number
+
+    with pytest.raises(OSError, match="1000 requested"):
+        write_file_atomically(tmp_path / "file", write)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 0))  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="No space left on device") as full:
+        write_file_atomically(tmp_path / "file", write)
+    assert full.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from cvrunner.config.reading import load_config
-from cvrunner.errors import ClusterError, ResultsError
+from cvrunner.errors import ClusterError, ConfigError, ResultsError
 from cvrunner.orchestration import ray_executor
 from cvrunner.orchestration.attempt import InlineExecutor
 from cvrunner.orchestration.failures import Failure
@@ -220,10 +220,49 @@ def test_a_run_that_is_in_use_is_refused(config: Path, monkeypatch: pytest.Monke
         all_folds(config)
 
 
+def test_fold_commands_share_a_run_unless_they_train_the_same_fold(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    experiment, console = prepare(config, []), Console(file=io.StringIO())
+    with open_run(experiment, False, True, console, only=lambda trial: trial.fold.number == 1) as run:
+        run.store.begin()
+        assert commands.one_fold(config, [], 2, "frozen", None, True, console) == 0
+        # The other command has not ended the run while this one works on it, nor touched its trials.
+        record = run_of(config).read_run()
+        assert record.status == "RUNNING"
+        assert record.trials["frozen/fold-2/seed-0"].status == "DONE"
+        with pytest.raises(ResultsError, match="another process is working on this run"):
+            commands.one_fold(config, [], 1, "frozen", None, True, console)
+        with pytest.raises(ResultsError, match="another process is working on this run"):
+            all_folds(config)
+        assert run.store.end(stopped=True) == "STOPPED"
+    record = run_of(config).read_run()
+    assert record.trials["frozen/fold-2/seed-0"].status == "DONE"
+    assert all_folds(config)[0] == 0
+
+
 def test_a_results_folder_that_cannot_be_written_is_one_sentence(config: Path) -> None:
     (config.parent / "file").write_text("")
     with pytest.raises(ResultsError, match=r"results\.root: .* cannot be written"):
         all_folds(config, f"results.root={config.parent / 'file' / 'results'}")
+
+
+def test_a_cache_that_cannot_be_written_is_found_before_a_run_folder_is_made(config: Path) -> None:
+    (config.parent / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cluster\.cache_dir: .* cannot be written: .*file: Not a directory"):
+        all_folds(config, f"cluster.cache_dir={config.parent / 'file' / 'cache'}")
+    assert not (config.parent / "results").exists()
+
+
+def test_a_report_names_a_damaged_result_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = make_run(tmp_path, folds=2, epochs=1)
+    result = directory.trial("frozen", 2, 0).result_file
+    result.write_text(result.read_text()[:100])
+    console = Console(file=io.StringIO(), width=200)
+    assert directory.read_run().status == "COMPLETE"
+    assert commands.report(directory.path, console) == 1
+    assert f"warning: frozen/fold-2/seed-0 counts as missing: {result}" in capsys.readouterr().err
 
 
 def test_the_resolved_configuration_is_kept_with_the_run(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
