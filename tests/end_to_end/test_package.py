@@ -105,6 +105,7 @@ def test_the_version_is_written_once_and_has_its_changes() -> None:
 def used_packages() -> list[str]:
     groups = [
         PROJECT["dependencies"],
+        PROJECT["optional-dependencies"]["audformat"],
         PROJECT["optional-dependencies"]["demo"],
         PROJECT["optional-dependencies"]["cuda"],
     ]

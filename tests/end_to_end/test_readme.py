@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from cvrunner.data.demo import write_demo_corpus
 from tests.end_to_end.programs import REPOSITORY, cvrunner
@@ -30,7 +32,7 @@ def test_the_commands_for_iemocap_run_on_a_tree_in_its_layout(tmp_path: Path) ->
     """A small corpus, encoder and number of epochs replace the real ones."""
     write_demo_corpus(tmp_path / "IEMOCAP", utterances=60)
     encoder = save_encoder(tmp_path / "wavlm")
-    shown = [line for line in commands("python -m cvrunner") if "submit" not in line]
+    shown = [line for line in commands("python -m cvrunner") if "/data/IEMOCAP" in line]
     assert [shlex.split(line)[3] for line in shown] == ["audit", "all-folds"]
     small = [f"model.encoder={encoder}", "train.epochs=1", "cluster.cpus_per_trial=1", "tracking.enabled=false"]
     small += [f"cluster.cache_dir={tmp_path / 'cache'}", "model.width=16", "model.mamba.head_dim=8"]
@@ -41,11 +43,13 @@ def test_the_commands_for_iemocap_run_on_a_tree_in_its_layout(tmp_path: Path) ->
         assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
-def test_the_recipe_for_a_safetensors_folder_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    save_encoder(tmp_path / "hub")
-    (recipe,) = blocks("python")
-    exec(recipe.replace("microsoft/wavlm-large", str(tmp_path / "hub")), {})
+def test_the_command_for_a_safetensors_folder_works(tmp_path: Path) -> None:
+    source = save_encoder(tmp_path / "pickled")
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    (shown,) = commands("python -m cvrunner encoder")
+    finished = cvrunner(*shlex.split(shown.replace("microsoft/wavlm-large", str(source)))[3:], folder=tmp_path)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
     assert (tmp_path / "wavlm-large" / "model.safetensors").is_file()
     assert (tmp_path / "wavlm-large" / "preprocessor_config.json").is_file()
 

@@ -54,7 +54,9 @@ def test_the_end_of_a_run_reads_every_prediction_once(tmp_path, folds, monkeypat
     record = directory.read_run().model_copy(update={"floor": floor_record(folds, DIMENSIONS)})
     directory.write_run(record)
     finished = []
-    tracker = SimpleNamespace(links=lambda _: {}, finish=lambda report, status: finished.append(status))
+    tracker = SimpleNamespace(
+        uri=None, is_away=lambda: False, links=lambda _: {}, finish=lambda report, status: finished.append(status)
+    )
     printed = Console(file=io.StringIO(), width=200)
     run = Run(SimpleNamespace(folds=folds), RunStore(directory, record), [], [], tracker, printed)
     parsed, hashed, real_read_csv, real_result = Counter(), Counter(), pd.read_csv, TrialDirectory.result

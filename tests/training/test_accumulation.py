@@ -14,7 +14,7 @@ from transformers import WhisperFeatureExtractor
 
 from cvrunner.config.sections import MambaConfig, ModelConfig
 from cvrunner.encoders.dropout import Draws, Dropout
-from cvrunner.encoders.encoder import SpeechEncoder
+from cvrunner.encoders.encoder import Encoded, SpeechEncoder
 from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.encoders.whisper import WhisperEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
@@ -57,14 +57,18 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def cut(features: list[Tensor], size: int, order: list[int]) -> list[Batch]:
+def cut(features: list[Any], size: int, order: list[int]) -> list[Batch]:
     """Micro-batches of `size` in this order, one utterance after the other."""
     batches = []
     for start in range(0, len(features), size):
         positions = order[start : start + size]
         members = [features[i] for i in positions]
-        lengths = torch.tensor([len(f) for f in members])
-        batches.append(Batch(torch.cat(members), lengths, tuple(positions)))
+        if isinstance(members[0], Encoded):
+            together: Any = Encoded(*map(torch.cat, zip(*members, strict=True)))
+            lengths = together.lengths
+        else:
+            together, lengths = torch.cat(members), torch.tensor([len(f) for f in members])
+        batches.append(Batch(together, lengths, tuple(positions)))
     return batches
 
 
@@ -155,9 +159,10 @@ def test_with_dropout_the_whole_model_gives_the_same_gradient_for_every_cut(kind
     model = MambaEMAModel(encoder, ModelConfig(width=16, dropout=0.3, protocol=protocol, mamba=mamba), 2).double()
     torch.manual_seed(2)
     # Lengths of which some are padded together and some are not.
-    features = [encoder.conv_features(torch.randn(n, dtype=torch.float64)) for n in range(8000, 13000, 625)]
+    conv = [encoder.conv_features(torch.randn(n, dtype=torch.float64)) for n in range(8000, 13000, 625)]
+    features: list[Any] = conv
     if kind == "frozen":
-        features = [encoder(f, torch.tensor([len(f)]))[0] for f in features]
+        features = [encoder(f, torch.tensor([len(f)])) for f in conv]
     model.train()
     turns = [3, 5] if protocol == "dialogue" else [1] * 8
     found, state = {}, torch.get_rng_state()
