@@ -336,15 +336,20 @@ def test_a_loss_that_is_not_a_number_stops_before_the_update(tmp_path: Path, mon
     assert (line["epoch"], line["update"]) == (1, 0)
 
 
-def test_advice_on_learning_rates_comes_only_after_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = learner(pick(tiny_trials(tmp_path), "frozen"), tmp_path)
+@pytest.mark.parametrize(
+    ("condition", "lora", "rate"), [("frozen", 0, "lr"), ("unfrozen", 0, "encoder_lr"), ("unfrozen", 2, "lora_lr")]
+)
+def test_advice_on_learning_rates_comes_only_after_an_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, condition: str, lora: int, rate: str
+) -> None:
+    one = learner(pick(tiny_trials(tmp_path, model={"lora": {"rank": lora}}), condition), tmp_path)
     list(one.inputs.fill_cache())
     one.begin_epoch(1)
     first, second, *_ = one.updates(1)
     monkeypatch.setattr(learner_module, "scaled_labels", lambda u, *_: torch.full((len(u), 2), torch.nan))
     with pytest.raises(NonFiniteError, match="No update has been made yet, so the cause is not a learning rate"):
         one.update(first, Position(1, 0, 0))
-    with pytest.raises(NonFiniteError, match=r"Try a lower train\.encoder_lr"):
+    with pytest.raises(NonFiniteError, match=rf"Try a lower train\.{rate} "):
         one.update(second, Position(1, 1, 1))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cvrunner.training import inputs as inputs_module
-from cvrunner.training.inputs import Inputs, Reader, one_ahead
+from cvrunner.training.inputs import Inputs, Reader, _tensors, one_ahead
 from tests.trials import learner, pick, tiny_trials
 
 
@@ -52,8 +52,7 @@ def both(tmp_path: Path, condition: str, **model: Any) -> tuple[Any, Inputs]:
 
 
 def parts(batch: Any) -> list[Tensor]:
-    features = [batch.features] if isinstance(batch.features, Tensor) else [f for f in batch.features if f is not None]
-    return [*features, batch.lengths, torch.tensor(batch.positions)]
+    return [*_tensors(batch.features), batch.lengths, torch.tensor(batch.positions)]
 
 
 @pytest.mark.parametrize(
