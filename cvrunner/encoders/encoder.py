@@ -257,7 +257,7 @@ class SpeechEncoder(nn.Module, abc.ABC):
         """
         packing = Packing(lengths.tolist(), conv.device, keys)
         with self._computing(packing):
-            # Sums of all layers are in float32 even if products are not: layer norms then need no cast and keep no copy.
+            # The sums of layers stay in float32 if products do not: layer norms then need no cast and keep no copy.
             hidden = self.first(conv, packing).to(conv.dtype)
             return self._above(0, hidden, packing, self.depth if top is None else top), packing
 
