@@ -149,11 +149,15 @@ def micro_batches(
     a group of one utterance may exceed the latter two.
     """
     batches: list[list[int]] = []
+    # `plan` cuts all updates of all epochs, so durations are added only if there is a limit for them.
+    limited = memory is not None or max_batch_s < math.inf
     # Similar lengths together: padding costs time. Utterances of equal length keep their order.
     for i in sorted(range(len(members)), key=lambda i: (members[i].samples, i)):
         full = not batches or len(batches[-1]) == batch_size
-        durations = [] if full else [members[j].duration_s for j in (*batches[-1], i)]
-        if full or sum(durations) > max_batch_s or not (memory is None or memory.fits(durations)):
+        if limited and not full:
+            durations = [members[j].duration_s for j in (*batches[-1], i)]
+            full = sum(durations) > max_batch_s or not (memory is None or memory.fits(durations))
+        if full:
             batches.append([])
         batches[-1].append(i)
     return [tuple(batch) for batch in batches]

@@ -37,6 +37,8 @@ def relative_position_bias(attention: Any, frames: int) -> Tensor:
 def self_attention(attention: Any, hidden: Tensor, bias: Tensor | None, packing: Packing) -> Tensor:
     """Apply self-attention within each utterance: `[S, D]` to `[S, D]`. `bias`: WavLM's, `[H, F, F]`."""
     width = hidden.shape[1]
+    # Under autocast, each of the products below would cast by itself.
+    hidden = hidden.to(attention.q_proj.weight.dtype)
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     inputs = torch.cat([projection(hidden) for projection in projections], dim=1)
     # Apart: under autocast the gate is in float32, to which it would promote the others, at twice their memory.
@@ -52,12 +54,12 @@ def self_attention(attention: Any, hidden: Tensor, bias: Tensor | None, packing:
         # Added to the scores `[B, H, F, F]`: the gated bias, and -inf for padding.
         mask = None
         if bias is not None:
-            mask = group.pad(gate).transpose(1, 2)[..., None] * bias[:, : group.frames, : group.frames]
+            mask = _gated(group.pad(gate).transpose(1, 2), bias[:, : group.frames, : group.frames], query.dtype)
         if group.real is not None:
             mask = query.new_zeros(()) if mask is None else mask
             mask = mask.masked_fill(~group.real[:, None, None], -torch.inf)
         if mask is not None:
-            mask = mask.to(query.dtype).expand(-1, attention.num_heads, -1, -1)
+            mask = mask.expand(-1, attention.num_heads, -1, -1)
         # `[B, F, D]` to `[B, H, F, D / H]`.
         query, key, value = (x.view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2) for x in (query, key, value))
         found = _attend(query, key, value, mask, place, group, packing.draws)
@@ -69,10 +71,35 @@ def _gate(attention: Any, hidden: Tensor) -> Tensor:
     """Return the gate `[S, H]`: the factor of the position bias of each frame."""
     # Only sums of four of the eight outputs are used, so the weights are summed before the product.
     linear = attention.gru_rel_pos_linear
-    weight, bias = linear.weight.view(2, 4, -1).sum(1), linear.bias.view(2, 4).sum(1)
+    weight, bias = (x.view(2, 4, *x.shape[1:]).sum(1, dtype=x.dtype) for x in (linear.weight, linear.bias))
     gates = torch.sigmoid(functional.linear(hidden.view(len(hidden), attention.num_heads, -1), weight, bias))
     first, second = gates.unbind(-1)
     return first * (second * attention.gru_rel_pos_const.flatten() - 1.0) + 2.0  # type: ignore[no-any-return]
+
+
+def _gated(gate: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mask `[B, H, F, F]`: the product of `gate [B, H, F]` and `bias [H, F, F]`."""
+    if dtype == bias.dtype:
+        return gate[..., None] * bias
+    return _GatedBias.apply(gate, bias, dtype)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _GatedBias(torch.autograd.Function):
+    """The product of a gate and a bias in float32, rounded to `dtype` by the same kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(gate, bias)
+        *rows, columns = (len(gate), *bias.shape)
+        # The attention kernel would copy a mask whose rows do not start at multiples of 8.
+        mask = torch.empty(*rows, -(-columns // 8) * 8, dtype=dtype, device=bias.device)[..., :columns]
+        return torch.mul(gate[..., None], bias, out=mask)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, bias = ctx.saved_tensors
+        of_bias = gradients[0] * gate[..., None]
+        return (gradients[0] * bias).sum(-1), of_bias[0] if len(gate) == 1 else of_bias.sum(0), None
 
 
 def _attend(

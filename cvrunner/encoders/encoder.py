@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from cvrunner.config.adaptation import FROZEN, Adaptation
 from cvrunner.encoders.dropout import Place, number_places, replace_dropouts
 from cvrunner.encoders.packing import Packing
+from cvrunner.encoders.precision import WeightCasts
 from cvrunner.errors import EncoderError
 
 ENCODER_FRAME_RATE_HZ = 50.0
@@ -107,6 +108,7 @@ class SpeechEncoder(nn.Module, abc.ABC):
         self.shortest_samples, self.longest_samples = limits
         self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
+        self.casts = WeightCasts(precision)
         self.below = 0 if adaptation.top_layers is None else self.depth - adaptation.top_layers
         """Number of transformer layers that stay frozen below those that train, and with them all below the first."""
         self.has_frozen_inputs = adaptation.trains_encoder and (self.below > 0 or adaptation.lora is not None)
@@ -255,7 +257,9 @@ class SpeechEncoder(nn.Module, abc.ABC):
         """
         packing = Packing(lengths.tolist(), conv.device, keys)
         with self._computing(packing):
-            return self._above(0, self.first(conv, packing), packing, self.depth if top is None else top), packing
+            # The sums of layers stay in float32 if products do not: layer norms then need no cast and keep no copy.
+            hidden = self.first(conv, packing).to(conv.dtype)
+            return self._above(0, hidden, packing, self.depth if top is None else top), packing
 
     def from_boundary(self, boundary: Boundary, lengths: Tensor, keys: Sequence[int] = ()) -> Encoded:
         """Return the same as `forward`, from the states at the boundary."""
@@ -306,11 +310,15 @@ class SpeechEncoder(nn.Module, abc.ABC):
         for number, layer in enumerate(self.transformer[below:top], start=below + 1):
             if self.gradient_checkpointing and hidden.requires_grad:
                 # The backward pass runs the layer again, with the same draws.
-                run = packing.draws.around(self.layer)
+                run = packing.draws.around(self._layer)
                 hidden = checkpoint(run, layer, hidden, shared, packing, use_reentrant=False)
             else:
-                hidden = self.layer(layer, hidden, shared, packing)
+                hidden = self._layer(layer, hidden, shared, packing)
             states[number] = hidden
         if self.norm_is_last and self.depth in states:
             states[self.depth] = self.backbone.get_submodule(self.NORM)(hidden)
         return states
+
+    def _layer(self, layer: Any, hidden: Tensor, shared: Tensor | None, packing: Packing) -> Tensor:
+        with self.casts.used_by(layer):
+            return self.layer(layer, hidden, shared, packing)

@@ -9,7 +9,7 @@ groups of neighbours of similar length for attention and positional convolution,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,8 @@ from cvrunner.encoders.dropout import Draws
 
 GROUP_PADDING = 0.1
 """Largest padding of a group, as a share of its real frames: more padding would give fewer, larger matrix products."""
+LAYERS_AT_ONCE = 12
+"""Layers whose states are summarised together: fewer calls, for a copy of their states meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -133,42 +135,57 @@ class Packing:
         frames = np.concatenate([np.arange(n) + i * group for n, i in zip(self.lengths, first, strict=False)])
         counts = np.bincount(frames // group)[:, None, None]
         divisor, places = (torch.from_numpy(x).to(self.device, non_blocking=True) for x in (counts, frames))
-        precise = torch.promote_types(states[0].dtype, torch.float32)
         sums = []
-        for x in states:
-            padded = x.new_zeros(sum(steps) * group, x.shape[1], dtype=precise)
-            sums.append(padded.index_copy_(0, places, x.to(precise)).view(-1, group, x.shape[1]).sum(1))
-        return torch.stack(sums, dim=1) / divisor
+        for together in self._together(states):
+            x = _stacked(together)
+            padded = x.new_zeros(sum(steps) * group, *x.shape[1:])
+            sums.append(padded.index_copy_(0, places, x).view(-1, group, *x.shape[1:]).sum(1))
+        return torch.cat(sums, dim=1) / divisor
 
     def statistics(self, states: Sequence[Tensor]) -> Tensor:
         """Return mean and standard deviation (divided by F) over each utterance's frames: L times `[S, D]` to
         `[B, L, 2, D]`, in float32 or better.
         """
-        precise = torch.promote_types(states[0].dtype, torch.float32)
-        owned = self.owned.to(precise)
-        return torch.stack([_Statistics.apply(x, owned, owned / owned.sum(1, keepdim=True)) for x in states], dim=1)  # type: ignore[no-untyped-call]
+        owned = self.owned.to(torch.promote_types(states[0].dtype, torch.float32))
+        share = owned / owned.sum(1, keepdim=True)
+        found = [_Statistics.apply(owned, share, *together) for together in self._together(states)]  # type: ignore[no-untyped-call]
+        return torch.cat(found, dim=1)
+
+    def _together(self, states: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+        """Return the states of layers that are summarised together, on a CPU of one layer at a time: there, the shape
+        of a product decides the order of its additions."""
+        count = 1 if self.device.type == "cpu" else LAYERS_AT_ONCE
+        return (states[i : i + count] for i in range(0, len(states), count))
+
+
+def _stacked(states: Sequence[Tensor]) -> Tensor:
+    """Return states `[S, D]` of `l` layers as `[S, l, D]`, in float32 or better."""
+    return torch.stack(tuple(states), dim=1).to(torch.promote_types(states[0].dtype, torch.float32))
 
 
 class _Statistics(torch.autograd.Function):
-    """Mean and standard deviation per utterance of `x [S, D]`. `owned [B, S]`: 1 for its frames; `share`: 1 / F.
+    """Mean and standard deviation `[B, l, 2, D]` per utterance of the states `[S, D]` of `l` layers. `owned [B, S]`: 1
+    for its frames; `share`: 1 / F.
 
-    Autograd would keep the centred states of every layer; here they are computed again from `x`, which other steps keep
-    anyway.
+    Autograd would keep the centred states of every layer; here they are computed again from the states, which other
+    steps keep anyway.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, owned: Tensor, share: Tensor) -> Tensor:
-        mean = share @ x.to(share.dtype)
+    def forward(ctx: Any, owned: Tensor, share: Tensor, *states: Tensor) -> Tensor:
+        x = _stacked(states).flatten(1)
+        mean = share @ x
         # Around the mean, in a second pass: E[x^2] - E[x]^2 would cancel in float32.
-        deviation = torch.sqrt(share @ (x - owned.T @ mean).square())
-        ctx.save_for_backward(x, owned, share, mean, deviation)
-        return torch.stack([mean, deviation], dim=1)
+        deviation = torch.sqrt(share @ x.sub_(owned.T @ mean).square_())
+        ctx.save_for_backward(owned, share, mean, deviation, *states)
+        return torch.stack([part.view(len(owned), len(states), -1) for part in (mean, deviation)], dim=2)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        x, owned, share, mean, deviation = ctx.saved_tensors
-        of_mean, of_deviation = gradient.unbind(1)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        owned, share, mean, deviation, *states = ctx.saved_tensors
+        of_mean, of_deviation = (part.flatten(1) for part in gradient.unbind(2))
         # A state that is constant over an utterance has deviation 0, and centred values of 0.
         scale = of_deviation / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)
-        found = share.T @ of_mean + (x - owned.T @ mean) * (share.T @ scale)
-        return found.to(x.dtype), None, None
+        centred = _stacked(states).flatten(1).sub_(owned.T @ mean)
+        found = (share.T @ of_mean).add_(centred.mul_(share.T @ scale)).to(states[0].dtype)
+        return None, None, *found.view(len(found), len(states), -1).unbind(1)

@@ -48,7 +48,8 @@ class WaveformEncoder(SpeechEncoder):
 
     def first(self, conv: Tensor, packing: Packing) -> Tensor:
         encoder = self.backbone.encoder
-        hidden = self.backbone.feature_projection(conv)
+        with self.casts.used_by(self.backbone.feature_projection):
+            hidden = self.backbone.feature_projection(conv)
         # HuBERT returns the projection alone, the others also its normed input.
         if isinstance(hidden, tuple):
             hidden = hidden[0]

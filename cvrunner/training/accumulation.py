@@ -86,20 +86,15 @@ def exact_backward(
         return model.encode(batch.features, batch.lengths, [keys[i] for i in batch.positions])
 
     *earlier, last = batches
-    # By itself this context casts nothing. It keeps what autocast casts within it: otherwise every weight would be cast
-    # again for every micro-batch.
-    with torch.autocast(labels.device.type, enabled=False):
-        with torch.no_grad():
-            leaves = [encode(batch) for batch in earlier]
-        # Casts made without gradient would cut the weights off from the encodings that follow.
-        torch.clear_autocast_cache()
-        leaves = [z.requires_grad_() for z in leaves]
-        z = torch.cat([*leaves, encode(last)])
-        # `z` is in the order of the micro-batches; labels and turns are in the order of the effective batch.
-        loss = ccc_loss(model.predict(z[in_order(batches, z.device)], turns, keys), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for batch, leaf in zip(earlier, leaves, strict=True):
-            encode(batch).backward(leaf.grad)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        leaves = [encode(batch) for batch in earlier]
+    leaves = [z.requires_grad_() for z in leaves]
+    z = torch.cat([*leaves, encode(last)])
+    # `z` is in the order of the micro-batches; labels and turns are in the order of the effective batch.
+    loss = ccc_loss(model.predict(z[in_order(batches, z.device)], turns, keys), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for batch, leaf in zip(earlier, leaves, strict=True):
+        encode(batch).backward(leaf.grad)  # type: ignore[no-untyped-call]
     return loss.detach()
 
 

@@ -156,6 +156,8 @@ class Inputs:
         for kind, store, compute in [first, *missing] if missing or not later else []:
             for done, shards in store.fill(compute):
                 yield FeatureProgress(kind=kind, done=done, shards=shards)
+        # Training may use other layers, or none.
+        self.encoder.casts.clear()
 
     def batches(self, update: Update) -> Iterator[Batch]:
         """Yield the micro-batches of an update; for a GPU, the one after it is being read meanwhile."""
@@ -272,9 +274,10 @@ class Inputs:
         """Apply `compute` to the conv features of a shard, half a minute of audio at a time."""
         found: dict[int, T] = {}
         # Cut by duration, not by train.batch_size: what is cached must not depend on a trial's batches.
-        for positions in micro_batches(utterances, len(utterances), FILL_S):
-            computed = compute([self.conv.read(utterances[i]) for i in positions])
-            found |= zip(positions, computed, strict=True)
+        with self.encoder.casts.kept():
+            for positions in micro_batches(utterances, len(utterances), FILL_S):
+                computed = compute([self.conv.read(utterances[i]) for i in positions])
+                found |= zip(positions, computed, strict=True)
         return [found[i] for i in range(len(utterances))]
 
 

@@ -156,7 +156,8 @@ class Learner:
         batches = list(self.inputs.batches(update))
         if following is not None:
             self.inputs.read_ahead(following)
-        return backward(self.model, batches, labels, list(update.turns), keys)
+        with self.model.encoder.casts.kept():
+            return backward(self.model, batches, labels, list(update.turns), keys)
 
     def free_bytes(self) -> float | None:
         """Return the memory that is left of the trial's share of a GPU; None on a CPU."""
@@ -249,7 +250,8 @@ class Learner:
         limit, memory = self.trial.config.train.max_batch_s, self.memory.get("prediction")
         update = evaluation_update(utterances, batch_size, by_dialogue, limit, memory)
         # One batch in memory at a time, whatever the size of the set.
-        z = torch.cat([self.model.encode(b.features, b.lengths) for b in self.inputs.batches(update)])
+        with self.model.encoder.casts.kept():
+            z = torch.cat([self.model.encode(b.features, b.lengths) for b in self.inputs.batches(update)])
         order = np.argsort([i for batch in update.micro_batches for i in batch])
         scaled = self.model.predict(z[torch.from_numpy(order).to(self.device)], list(update.turns))
         rated = ratings(scaled, self.trial.config.corpus.scale)

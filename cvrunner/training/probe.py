@@ -32,8 +32,9 @@ from cvrunner.training.trial import Trial
 TIMED_UPDATES = 3
 VALIDATED = 16
 """Number of utterances on which validation is timed."""
-SQUARE_S = 50.0
-"""Counted: 93 MB a second, and 1.9 MB a square second."""
+SQUARE_S = 32.0
+"""Counted with `tests/benchmarks/launches.py`: WavLM-large keeps 66 MB a second for its backward pass, and 2.0 MB
+a square second."""
 SAMPLE_EVERY_S = 0.005
 """Interval at which the size of the process is sampled if it trains in host memory."""
 

@@ -112,24 +112,48 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        results = out if isinstance(out, tuple | list) else [out]
+        # A call for many tensors returns nothing: it changes its first argument.
+        results = args[0] if out is None else out if isinstance(out, tuple | list) else [out]
         on_gpu = any(isinstance(x, Tensor) and x.device.type == "meta" for x in results)
         if on_gpu and not func.is_view and name not in NO_LAUNCH:
-            if name == "_to_copy" and args[0].device == out.device:
+            if name == "_foreach_copy_" or (name == "_to_copy" and args[0].device == out.device):
                 name = "cast"
             self.counts[name] += 1
         return out
 
 
-def count(batch_size: int) -> Counter[str]:
-    """Count the calls of one update of eight utterances, `batch_size` encoded at once."""
+def large_model() -> MambaEMAModel:
+    """Return WavLM-large with a head, on `meta`, all of which trains in bfloat16."""
     with torch.device("meta"):
         wavlm = WavLMModel(WavLMConfig(**LARGE))
         encoder = WaveformEncoder(wavlm, adaptation=Adaptation("full", start_epoch=1), precision=torch.bfloat16)
-        model = MambaEMAModel(encoder, ModelConfig(), 2).train()
-        batches, labels = list(_batches(SECONDS, batch_size)), torch.empty(len(SECONDS), 2)
-    cache = mock.patch("torch.clear_autocast_cache", Autocast.weights.clear)
-    with mock.patch("torch.autocast", autocast), cache, Calls() as calls:
+        return MambaEMAModel(encoder, ModelConfig(), 2).train()
+
+
+def saved_bytes(seconds: Sequence[float]) -> int:
+    """Count what the graph of a forward pass keeps of utterances that are encoded at once, without weights."""
+    model, kept = large_model(), dict[int, torch.UntypedStorage]()
+    (batch,) = _batches(seconds, len(seconds))
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage()._cdata] = x.untyped_storage()
+        return x
+
+    with mock.patch("torch.autocast", autocast), model.encoder.casts.kept():
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            model.predict(model.encode(batch.features, batch.lengths, range(len(seconds))), [1] * len(seconds), ())
+        weights = [*model.parameters(), *(w.cast for part in model.encoder.casts._parts.values() for w in part)]
+    for weight in weights:
+        kept.pop(weight.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def count(batch_size: int) -> Counter[str]:
+    """Count the calls of one update of eight utterances, `batch_size` encoded at once."""
+    model = large_model()
+    batches = list(_batches(SECONDS, batch_size))
+    labels = torch.empty(len(SECONDS), 2, device="meta")
+    with mock.patch("torch.autocast", autocast), model.encoder.casts.kept(), Calls() as calls:
         exact_backward(model, batches, labels, [1] * len(SECONDS), range(len(SECONDS)))
     return calls.counts
 
@@ -137,7 +161,7 @@ def count(batch_size: int) -> Counter[str]:
 def _batches(seconds: Sequence[float], batch_size: int) -> Iterator[MicroBatch]:
     for first in range(0, len(seconds), batch_size):
         frames = [int(50 * s) - 1 for s in seconds[first : first + batch_size]]
-        features = torch.empty(sum(frames), LARGE["conv_dim"][-1])
+        features = torch.empty(sum(frames), LARGE["conv_dim"][-1], device="meta")
         yield MicroBatch(features, np.array(frames), tuple(range(first, first + len(frames))))
 
 
@@ -150,3 +174,6 @@ if __name__ == "__main__":
         attention = sum(number for name, number in found.items() if "attention" in name)
         rows.append([f"{size} x {8 // size}", *map(str, (found.total(), found["cast"], attention, products))])
     print(tables_as_text([Table("Forward and backward pass of one update", columns, rows)], 100))
+    for lengths in ([15.0] * 4, [15.0], [30.0]):
+        text = " + ".join(f"{s:g} s" for s in lengths)
+        print(f"Kept for the backward pass of {text}: {saved_bytes(lengths) / 1e9:.2f} GB")

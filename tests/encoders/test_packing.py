@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from cvrunner.encoders.attention import _attend, relative_position_bias, self_attention
+from cvrunner.encoders.attention import _attend, _gated, relative_position_bias, self_attention
 from cvrunner.encoders.dropout import Place
 from cvrunner.encoders.packing import GROUP_PADDING, Packing
 from tests.tiny_encoders import tiny_wavlm
@@ -147,3 +147,31 @@ def test_statistics_are_those_of_each_utterance_and_have_their_gradient() -> Non
     smooth = Packing([7, 5], CPU)
     assert torch.autograd.gradcheck(lambda *x: smooth.statistics(x), states)
     assert Packing([7, 5], CPU).statistics([states[0].detach().bfloat16()]).dtype == torch.float32
+
+
+def test_layers_that_are_summarised_together_give_what_each_gives_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    states = [torch.randn(12, 3, dtype=torch.float64, requires_grad=True) for _ in range(5)]
+    found = []
+    for count in (1, 2, 12):
+        packing = Packing([7, 5], CPU)
+        monkeypatch.setattr(packing, "_together", lambda s, n=count: [s[i : i + n] for i in range(0, len(s), n)])
+        summaries = packing.averaged(states, 4), packing.statistics(states)
+        gradient = torch.autograd.grad(sum(x.square().sum() for x in summaries), states)
+        found.append((*summaries, *gradient))
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, same)
+
+
+def test_the_mask_in_bfloat16_is_the_rounded_product_and_its_rows_are_aligned() -> None:
+    torch.manual_seed(0)
+    for batch in (1, 2):
+        gate, bias = torch.randn(batch, 3, 5, requires_grad=True), torch.randn(3, 5, 5, requires_grad=True)
+        exact, rounded = _gated(gate, bias, torch.float32), _gated(gate, bias, torch.bfloat16)
+        assert torch.equal(rounded, exact.bfloat16())
+        assert all(stride % 8 == 0 for stride in rounded.stride()[:-1])
+        weights = torch.randn(exact.shape).bfloat16()
+        wanted = torch.autograd.grad(exact, (gate, bias), weights.float())
+        for one, same in zip(torch.autograd.grad(rounded, (gate, bias), weights), wanted, strict=True):
+            torch.testing.assert_close(one, same)

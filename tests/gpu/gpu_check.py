@@ -271,7 +271,7 @@ def check_sdpa() -> None:
 
 def check_parity() -> None:
     """Hidden states and gradients on the device against transformers' own on the CPU in float32."""
-    from cvrunner.encoders.wavlm import SpeechEncoder
+    from cvrunner.encoders.waveform import WaveformEncoder
 
     seconds = (0.3, 2.0, 1.9, 4.5, 12.0) if not args.tiny else (0.3, 1.0, 0.9)
     for name, shape in (("large", LARGE), ("base", BASE)):
@@ -286,9 +286,9 @@ def check_parity() -> None:
                 expected.append(torch.stack([h[0] for h in o.hidden_states[:-1]] + [o.last_hidden_state[0]], 1))
         lengths = torch.tensor([len(e) for e in expected])
         weights = torch.randn(int(lengths.sum()), expected[0].shape[1], expected[0].shape[2])
-        cpu = SpeechEncoder(w, frame_rate_hz=50.0, adaptation=FULL, normalize=True).eval()
+        cpu = WaveformEncoder(w, frame_rate_hz=50.0, adaptation=FULL, normalize=True).eval()
         conv = torch.cat([cpu.conv_features(x) for x in waves])
-        (cpu(conv, lengths)[0] * weights).sum().backward()
+        (cpu(conv, lengths).states * weights).sum().backward()
         grads = {n: p.grad.clone() for n, p in w.named_parameters() if p.grad is not None and "k_proj.bias" not in n}
         w.zero_grad(set_to_none=True)
         w.to(DEV)
@@ -298,9 +298,9 @@ def check_parity() -> None:
             ("bfloat16", torch.bfloat16, False, 3e-2),
         ):
             torch.backends.cudnn.allow_tf32 = tf32
-            e = SpeechEncoder(w, frame_rate_hz=50.0, adaptation=FULL, normalize=True, precision=precision).eval()
+            e = WaveformEncoder(w, frame_rate_hz=50.0, adaptation=FULL, normalize=True, precision=precision).eval()
             c = torch.cat([e.conv_features(x.to(DEV)) for x in waves])
-            states, _ = e(c, lengths)
+            states = e(c, lengths).states
             by_layer = [rel(states[:, i], torch.cat(expected)[:, i]) for i in range(states.shape[1])]
             row("parity", f"{name}, {label}: conv features", f"{rel(c, conv):.1e}")
             row(
@@ -311,7 +311,8 @@ def check_parity() -> None:
             )
             w.zero_grad(set_to_none=True)
             e.train()  # the path that trains; dropout is 0
-            (e(c, lengths)[0] * weights.to(DEV)).sum().backward()
+            with e.casts.kept():
+                (e(c, lengths).states * weights.to(DEV)).sum().backward()
             worst = max(((rel(p.grad, grads[n]), n) for n, p in w.named_parameters() if n in grads), default=(0, ""))
             row(
                 "parity",
@@ -335,7 +336,8 @@ def one_update(model: Any, schedule: Any, optimizer: torch.optim.Optimizer, batc
 
     count = sum(len(batch.lengths) for batch in batches)
     optimizer.zero_grad()
-    loss = exact_backward(model, batches, torch.rand(count, 2, device=DEV), [1] * count, list(range(count)))
+    with model.encoder.casts.kept():
+        loss = exact_backward(model, batches, torch.rand(count, 2, device=DEV), [1] * count, list(range(count)))
     loss, *norms = torch.stack([loss, *schedule.gradient_norms().values()]).tolist()
     total = torch.tensor(sum(norm**2 for norm in norms) ** 0.5).to(DEV, non_blocking=True)
     weights = [p for group in schedule.groups for p in schedule.members[group].values()]
@@ -372,15 +374,14 @@ def check_syncs() -> None:
 
 def check_steps() -> None:
     """Time and memory of real updates in the shape of WavLM-large."""
-    from cvrunner.encoders.wavlm import SpeechEncoder
-
     from cvrunner.config.sections import ModelConfig, TrainConfig
+    from cvrunner.encoders.waveform import WaveformEncoder
     from cvrunner.model.mamba_ema import MambaEMAModel
     from cvrunner.training.device import choose_precision
     from cvrunner.training.freezing import Schedule
 
     def build(checkpointing: bool = False):
-        e = SpeechEncoder(
+        e = WaveformEncoder(
             wavlm(LARGE), adaptation=FULL, precision=choose_precision("auto", DEV), gradient_checkpointing=checkpointing
         )
         model = MambaEMAModel(e, ModelConfig(), 2).to(DEV).train()

@@ -176,5 +176,5 @@ class TestTime:
         constant_s = 0.5 * -(-len(durations) // 4)
         trained_s = found.epoch_s(trial) - 0.01 * len(trial.fold.validation)
         assert sum(durations) < (trained_s - constant_s) / 0.1 < max(durations) * len(durations)
-        trained_and_tested_s = 3 * found.epoch_s(trial) + 0.01 * len(trial.fold.test)
-        assert found.trial_s(trial) == pytest.approx(found.linear_probe_s + trained_and_tested_s)
+        once_s = found.linear_probe_s + 0.01 * len(trial.fold.test)
+        assert found.trial_s(trial) == pytest.approx(3 * found.epoch_s(trial) + once_s)
