@@ -23,7 +23,7 @@ OPTIONS = re.findall(r"^#SBATCH (\S+)$", SCRIPT.read_text(), flags=re.MULTILINE)
 SRUN = """
 for word; do [[ -z ${head-} ]] || { folder=$word; break; }; [[ $word != ray ]] || head=yes; done
 if [[ -n $folder ]]; then
-    [[ ! -v NO_RAY ]] || exit 1
+    [[ ! -v NO_RAY ]] || { echo the reason >cvrunner-7-ray.log; exit 1; }
     stat -c %a "$folder" "$folder/token" >>"$CALLS"
     echo "$folder" >>"$CALLS"
     echo 127.0.0.1:1 >"$folder/ray_current_cluster"
@@ -60,12 +60,11 @@ class Stub:
                 cwd=folder, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
-    def end(self, *signals: signal.Signals) -> tuple[int, str, str]:
-        """Send signals once it trains; return exit code, calls and log. Removes the folder that Ray would remove."""
-        if signals:
+    def end(self, sent: signal.Signals | None = None) -> tuple[int, str, str]:
+        """Send a signal once it trains; return exit code, calls and log. Removes the folder that Ray would remove."""
+        if sent:
             wait_until(lambda: "training" in self.log.read_text(), "the training")
-        for one in signals:
-            self.process.send_signal(one)
+            self.process.send_signal(sent)
         code, calls = self.process.wait(60), self.calls.read_text()
         for folder in re.findall(r"^/tmp/cvr-\w+$", calls, flags=re.MULTILINE):
             shutil.rmtree(folder)
@@ -93,19 +92,18 @@ def test_a_ray_of_several_nodes_listens_beyond_loopback_and_has_workers(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("signals", "stopped", "code", "requeued"),
+    ("sent", "stopped", "code", "requeued"),
     [
-        ([signal.SIGUSR1], "143", 143, True),
-        ([signal.SIGUSR1, signal.SIGTERM], "143", 143, True),
-        ([signal.SIGTERM], "143", 143, False),
-        ([signal.SIGUSR1], "1", 1, False),
-        ([signal.SIGUSR1], "0", 0, False),
+        (signal.SIGUSR1, "143", 143, True),
+        (signal.SIGTERM, "143", 143, False),
+        (signal.SIGUSR1, "1", 1, False),
+        (signal.SIGUSR1, "0", 0, False),
     ],
 )
 def test_only_a_run_that_saved_for_the_time_limit_is_queued_again(
-    tmp_path: Path, signals: list[signal.Signals], stopped: str, code: int, requeued: bool
+    tmp_path: Path, sent: signal.Signals, stopped: str, code: int, requeued: bool
 ) -> None:
-    ended, calls, log = Stub(tmp_path, STOPPED=stopped).end(*signals)
+    ended, calls, log = Stub(tmp_path, STOPPED=stopped).end(sent)
     assert ended == code, log
     assert "saving" in log
     assert ("scontrol requeue 7\n" in calls) == requeued
@@ -115,7 +113,7 @@ def test_a_job_fails_with_the_exit_code_of_its_run_or_if_ray_does_not_start(tmp_
     assert Stub(tmp_path, LASTS="1", CODE="2").end()[0] == 2
     code, calls, log = Stub(tmp_path, NO_RAY="").end()
     assert code == 1
-    assert "Ray did not start: see cvrunner-7-ray.log" in log
+    assert "Ray did not start; the end of cvrunner-7-ray.log:\nthe reason\n" in log
     assert "cvrunner all-folds" not in calls.rpartition("srun")[2]
 
 
