@@ -61,13 +61,13 @@ class Stub:
             )  # fmt: skip
 
     def end(self, sent: signal.Signals | None = None) -> tuple[int, str, str]:
-        """Send a signal once it trains; return exit code, calls and log. Removes the folder that Ray would remove."""
+        """Send a signal once it trains; return exit code, calls and log. The folder is gone."""
         if sent:
             wait_until(lambda: "training" in self.log.read_text(), "the training")
             self.process.send_signal(sent)
         code, calls = self.process.wait(60), self.calls.read_text()
         for folder in re.findall(r"^/tmp/cvr-\w+$", calls, flags=re.MULTILINE):
-            shutil.rmtree(folder)
+            assert not Path(folder).exists()
         return code, calls, self.log.read_text()
 
 
