@@ -24,6 +24,7 @@ LARGE = {
     "kills": "tests/end_to_end/test_kills.py",
     "walk": "tests/end_to_end/test_walk.py",
     "jobs": "tests/end_to_end/test_ray_job.py tests/end_to_end/test_submit.py",
+    "slurm": "tests/end_to_end/test_slurm.py",
     "nodes": "tests/orchestration/test_node_loss.py tests/orchestration/test_resources.py",
     "crash-points": "tests/training/test_crash_points.py",
     "fuzz": "tests/test_fuzz.py",

@@ -29,7 +29,7 @@ from cvrunner.orchestration.resources import capacity
 
 REPOSITORY = Path(__file__).parent.parent.parent
 FOLDER = REPOSITORY / "jobs"
-SCRIPTS = sorted(FOLDER.glob("*.sh"))
+SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
 SETTINGS: dict[str, Any] = yaml.safe_load((FOLDER / "runtime_env.yaml").read_text())
 COMMAND = ["all-folds", "--config", "configs/finetune.yaml"]
 SECRETS = re.compile(r"token|secret|password|credential|api_?key", re.IGNORECASE)
