@@ -195,8 +195,7 @@ def train(
         ):
             cluster = run.experiment.config.cluster
             preemption = None
-            # With node_dir, a trial can continue only on the node that has its checkpoint, so it must not be paused.
-            if cluster.preempt and not cluster.node_dir:
+            if cluster.pauses_trials:
                 preemption = Preemption(pending, executor.slots)
             with Progress(pending, executor.slots, run.console, run.quiet) as progress:
                 # The store comes first, so that run.json is never behind what the others show.

@@ -66,7 +66,7 @@ def unguarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def submitted(output: str) -> str:
     """The job's id in the first line."""
-    found = re.match(r"(cvrunner-[a-z-]+-[0-9a-f]{10}[-0-9]*): (submitted|runs already) on http", output)
+    found = re.match(r"(cvrunner-[a-z-]+-[0-9a-f]{10}[-0-9]*): (submitted on http|runs already, submitted by )", output)
     assert found, output
     return found[1]
 
