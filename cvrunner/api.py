@@ -71,7 +71,7 @@ class Run:
     @property
     def record(self) -> RunRecord:
         """run.json: status, folds, seeds, conditions, corpus."""
-        return self.directory.read_run()
+        return self.directory.current_run()
 
     @property
     def path(self) -> Path:
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """RUNNING, COMPLETE, INCOMPLETE or STOPPED."""
+        """RUNNING, COMPLETE, INCOMPLETE, STOPPED, or INTERRUPTED if its process was killed."""
         return self.record.status
 
     @property

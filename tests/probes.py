@@ -24,6 +24,7 @@ def made_up(condition: str = "unfrozen", **changes: Any) -> ConditionProbe:
         "typical": TimedUpdate(4, longest_s=2.0, audio_s=5.0, step_s=1.0),
         "longest": TimedUpdate(4, longest_s=6.0, audio_s=15.0, step_s=2.0),
         "plain_mamba_s": None,
+        "load_s": 0.25,
         "validation_s": 0.01,
         "features": (CONV, HIDDEN) if condition == "frozen" else (CONV,),
         "statistics": 500,

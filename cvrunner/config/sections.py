@@ -312,6 +312,11 @@ class ClusterConfig(Section):
     """For nodes that share no disk: the folder in which a trial keeps its files until it ends and they are copied to
     `results.root`. `null`: trials write to `results.root` directly."""
 
+    @property
+    def pauses_trials(self) -> bool:
+        """With node_dir a trial continues only on the node that has its checkpoint, so it must not be paused."""
+        return self.preempt and self.node_dir is None
+
 
 class TrackingConfig(Section):
     enabled: bool = True

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from cvrunner import paths
 from cvrunner.config.reading import load_config
-from cvrunner.errors import ClusterError, UsageError
+from cvrunner.encoders.files import check_encoder
+from cvrunner.errors import ClusterError, ConfigError, UsageError
 from cvrunner.jobs import jobs
 from cvrunner.jobs.jobs import Job, LogState
+from cvrunner.orchestration.machine import find_listeners
 from cvrunner.orchestration.ray_cluster import STOP_WAIT
 from cvrunner.text import DASH, Table, line_printer, tables_as_text
 
@@ -50,7 +52,8 @@ def submit(
     settings = jobs.runtime_environment(runtime_env or paths.default_runtime_env(), os.environ)
     command, folder = jobs.full_command(arguments), folder.absolute()
     jobs.check_for_secrets(command)
-    check_configuration(command, folder)
+    here = jobs.is_here(jobs.cluster_address(address, os.environ), find_listeners() or ())
+    check_configuration(command, folder, here)
     cluster = _cluster(address)
     job_id, job = jobs.free_id(jobs.usual_id(command, folder, os.environ, runtime_env, python), cluster.all())
     if job is not None:
@@ -66,10 +69,11 @@ def submit(
     return 0
 
 
-def check_configuration(command: Sequence[str], folder: Path) -> None:
-    """Raise ConfigError for a configuration or an override of the command that would be refused on the cluster.
+def check_configuration(command: Sequence[str], folder: Path, here: bool = False) -> None:
+    """Raise ConfigError or EncoderError for a configuration, an override or a path that the cluster would refuse.
 
-    What lies outside of `folder`, such as the corpus, may exist on the cluster only and is not looked at.
+    `here`: the cluster's head is this machine, so that files outside of `folder`, such as corpus and encoder, can be
+    looked at; else they may exist on the cluster only. An encoder on the hub is not looked for.
     """
     given: dict[str, list[str]] = {"--config": [], "--set": []}
     names = {"-c": "--config", "-s": "--set", "--config": "--config", "--set": "--set"}
@@ -79,10 +83,19 @@ def check_configuration(command: Sequence[str], folder: Path) -> None:
             given[names[word]].append(value)
         elif separator and name in ("--config", "--set"):
             given[name].append(joined)
-    if given["--config"]:
-        path = folder / given["--config"][-1]
-        if path.is_relative_to(folder):
-            load_config(path, given["--set"])
+    if not given["--config"]:
+        return
+    path = folder / given["--config"][-1]
+    if not here and not path.is_relative_to(folder):
+        return
+    config = load_config(path, given["--set"])
+    root = Path(config.corpus.root).expanduser()
+    if here and config.corpus.format != "demo" and root.is_absolute() and not root.exists():
+        raise ConfigError(f"corpus.root: {root} does not exist on this machine, where the cluster's head runs")
+    models = [config.for_condition(condition).model for condition in config.conditions]
+    for encoder, revision, allowed in {(m.encoder, m.revision, m.allow_tuned_encoder) for m in models}:
+        if here and Path(encoder).expanduser().is_absolute():
+            check_encoder(encoder, revision, (), allow_tuned=allowed)
 
 
 def status(job_id: str | None, address: str | None, as_json: bool, console: Console) -> int:
@@ -99,6 +112,8 @@ def status(job_id: str | None, address: str | None, as_json: bool, console: Cons
         found = _read_log(cluster, job)
         failed = job.ended and job.exit_code not in jobs.OUTCOMES
         reason = (found.error or job.message.strip() or None) if failed else None
+        if job.ended and job.process_code in jobs.KILLED:
+            reason = "its process was killed; the same command continues the run"
         record = {
             "id": job.id,
             "status": job.status,

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pwd
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from cvrunner.errors import TARGET_MISSED, ClusterError, Stopped, UsageError
-from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S
+from cvrunner.orchestration.machine import Listener
+from cvrunner.orchestration.ray_cluster import LOCAL, RAY_STOP_WAIT_S
 from cvrunner.paths import default_runtime_env
 
 JobStatus = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
@@ -26,6 +27,8 @@ PASSED_ON = ("CVRUNNER_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE")
 """Variables of the submitter's environment passed to a job. None may hold a secret: Ray shows them to everyone."""
 TERMINATED = {-15, 128 + 15}
 """Exit codes of SIGTERM, as Python and as a shell report it."""
+KILLED = {-9, 128 + 9}
+"""Exit codes of SIGKILL: by a person, the kernel or Ray, for memory or because the node went away."""
 OUTCOMES = {0: "complete", TARGET_MISSED: "target missed, exit code 3", Stopped.exit_code: "stopped"}
 LARGEST_OWN_CODE = 125
 """Higher codes are the shell's: the program was not found, or was killed by a signal."""
@@ -88,6 +91,8 @@ class Job:
         """One word, and the exit code if the word does not imply it."""
         if not self.ended:
             return self.status.lower()
+        if self.process_code in KILLED:
+            return "interrupted, exit code 1"
         return OUTCOMES.get(self.exit_code, f"failed, exit code {self.exit_code}")
 
 
@@ -211,6 +216,14 @@ def free_id(usual: str, jobs: Mapping[str, Job]) -> tuple[str, Job | None]:
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------------
+
+
+def is_here(address: str, listeners: Iterable[Listener]) -> bool:
+    """Whether Ray's dashboard at this address runs on this machine, rather than behind a tunnel."""
+    parts = urlsplit(address)
+    # The program of another user is not known; a tunnel to a cluster is usually one's own.
+    at_port = [one for one in listeners if one.port == parts.port]
+    return parts.hostname in LOCAL and any(one.service == "Ray" or one.pid is None for one in at_port)
 
 
 def cluster_address(given: str | None, environment: Mapping[str, str]) -> str:

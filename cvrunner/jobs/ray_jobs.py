@@ -15,10 +15,11 @@ from typing import Any
 import requests
 
 from cvrunner import __version__
-from cvrunner.errors import ClusterError
+from cvrunner.errors import ClusterError, UsageError
 from cvrunner.jobs.jobs import Job, user_name
 from cvrunner.orchestration.machine import find_token
 from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT, bypass_proxy
+from cvrunner.text import format_bytes
 
 ANSWER_S = 15.0
 """Time limit for a query."""
@@ -29,6 +30,8 @@ PATIENCE_S = 60.0
 POLL_S = 1.0
 LOG_PER_S = 200_000
 """Characters of log to read per second: Ray sends the whole log each time, so a long one is read less often."""
+LARGEST = 5
+"""Number of files that are named if an upload is too large."""
 STOP_GRACE_S = 30.0
 """Time for Ray to end a job after its time to save is over."""
 
@@ -72,6 +75,7 @@ class RayJobs:
 
     def submit(self, job_id: str, python: str, command: Sequence[str], folder: Path, settings: dict[str, Any]) -> Job:
         """Upload the folder and start the job, or return the job if another process has started it meanwhile."""
+        check_upload(folder, settings.get("excludes", []))
         try:
             with _in_one_sentence(self.address):
                 self._client.submit_job(
@@ -129,6 +133,29 @@ class RayJobs:
     def _info(self, job_id: str) -> Job:
         with _in_one_sentence(self.address):
             return _job(self._client.get_job_info(job_id))
+
+
+def check_upload(folder: Path, excludes: Sequence[str]) -> None:
+    """Raise UsageError, with the largest files, if Ray would refuse what it uploads of a folder as too large."""
+    from ray._private.runtime_env import packaging  # late, as in `_client`
+
+    sizes: dict[Path, int] = {}
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            sizes[path] = path.stat().st_size
+
+    # Ray's own rules for what is left out; it packs files without compressing them.
+    respects_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
+    packaging._dir_travel(folder, [packaging._get_excludes(folder, list(excludes))], add, respects_gitignore)
+    if (total := sum(sizes.values())) >= packaging.GCS_STORAGE_MAX_SIZE:
+        largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:LARGEST]
+        named = ", ".join(f"{path.relative_to(folder)} ({format_bytes(sizes[path])})" for path in largest)
+        limit = format_bytes(packaging.GCS_STORAGE_MAX_SIZE)
+        raise UsageError(
+            f"{folder}: {format_bytes(total)} would be uploaded, Ray takes less than {limit}; the largest files are "
+            f"{named}. Move them out of the folder, or add them to .gitignore or to `excludes` in jobs/runtime_env.yaml"
+        )
 
 
 def _client(address: str) -> Any:

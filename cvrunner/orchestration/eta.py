@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING
 
 from cvrunner.orchestration.failures import STATUS, Decision, Failure
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 ENDED = ("done", "failed", "stopped")
 """States of a trial that does not train any more."""
+MIN_GAIN = 0.02
+"""Trials are paused only if the run would otherwise take longer than its lower bound by this share ..."""
+MIN_GAIN_S = 3.0
+"""... and by this much: an idle actor starts the next trial within a few seconds."""
 
 
 @dataclass
@@ -46,6 +52,9 @@ class Eta:
     def __init__(self, trials: Sequence[Trial], slots: int) -> None:
         self.trials = {t.name: TrialProgress(t.condition, t.config.train.epochs) for t in trials}
         self.slots = slots
+        self.pauses = bool(trials) and trials[0].config.cluster.pauses_trials
+        self.overhead_s: list[float] = []
+        """Seconds of each finished trial outside its epochs: loading, features, saving and test."""
 
     def attempt(self, trial: Trial, number: int) -> None:
         self.trials[trial.name].state = "starting"
@@ -63,6 +72,9 @@ class Eta:
             progress.epoch_s.append(event.train_s + event.validation_s)
         elif isinstance(event, TrialResult):
             progress.state, progress.ccc = "done", event.test_ccc
+            # Training counts all attempts and the total only the last, so a resumed trial tells nothing.
+            if event.total_s > event.train_s:
+                self.overhead_s.append(event.total_s - event.train_s)
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         progress = self.trials[trial.name]
@@ -96,9 +108,35 @@ class Eta:
         return progress.remaining_s(means_s)
 
     def remaining_s(self) -> float | None:
-        """Seconds until the last trial ends, from the mean epoch of each condition; None before the first epoch."""
+        """Seconds until the last trial ends, from the mean epoch of each condition and what the trials so far took
+        besides; None before the first epoch."""
         means_s = self.epoch_means_s()
         if not means_s:
             return None
-        work_s = [progress.remaining_s(means_s) for progress in self.trials.values()]
-        return max(sum(work_s) / self.slots, max(work_s, default=0.0))
+        overhead_s = median(self.overhead_s) if self.overhead_s else 0.0
+        running = [p.remaining_s(means_s) for p in self.trials.values() if p.state not in ("waiting", *ENDED)]
+        waiting = [p.remaining_s(means_s) + overhead_s for p in self.trials.values() if p.state == "waiting"]
+        free = [0.0] * max(0, self.slots - len(running))
+        whole_s = makespan_without_pauses_s([*running, *free], waiting)
+        if not self.pauses:
+            return whole_s
+        return min(whole_s, longest_without_pause_s([*running, *waiting], self.slots))
+
+
+def makespan_without_pauses_s(running: Sequence[float], waiting: Sequence[float]) -> float:
+    """Seconds until all trials have ended if the waiting ones start longest first and none is interrupted."""
+    ends = list(running)
+    heapq.heapify(ends)
+    for seconds in sorted(waiting, reverse=True):
+        heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends)
+
+
+def longest_without_pause_s(trials_s: Sequence[float], slots: int) -> float:
+    """Longest run of these trials for which none is paused: hardly longer than its lower bound.
+
+    A run that would take longer pauses trials, so it takes about as long as this; `plan` and the ETA both count on it.
+    """
+    # No schedule is shorter than all work spread evenly, or than the longest trial.
+    lower_bound_s = max(sum(trials_s) / slots, *trials_s, 0.0)
+    return max((1 + MIN_GAIN) * lower_bound_s, lower_bound_s + MIN_GAIN_S)

@@ -6,11 +6,10 @@ as long as sixteen. A trial has a checkpoint after every epoch, so pausing it th
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cvrunner.orchestration.eta import Eta
+from cvrunner.orchestration.eta import Eta, longest_without_pause_s, makespan_without_pauses_s
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.records.results import EpochRecord
 from cvrunner.training.trial import Trial
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 
 MIN_LEAD_EPOCHS = 5
 """A waiting trial must have this many epochs more left than the running one, since a pause costs a new start."""
-MIN_GAIN = 0.02
-"""Without a pause, the run must take longer than its lower bound by this share ..."""
-MIN_GAIN_S = 3.0
-"""... and by this much: an idle actor starts the next trial within a few seconds."""
-
-
 LAST_SHARE = 0.1
 """No trial is paused in this last share of its epochs: it would hold its checkpoint for a few epochs more."""
 MIN_TRAINED_S = 60.0
@@ -95,16 +88,5 @@ def pause_ends_run_earlier(
     if remaining_s[longest] <= remaining_s[trial] + MIN_LEAD_EPOCHS * epoch_s[longest]:
         return False
     running_s, waiting_s = [remaining_s[name] for name in running], [remaining_s[name] for name in waiting]
-    # No schedule is shorter than all work spread evenly, or than the longest trial.
-    lower_bound_s = max(sum(running_s + waiting_s) / len(running), *running_s, *waiting_s)
-    required_s = max((1 + MIN_GAIN) * lower_bound_s, lower_bound_s + MIN_GAIN_S)
-    return makespan_without_pauses_s(running_s, waiting_s) > required_s
-
-
-def makespan_without_pauses_s(running: Sequence[float], waiting: Sequence[float]) -> float:
-    """Seconds until all trials have ended if the waiting ones start longest first and none is interrupted."""
-    ends = list(running)
-    heapq.heapify(ends)
-    for seconds in sorted(waiting, reverse=True):
-        heapq.heapreplace(ends, ends[0] + seconds)
-    return max(ends)
+    whole_s = makespan_without_pauses_s(running_s, waiting_s)
+    return whole_s > longest_without_pause_s([*running_s, *waiting_s], len(running))

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -41,6 +42,7 @@ UNITS = {"memory_gb": "GB", "minutes_per_epoch": "min"}
 
 def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, json: bool, console: Console) -> int:
     """Estimate what the run would cost, from real updates of each condition; trains nothing and keeps nothing."""
+    began = time.monotonic()
     prepared = prepare(config_path, overrides)
     resources = possible_resources(prepared.config.cluster, gpus, os.environ)
     trials = plan_trials(prepared.config, prepared.corpus, prepared.folds)
@@ -48,6 +50,7 @@ def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, j
     from cvrunner.orchestration.attempt import training_device
     from cvrunner.training.probe import hardest, probe, resident_mib
 
+    prepare_s = time.monotonic() - began
     # All conditions are compared with the size of the process before the first one.
     base_mib, probes = resident_mib(), []
     with tempfile.TemporaryDirectory(prefix="cvrunner-plan-") as folder:
@@ -56,7 +59,7 @@ def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, j
             device = training_device(trial)
             print(f"{condition}: a few real updates on {device.type} ...", file=sys.stderr, flush=True)
             probes.append(probe(trial, device, Path(folder), base_mib))
-    found = forecast(trials, prepared.corpus.utterances, probes, resources)
+    found = forecast(trials, prepared.corpus.utterances, probes, resources, prepare_s)
     line_printer(console)(as_json(found) if json else plan_text(found))
     return 0
 
@@ -109,7 +112,7 @@ def conditions_table(found: Forecast) -> Table:
 
 def resources_table(found: Forecast) -> Table:
     """Return a row for each set of GPUs."""
-    columns = ["GPUs", "makespan", "at best", "idle", f"fits on idle GPUs, run at most {100 * TOLERANCE:g} % longer"]
+    columns = ["GPUs", "makespan", "expected", "idle", f"fits on idle GPUs, run at most {100 * TOLERANCE:g} % longer"]
     rows = []
     for run in found.runs:
         extra = [f"{plural(count, 'condition')} like {name}" for name, count in run.conditions.items() if count]
@@ -119,7 +122,7 @@ def resources_table(found: Forecast) -> Table:
             [
                 f"{run.resources.name}: {_gpus(run)}",
                 format_duration(run.schedule.makespan_s),
-                format_duration(run.schedule.lower_bound_s),
+                format_duration(run.trials_s),
                 f"{100 * run.schedule.idle_share:.0f} %",
                 ", or ".join(extra) or "nothing more",
             ]
@@ -161,11 +164,13 @@ def _notes(found: Forecast) -> Iterator[str]:
     if any(condition.stated for condition in found.conditions) or found.also_stated:
         also = "".join(f"; {claim.name}: {_claimed(claim)}" for claim in found.also_stated)
         yield f"Stated by others, not measured here{also}. Source: {found.source or 'not given'}."
-    filling = format_duration(found.runs[0].features_s)
-    fitting = format_duration(found.runs[0].linear_probes_s)
+    start, filling, fitting = map(
+        format_duration, (found.runs[0].start_s, found.runs[0].features_s, found.runs[0].linear_probes_s)
+    )
     yield (
         f"{_disk(found.disk)} Filling the feature cache takes {filling} once on each node; the linear probes, after "
-        f"the trials, about {fitting}."
+        f"the trials, about {fitting}; start-up and report {start}. The trials are expected to take less than their "
+        "makespan where pausing some of them gains time (cluster.preempt)."
     )
 
 

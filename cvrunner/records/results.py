@@ -16,8 +16,9 @@ from cvrunner.errors import ResultsError
 from cvrunner.records import legacy
 
 Ccc = dict[str, float | None]
-RunStatus = Literal["RUNNING", "COMPLETE", "INCOMPLETE", "STOPPED"]
-TrialStatus = Literal["WAITING", "RUNNING", "DONE", "FAILED", "STOPPED"]
+RunStatus = Literal["RUNNING", "COMPLETE", "INCOMPLETE", "STOPPED", "INTERRUPTED"]
+TrialStatus = Literal["WAITING", "RUNNING", "DONE", "FAILED", "STOPPED", "INTERRUPTED"]
+"""INTERRUPTED: its process was killed, so that nobody could write how it ended."""
 
 
 def ccc_label(dimension: str) -> str:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +33,8 @@ from cvrunner.records.summary import Summary
 ResultT = TypeVar("ResultT", bound=Result)
 GENERATIONS = 2
 """Number of checkpoints that a running trial keeps."""
+LOCK, CLAIM = ".lock", ".claim"
+"""Files that a process holds locked: in the folder of its run, or in those of its trials if it shares the run."""
 
 
 def trial_name(condition: str, fold: int, seed: int) -> str:
@@ -125,6 +128,17 @@ class RunDirectory:
             raise ResultsError(f"{self.path}: no run here (run.json is missing)")
         return RunRecord.from_json(self.run_file.read_bytes(), str(self.run_file))
 
+    def current_run(self) -> RunRecord:
+        """Read run.json; a run, and its trials, that a killed process has left RUNNING are INTERRUPTED."""
+        run = self.read_run()
+        if run.status != "RUNNING" or any(map(is_held, (self.path / LOCK, *self.path.glob(f"*/*/*/{CLAIM}")))):
+            return run
+        trials = dict(run.trials)
+        for name, state in trials.items():
+            if state.status == "RUNNING":
+                trials[name] = state.model_copy(update={"status": "INTERRUPTED"})
+        return run.model_copy(update={"status": "INTERRUPTED", "trials": trials})
+
     def read_config(self) -> Config:
         """Read config.yaml, also one that an earlier version wrote. Raises ConfigError."""
         try:
@@ -147,6 +161,19 @@ class RunDirectory:
         # The key: a folder of this name may hold the result of other settings, copied from another run.
         found = {name: TrialDirectory(self.path / name).result(state.key) for name, state in record.trials.items()}
         return {name: result for name, result in found.items() if result is not None}
+
+
+def is_held(file: Path) -> bool:
+    """Return whether a living process holds this lock; also true if this cannot be found out."""
+    try:
+        # A shared lock needs no right to write, and does not disturb who looks at the same time.
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 # --- the journal: one JSON object per line, only ever appended --------------------------------------------------------

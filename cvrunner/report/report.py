@@ -64,7 +64,7 @@ def read_report(directory: RunDirectory, links: dict[str, str] | None = None, re
     those in run.json. `rescore`: take the test CCCs from predictions.csv, not from result.json. Raises ResultsError or
     ConfigError if the folder cannot be read.
     """
-    run, config = directory.read_run(), directory.read_config()
+    run, config = directory.current_run(), directory.read_config()
     results = directory.results(run)
     tables, protocol = read_tables(directory, results), read_protocol(directory)
     epochs = {name: read_epochs(directory, t.condition, t.fold, t.seed) for name, t in run.trials.items()}

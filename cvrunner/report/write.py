@@ -67,7 +67,7 @@ def _row(folder: RunDirectory) -> tuple[str, str, tuple[str, ...]]:
     link = f"[{folder.name}]({folder.name}/comparison.md)"
     summary = None
     try:
-        run = folder.read_run()
+        run = folder.current_run()
         if folder.summary_file.is_file():
             summary = Summary.from_json(folder.summary_file.read_bytes(), str(folder.summary_file))
     except ResultsError as error:

@@ -184,7 +184,11 @@ def sync(run: Path, uri: str | None, console: Console) -> int:
     """Upload a run to MLflow from its files; existing entries are kept."""
     directory = find_run_directory(run)
     store = uri or tracking_uri(directory.read_config(), directory.path.parent)
+    current = directory.current_run()
     with lock(directory.path, "its driver writes it to MLflow, also what a server missed; `sync` when it has ended"):
+        if current.status == "INTERRUPTED":
+            # Written while this process holds the lock, with which the run would count as RUNNING.
+            directory.write_run(current)
         links, record = sync_run(directory, store, UI_ADDRESS), directory.read_run()
         if links != record.links:
             # The report shows the addresses too, and MLflow has a copy of the report.

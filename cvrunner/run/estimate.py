@@ -1,6 +1,7 @@
 """Time, memory and disk that a run would take, and its schedule on different GPUs. Pure, and without torch.
 
-A schedule follows the run: longest trials first, each on the GPU that is free first.
+A schedule follows the run: longest trials first, each on the GPU that is free first. The ETA of a run is computed by
+the same rule (orchestration/eta.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cvrunner.config.sections import Claim
 from cvrunner.data.utterance import Utterance
+from cvrunner.orchestration.eta import longest_without_pause_s
 from cvrunner.orchestration.resources import Resources
 from cvrunner.orchestration.trials import cost
 from cvrunner.records.run_directory import GENERATIONS
@@ -22,6 +24,9 @@ from cvrunner.training.trial import Trial
 if TYPE_CHECKING:
     from cvrunner.training.probe import ConditionProbe, FeaturePass  # imports torch, which `doctor` does without
 
+RAY_AND_REPORT_S = 12.0
+"""Starting Ray and an actor's process (5 to 8 s), and writing report, figures and MLflow at the end (4 to 7 s), as
+measured on two cores; both hardly depend on the run."""
 TOLERANCE = 0.05
 """Share by which more trials may lengthen a run and still count as filling idle GPUs only."""
 MOMENTS = 2
@@ -174,6 +179,11 @@ class RunOnResources:
 
     resources: Resources
     schedule: Schedule
+    """Without pauses."""
+    trials_s: float
+    """Expected time of all trials, with pauses if the configuration allows them."""
+    start_s: float
+    """Start-up of driver, Ray and the first trials, and the report at the end."""
     features_s: float
     """Filling the cache before training, with all GPUs of a node."""
     seeds: int
@@ -187,7 +197,7 @@ class RunOnResources:
 
     @property
     def total_s(self) -> float:
-        return self.features_s + self.schedule.makespan_s + self.linear_probes_s
+        return self.start_s + self.features_s + self.trials_s + self.linear_probes_s
 
 
 @dataclass(frozen=True)
@@ -214,8 +224,12 @@ def forecast(
     corpus: Sequence[Utterance],
     probes: Sequence[ConditionProbe],
     resources: Sequence[Resources],
+    prepare_s: float = 0.0,
 ) -> Forecast:
-    """Estimate a run. `trials` in its order, a probe for each condition, and the GPUs that it would run on."""
+    """Estimate a run. `trials` in its order, a probe for each condition, and the GPUs that it would run on.
+
+    `prepare_s`: seconds to read configuration and corpus, and to import torch.
+    """
     by_condition = {probe.condition: probe for probe in probes}
     jobs = [Job(t.name, t.condition, cost(t), by_condition[t.condition].trial_s(t)) for t in trials]
     # Conditions with the same features, and utterances with the same audio, share them in the cache.
@@ -233,7 +247,9 @@ def forecast(
         epochs=max(t.config.train.epochs for t in trials),
         conditions=tuple(_condition(probe, trials, stated) for probe in probes),
         disk=_disk(trials, by_condition, passes, statistics_bytes, audio_s, resources[0].slots),
-        runs=tuple(_run(trials, jobs, one, audio_s, passes, probes[0], len(recordings)) for one in resources),
+        runs=tuple(
+            _run(trials, jobs, one, audio_s, passes, probes[0], len(recordings), prepare_s) for one in resources
+        ),
         also_stated=tuple(claim for claim in stated if claim.condition not in by_condition),
         source=reference.source,
     )
@@ -289,6 +305,7 @@ def _run(
     passes: Sequence[FeaturePass],
     baseline: ConditionProbe,
     recordings: int,
+    prepare_s: float,
 ) -> RunOnResources:
     one_seed = [job for job, trial in zip(jobs, trials, strict=True) if trial.seed == trial.config.train.seeds[0]]
     alike: dict[str, list[Job]] = {}
@@ -301,13 +318,23 @@ def _run(
     if "hidden" not in {one.kind for one in passes}:
         linear_probes_s += baseline.validation_s * recordings / filling
     features_s = sum(one.cost for one in passes) * audio_s / filling
-    by_seeds = {count: assign(one_seed * count, resources.slots).makespan_s for count in (1, 2, 3)}
+    start_s = prepare_s + RAY_AND_REPORT_S
+
+    def trials_s(jobs: Sequence[Job]) -> float:
+        whole_s = assign(jobs, resources.slots).makespan_s
+        if not trials[0].config.cluster.pauses_trials:
+            return whole_s
+        return min(whole_s, longest_without_pause_s([job.duration_s for job in jobs], resources.slots))
+
+    besides_s = start_s + features_s + linear_probes_s
     return RunOnResources(
         resources,
         assign(jobs, resources.slots),
+        trials_s=trials_s(jobs),
+        start_s=start_s,
         features_s=features_s,
         seeds=max_extra(one_seed, jobs, resources.slots),
         conditions={name: max_extra(block, jobs, resources.slots) for name, block in alike.items()},
         linear_probes_s=linear_probes_s,
-        by_seeds={count: features_s + makespan_s + linear_probes_s for count, makespan_s in by_seeds.items()},
+        by_seeds={count: besides_s + trials_s(one_seed * count) for count in (1, 2, 3)},
     )

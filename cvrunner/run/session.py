@@ -195,8 +195,7 @@ def train(
         ):
             cluster = run.experiment.config.cluster
             preemption = None
-            # With node_dir, a trial can continue only on the node that has its checkpoint, so it must not be paused.
-            if cluster.preempt and not cluster.node_dir:
+            if cluster.pauses_trials:
                 preemption = Preemption(pending, executor.slots)
             with Progress(pending, executor.slots, run.console, run.quiet) as progress:
                 # The store comes first, so that run.json is never behind what the others show.
@@ -282,6 +281,8 @@ def raise_for_outcome(ending: Outcome | None, status: RunStatus) -> None:
 def show(directory: RunDirectory, record: RunRecord, summary: Summary, console: Console) -> None:
     """Print the comparison, and the paths and addresses of everything that was written."""
     lines = [render_text(record, summary, console.width), f"results  {directory.path}", f"report   {directory.report}"]
+    if record.status == "INTERRUPTED":
+        lines.append("status   INTERRUPTED: its process was killed; the same command continues it")
     if record.looks_before is not None:
         times = plural(record.looks_before, "time")
         lines.append(f"ledger   test scores of this corpus were looked at {times} in this results folder before")

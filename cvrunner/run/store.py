@@ -32,7 +32,7 @@ from cvrunner.records.results import (
     TrialStatus,
     WorkerStarted,
 )
-from cvrunner.records.run_directory import RunDirectory, TrialDirectory
+from cvrunner.records.run_directory import CLAIM, LOCK, RunDirectory, TrialDirectory, is_held
 from cvrunner.run.prepare import Experiment
 from cvrunner.run.protocol import make_protocol
 from cvrunner.training.trial import Trial
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
 
 RecordT = TypeVar("RecordT", bound=Provenance)
-LOCK, CLAIM = ".lock", ".claim"
-"""Files that a process holds locked: in the folder of its run, or in those of its trials if it shares the run."""
 
 
 class RecordStore(Generic[RecordT]):
@@ -308,16 +306,6 @@ class RunStore(RecordStore[RunRecord]):
         state = self.record.trials[trial.name].model_copy(update=changes)
         with self._latest():
             self._write(trials={**self.record.trials, trial.name: state})
-
-
-def is_held(file: Path) -> bool:
-    """Return whether a living process holds this lock."""
-    try:
-        if file.exists():
-            FileLock(file, timeout=0).acquire().lock.release()
-    except Timeout:
-        return True
-    return False
 
 
 def in_use(folder: Path, remedy: str = "wait for it or stop it") -> ResultsError:

@@ -39,7 +39,7 @@ def sync_run(directory: RunDirectory, uri: str, base_url: str | None = None) -> 
     """
     report = read_report(directory)
     # Nothing is training: what run.json calls RUNNING was left by a process that died.
-    status: RunStatus = "STOPPED" if report.run.status == "RUNNING" else report.run.status
+    status: RunStatus = "INTERRUPTED" if report.run.status == "RUNNING" else report.run.status
     try:
         mirror = MlflowMirror(uri, report.run, report.config, directory)
         mirror.finish(report, status)

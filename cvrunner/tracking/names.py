@@ -25,6 +25,7 @@ ENDED: dict[str, str] = {
     "PRUNED": "KILLED",
     "FAILED": "FAILED",
     "STOPPED": "KILLED",
+    "INTERRUPTED": "KILLED",
 }
 """MLflow's status of a run, trial, sweep or setting that has ended."""
 

@@ -90,6 +90,8 @@ class ConditionProbe:
     longest: TimedUpdate
     plain_mamba_s: float | None
     """The typical update without the kernels of mamba-ssm; None if they are not installed or there is no GPU."""
+    load_s: float
+    """Seconds to build the model and load the encoder."""
     validation_s: float
     """Seconds per utterance."""
     features: tuple[FeaturePass, ...]
@@ -115,11 +117,11 @@ class ConditionProbe:
         return steps + self.validation_s * len(trial.fold.validation)
 
     def trial_s(self, trial: Trial) -> float:
-        """Return the seconds of linear path, all epochs and test, without features, checkpoints and the start of the
-        process."""
+        """Return the seconds of loading, linear path, all epochs and test, without features, checkpoints and the start
+        of the process."""
         epochs = trial.config.train.epochs
         path_s = self.linear_probe_s if trial.config.model.linear_path else 0.0
-        return path_s + epochs * self.epoch_s(trial) + self.validation_s * len(trial.fold.test)
+        return self.load_s + path_s + epochs * self.epoch_s(trial) + self.validation_s * len(trial.fold.test)
 
 
 def probe(
@@ -142,7 +144,7 @@ def probe(
     # A fold of only these utterances: features of the whole corpus would take minutes.
     few = replace(trial, fold=replace(trial.fold, train=train, validation=validated, test=()))
     with _host_growth(resident_mib() if base_mib is None else base_mib) as growth_mib:
-        learner, seconds = _prepared(few, folder / "cache" / trial.condition, device)
+        learner, load_s, seconds = _prepared(few, folder / "cache" / trial.condition, device)
         configured = learner.batch_size
         batch_size = largest_batch_size(lambda size: _fits(learner, longest, size), configured, configured)
         if batch_size == 0:
@@ -176,6 +178,7 @@ def probe(
         typical=timed[0],
         longest=timed[1],
         plain_mamba_s=plain_mamba_s,
+        load_s=load_s,
         validation_s=validation_s,
         features=tuple(_feature_passes(learner, seconds)),
         statistics=statistics,
@@ -261,14 +264,17 @@ def _take(groups: Sequence[Sequence[Utterance]], count: int) -> tuple[Utterance,
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _prepared(trial: Trial, cache_dir: Path, device: torch.device) -> tuple[Learner, dict[str, float]]:
-    """Return a learner with a full cache, all of whose groups train, and the seconds of each feature pass by name."""
+def _prepared(trial: Trial, cache_dir: Path, device: torch.device) -> tuple[Learner, float, dict[str, float]]:
+    """Return a learner with a full cache, all of whose groups train; the seconds to load it, and those of each feature
+    pass by name."""
+    start = time.monotonic()
     learner, began = Learner(trial, cache_dir, device), dict[str, float]()
+    load_s = time.monotonic() - start
     for event in learner.inputs.fill_cache():
         began.setdefault(event.kind, time.monotonic())
     times = [*began.values(), time.monotonic()]
     learner.begin_epoch(trial.config.train.epochs)
-    return learner, {name: end - start for name, (start, end) in zip(began, pairwise(times), strict=True)}
+    return learner, load_s, {name: end - start for name, (start, end) in zip(began, pairwise(times), strict=True)}
 
 
 def _dry_run(learner: Learner, utterances: Sequence[Utterance], batch_size: int) -> Update:

@@ -99,7 +99,7 @@ class VirtualGpus:
             at += minutes
             self._plan(at, trial, _epoch(total - len(epochs) + number + 1, total, minutes))
         else:
-            self._plan(at, trial, TrialResult.model_construct(test_ccc={}))
+            self._plan(at, trial, TrialResult.model_construct(test_ccc={}, train_s=0.0, total_s=0.0))
         self.since[trial.name] = self.now
 
     def pause(self, trial: Trial) -> None:

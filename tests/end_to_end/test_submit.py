@@ -66,7 +66,7 @@ def unguarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def submitted(output: str) -> str:
     """The job's id in the first line."""
-    found = re.match(r"(cvrunner-[a-z-]+-[0-9a-f]{10}[-0-9]*): (submitted|runs already) on http", output)
+    found = re.match(r"(cvrunner-[a-z-]+-[0-9a-f]{10}[-0-9]*): (submitted on http|runs already, submitted by )", output)
     assert found, output
     return found[1]
 
@@ -116,11 +116,21 @@ def test_a_second_submission_follows_the_first_and_both_end_stopped(guarded: Clu
 
 
 @pytest.mark.suites("all")
-def test_a_refused_configuration_ends_with_2_and_its_next_try_has_an_id_of_its_own(unguarded: Cluster) -> None:
+def test_a_refused_configuration_is_not_submitted(unguarded: Cluster) -> None:
     words = ("--", "all-folds", "--config", tiny_config(unguarded.folder), "--set", "train.lr=-1")
+    for options in ((), ("--no-wait",)):
+        refused = unguarded.says("submit", *options, *words)
+        assert refused.returncode == 2, refused.stderr
+        assert "train.lr: " in refused.stderr
+    assert "all-folds" not in unguarded.says("status").stdout
+
+
+@pytest.mark.suites("all")
+def test_a_refused_job_ends_with_2_and_its_next_try_has_an_id_of_its_own(unguarded: Cluster) -> None:
+    words = ("--", "report", "nowhere")
     refused = unguarded.says("submit", *words)
     assert refused.returncode == 2, refused.stderr
-    assert "train.lr: " in refused.stdout
+    assert "nowhere" in refused.stdout
     job = submitted(refused.stdout)
     assert submitted(unguarded.says("submit", "--no-wait", *words).stdout) == f"{job}-2"
     assert unguarded.says("logs", f"{job}-2", "--follow").returncode == 2

@@ -21,10 +21,11 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from rich.console import Console
 
 from cvrunner.config.reading import load_config
-from cvrunner.errors import ClusterError, ConfigError, UsageError
+from cvrunner.errors import ClusterError, ConfigError, EncoderError, UsageError
 from cvrunner.jobs import command as job_commands
 from cvrunner.jobs import jobs
 from cvrunner.jobs.jobs import Job, LogState, read_log
+from cvrunner.orchestration.machine import Listener
 from cvrunner.orchestration.resources import capacity
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -55,8 +56,8 @@ def job(status: str = "RUNNING", code: int | None = None, **more: Any) -> Job:
         ("FAILED", 3, 3, "target missed, exit code 3"),
         ("FAILED", None, 1, "failed, exit code 1"),
         ("FAILED", 127, 1, "failed, exit code 1"),
-        ("FAILED", 137, 1, "failed, exit code 1"),
-        ("FAILED", -9, 1, "failed, exit code 1"),
+        ("FAILED", 137, 1, "interrupted, exit code 1"),
+        ("FAILED", -9, 1, "interrupted, exit code 1"),
     ],
 )
 def test_the_exit_code_tells_how_the_run_ended(status: str, code: int | None, expected: int, outcome: str) -> None:
@@ -428,3 +429,33 @@ def test_a_configuration_that_would_be_refused_is_refused_before_anything_is_upl
     ):
         with pytest.raises(ConfigError):
             job_commands.check_configuration(["all-folds", *wrong], tmp_path)
+
+
+def test_corpus_and_encoder_are_looked_for_before_uploading_if_the_cluster_is_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"corpus: {{format: iemocap, root: {tmp_path / 'corpus'}}}\n")
+    command = ["all-folds", "--config", "mine.yaml"]
+    job_commands.check_configuration(command, tmp_path, here=False)
+    with pytest.raises(ConfigError, match=r"corpus\.root: .*corpus does not exist on this machine"):
+        job_commands.check_configuration(command, tmp_path, here=True)
+    (tmp_path / "corpus").mkdir()
+    job_commands.check_configuration(command, tmp_path, here=True)
+    wrong = [*command, "--set", f"model.encoder={tmp_path / 'wavlm'}"]
+    job_commands.check_configuration(wrong, tmp_path, here=False)
+    with pytest.raises(EncoderError, match="wavlm"):
+        job_commands.check_configuration(wrong, tmp_path, here=True)
+    with pytest.raises(ConfigError, match="elsewhere"):
+        job_commands.check_configuration(["all-folds", "-c", "/elsewhere.yaml"], tmp_path, here=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "pid", "service", "here"),
+    [
+        ("http://127.0.0.1:8265", 1, "Ray", True),
+        ("http://127.0.0.1:8265", None, None, True),
+        ("http://127.0.0.1:8265", 1, None, False),  # such as ssh, with a tunnel
+        ("http://127.0.0.1:8266", 1, "Ray", False),
+        ("http://head:8265", 1, "Ray", False),
+    ],
+)
+def test_a_cluster_is_here_if_its_dashboard_is(address: str, pid: int | None, service: Any, here: bool) -> None:
+    assert jobs.is_here(address, [Listener("127.0.0.1", 8265, pid, "x", service)]) is here

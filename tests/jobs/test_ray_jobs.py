@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 import requests
+import yaml
+from ray._private.runtime_env import packaging
 from ray.job_submission import JobStatus
 
-from cvrunner.errors import ClusterError
+from cvrunner.errors import ClusterError, UsageError
 from cvrunner.jobs import ray_jobs
 from cvrunner.jobs.ray_jobs import RayJobs
 
+REPOSITORY = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -196,3 +199,39 @@ def test_no_proxy_sees_a_request_to_a_cluster_without_encryption(
         assert RayJobs(address).all() == {}
     assert "/api/jobs/" in direct
     assert through_proxy == []
+
+
+def test_an_upload_that_is_too_large_names_the_largest_files_that_would_be_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray._private.runtime_env.packaging.GCS_STORAGE_MAX_SIZE", 100_000_000)
+    sizes = {"small.txt": 1, "model.big": 60, "data/table.csv": 50, "a.wav": 900, "b.dat": 900}
+    for name, megabytes in sizes.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(megabytes * 1_000_000)  # sparse: it takes no space
+    (tmp_path / ".gitignore").write_text("b.dat\n")
+    with pytest.raises(UsageError, match=r"111 MB would .* less than 100 MB; .* model\.big .*, data/t") as raised:
+        ray_jobs.check_upload(tmp_path, ["*.wav"])
+    assert "a.wav" not in str(raised.value)
+    assert "b.dat" not in str(raised.value)
+    ray_jobs.check_upload(tmp_path, ["*.wav", "/data/"])
+
+
+def test_what_holds_audio_checkpoints_or_archives_is_not_uploaded(tmp_path: Path) -> None:
+    excludes = yaml.safe_load((REPOSITORY / "jobs" / "runtime_env.yaml").read_text())["excludes"]
+    match = packaging._get_excludes(tmp_path, excludes)
+    for name in (
+        "a.ckpt",
+        "a.tar",
+        "a.tar.gz",
+        "a.tgz",
+        "a.zip",
+        "a.wav",
+        "x/a.flac",
+        "a.opus",
+        "a.safetensors",
+    ):
+        assert match(tmp_path / name), name
+    for name in ("a.yaml", "cvrunner/cli.py", "cvrunner/demo_encoder/model.safetensors", "table.csv"):
+        assert not match(tmp_path / name), name

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cvrunner.orchestration import ray_metrics as g
+from cvrunner.orchestration.eta import MIN_GAIN_S, Eta
 from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.ray_metrics import METRICS, Gauges
@@ -65,10 +66,24 @@ def test_an_epoch_is_told_by_condition_fold_seed_and_dimension(trials: list[Any]
     assert values[g.SPEED] == {labels: 20.0}
     assert values[g.MEMORY] == {labels: 100.0}
     assert values[g.EPOCH][labels] == 1
-    # Two epochs of ten seconds are left of this trial, and of the six on two slots 17 in all.
+    # Two epochs of ten seconds are left of this trial, and of the six on two slots 17 in all: with pauses 8.5 each, and
+    # as much more as is not worth a pause.
     assert values[g.ETA][labels] == pytest.approx(20)
-    assert values[g.RUN_ETA] == {("run",): pytest.approx(85)}
+    assert values[g.RUN_ETA] == {("run",): pytest.approx(85 + MIN_GAIN_S)}
     assert values[g.TRIALS]["run", "running"] == 1
+
+
+def test_the_eta_counts_what_trials_need_besides_their_epochs(tmp_path: Path) -> None:
+    trials = tiny_trials(tmp_path, cluster={"preempt": False})
+    eta = Eta(trials, slots=2)
+    result = TrialResult.model_construct(test_ccc={}, train_s=30.0, total_s=37.0)
+    eta.attempt(trials[0], 1)
+    for number in (1, 2, 3):
+        eta.event(trials[0], epoch(number))
+    assert eta.remaining_s() == 90
+    eta.event(trials[0], result)
+    # Five trials on two slots, three of them one after the other.
+    assert eta.remaining_s() == 3 * (30 + 7)
 
 
 def test_what_a_trial_said_stays_after_it_and_retries_are_counted_by_kind(trials: list[Any]) -> None:
@@ -79,7 +94,7 @@ def test_what_a_trial_said_stays_after_it_and_retries_are_counted_by_kind(trials
         gauges.event(trial, epoch(1))
     gauges.failed(first, Failure("worker_died", "gone"), Decision.RETRY)
     gauges.attempt(first, 2)
-    gauges.event(first, TrialResult.model_construct(test_ccc={}, best_epoch=1))
+    gauges.event(first, TrialResult.model_construct(test_ccc={}, best_epoch=1, train_s=1.0, total_s=1.0))
     gauges.failed(second, Failure("worker_died", "gone"), Decision.FAIL)
     values = gauges.values()
     assert values[g.RETRIES] == {("run", "worker_died"): 1}

@@ -242,6 +242,31 @@ def test_fold_commands_share_a_run_unless_they_train_the_same_fold(
     assert all_folds(config)[0] == 0
 
 
+def test_a_run_whose_process_was_killed_is_interrupted_and_continues(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    experiment, console = prepare(config, []), Console(file=io.StringIO())
+    name = "frozen/fold-1/seed-0"
+    with open_run(experiment, False, True, console) as run:
+        run.store.begin()
+        run.store.attempt(next(trial for trial in run.trials if trial.name == name), 1)
+        directory = run.store.directory
+        assert directory.current_run() == directory.read_run()
+    # The system has freed the lock, as after a kill, and nobody has written how the run ended.
+    current = directory.current_run()
+    assert (directory.read_run().status, current.status) == ("RUNNING", "INTERRUPTED")
+    assert {name: state.status for name, state in current.trials.items() if state.status != "WAITING"} == {
+        name: "INTERRUPTED"
+    }
+    assert commands.report(directory.path, printed := Console(file=io.StringIO())) == 1
+    assert "status   INTERRUPTED: its process was killed" in printed.file.getvalue()  # type: ignore[attr-defined]
+    assert "INTERRUPTED" in directory.report.read_text()
+    assert "| INTERRUPTED |" in (directory.path.parent / "experiment_comparison.md").read_text()
+    assert all_folds(config)[0] == 0
+    assert directory.current_run().status == "COMPLETE"
+
+
 def test_a_results_folder_that_cannot_be_written_is_one_sentence(config: Path) -> None:
     (config.parent / "file").write_text("")
     with pytest.raises(ResultsError, match=r"results\.root: .* cannot be written"):

@@ -10,8 +10,9 @@ import pytest
 
 from cvrunner.config.sections import Claim, ClusterConfig
 from cvrunner.data.utterance import Utterance
+from cvrunner.orchestration.eta import longest_without_pause_s
 from cvrunner.orchestration.resources import Resources, hypothetical
-from cvrunner.run.estimate import Forecast, as_json, forecast
+from cvrunner.run.estimate import RAY_AND_REPORT_S, Forecast, as_json, forecast
 from cvrunner.training.trial import Trial
 from tests.probes import made_up
 from tests.trials import tiny_corpus, tiny_trials
@@ -53,7 +54,20 @@ def test_features_are_made_once_a_node_by_all_who_work_there_and_shared_by_condi
     on_one, on_two = found.runs
     assert on_one.features_s == pytest.approx(0.03 * audio_s / 6)
     assert on_two.features_s == pytest.approx(0.03 * audio_s / 3)
-    assert on_one.total_s == on_one.features_s + on_one.schedule.makespan_s + on_one.linear_probes_s
+    assert on_one.total_s == on_one.start_s + on_one.features_s + on_one.trials_s + on_one.linear_probes_s
+
+
+def test_plan_and_the_eta_of_a_run_follow_one_rule_and_plan_adds_the_start(tmp_path: Path) -> None:
+    two = Resources("two", nodes=1, gpus=2, slots=2)
+    for preempt in (True, False):
+        found, trials, _ = made(tmp_path, two, cluster={"preempt": preempt})
+        durations = [made_up().trial_s(trial) for trial in trials]
+        (run,) = found.runs
+        whole_s = run.schedule.makespan_s
+        assert run.trials_s == (min(whole_s, longest_without_pause_s(durations, 2)) if preempt else whole_s)
+        assert run.schedule.lower_bound_s < run.trials_s
+        assert run.start_s == RAY_AND_REPORT_S
+        assert run.by_seeds[1] == run.total_s
 
 
 def test_linear_probes_come_after_the_trials_and_without_a_frozen_condition_they_run_the_encoder(

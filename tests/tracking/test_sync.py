@@ -88,6 +88,7 @@ def test_what_a_dead_driver_left_running_is_closed(directory, tmp_path):
     sync(directory.path)
     found = contents(f"sqlite:///{tmp_path}/mlflow.db")
     assert found[name][1] == "KILLED"
+    assert directory.read_run().status == "INTERRUPTED"
     assert "RUNNING" not in {status for _, status, *_ in found.values()}
 
 

@@ -168,7 +168,7 @@ class TestTime:
         faster = made_up(longest=replace(made_up().longest, step_s=0.5))
         assert faster.step_s(5) == faster.step_s(100) == 0.75
 
-    def test_an_epoch_is_its_real_batches_and_validation_and_a_trial_all_epochs_and_the_test(
+    def test_an_epoch_is_its_real_batches_and_validation_and_a_trial_loading_path_all_epochs_and_test(
         self, tmp_path: Path
     ) -> None:
         trial, found = pick(tiny_trials(tmp_path), "unfrozen"), made_up()
@@ -176,5 +176,5 @@ class TestTime:
         constant_s = 0.5 * -(-len(durations) // 4)
         trained_s = found.epoch_s(trial) - 0.01 * len(trial.fold.validation)
         assert sum(durations) < (trained_s - constant_s) / 0.1 < max(durations) * len(durations)
-        once_s = found.linear_probe_s + 0.01 * len(trial.fold.test)
-        assert found.trial_s(trial) == pytest.approx(3 * found.epoch_s(trial) + once_s)
+        test_s = 0.01 * len(trial.fold.test)
+        assert found.trial_s(trial) == pytest.approx(0.25 + 3.0 + 3 * found.epoch_s(trial) + test_s)
