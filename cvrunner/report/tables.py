@@ -111,8 +111,8 @@ def evaluation_table(record: Evaluation, summary: Summary, home: Scores) -> Tabl
     outcome = ccc_label(primary)
     columns = ["", *label.values(), f"{outcome} in the run", f"{outcome} - {summary.baseline}", "95 %"]
     note = (
-        "Mean over folds and seeds. The floor of a session comes from the other sessions of this corpus. Its labels, and "
-        "their spread, are not those of the run's corpus, so CCCs here and in the run differ for that reason, too."
+        "Mean over folds and seeds. The floor of a session comes from the other sessions of this corpus. Its labels "
+        "and their spread are not those of the run's corpus, so CCCs here and in the run differ for that reason, too."
     )
     return Table("", columns, rows, note)
 
@@ -279,8 +279,8 @@ def _difference_note(named: Differences, primary: str, groups: str) -> str:
         )
     elif speakers:
         parts.append(
-            f"For new speakers: t over {speakers.folds} {groups}, around the mean of the differences within each, with "
-            f"the variance of training; test/train ratio {speakers.test_train_ratio:.2f} (0: the same models score all)."
+            f"For new speakers: t over {speakers.folds} {groups}, around the mean of the differences within each, and "
+            f"the variance of training; test/train ratio {speakers.test_train_ratio:.2f} (0: all have the same models)."
         )
     if len(named) > 1:
         parts.append("Several conditions: intervals and p are adjusted for their number.")

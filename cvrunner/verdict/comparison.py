@@ -257,8 +257,8 @@ def design_of(
     unit = cluster_unit(settings, zip(about["session"], about["speaker"], strict=True))
     drawn = {}
     for name in units:
-        columns = (about[column].to_numpy() for column in ("fold", "session", name))
-        drawn[name] = bootstrap(Compared(predicted, data.truth, *columns, run.folds_share_test), name)
+        fold, session, cluster = (about[column].to_numpy() for column in ("fold", "session", name))
+        drawn[name] = bootstrap(Compared(predicted, data.truth, fold, session, cluster, run.folds_share_test), name)
     shared = None
     if not run.folds_have_own_seeds:
         shared = "an earlier version trained the folds of a seed with the same random draws"
