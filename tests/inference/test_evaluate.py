@@ -16,7 +16,6 @@ from rich.console import Console
 from scipy import stats
 
 from cvrunner.errors import ResultsError, UsageError
-from cvrunner.files import write_atomically
 from cvrunner.inference import evaluate as evaluating
 from cvrunner.inference.command import evaluate
 from cvrunner.inference.evaluate import match_scales
@@ -47,7 +46,7 @@ TURNS = 4
 def write_corpus(
     folder: Path, speakers: Mapping[str, Sequence[str]], seed: int, scale: tuple[float, float], more: Sequence[Row] = ()
 ) -> Path:
-    """Write a manifest with a dialogue per speaker, ratings by two raters and two scenarios; return its configuration."""
+    """Write a manifest with a dialogue per speaker, ratings by two raters and two scenarios; return its config."""
     random, rows = np.random.default_rng(seed), list[Row]()
     low, high = scale
     for session, names in speakers.items():
@@ -174,7 +173,7 @@ def test_on_the_runs_own_corpus_the_scores_are_those_of_the_run(trained: Path, r
 def test_utterances_that_every_model_knows_are_counted_and_named(
     trained: Path, run: RunDirectory, tmp_path: Path
 ) -> None:
-    # Without the sessions that are tested, no fold is left that does not know these speakers.
+    # Speaker s03 is now in the training part of every fold.
     split = json.loads(run.split.read_text())
     for fold in split["folds"]:
         fold["train"]["utterances"].append("s03_0")
@@ -193,7 +192,7 @@ def test_equal_names_are_different_people_if_the_user_says_so(trained: Path, run
     # The recording that both corpora have still says who is who.
     assert dict(folds) == dict.fromkeys(folds.index, 3) | {"renamed": 1}
     assert record.same_speakers == {"renamed": ["s05"]}
-    assert "differ, as declared" not in run.comparison.read_text().split("On others")[0]
+    assert "1 (renamed = s05)" in run.comparison.read_text()
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -345,7 +344,6 @@ def test_a_sound_evaluation_passes_the_check_and_an_altered_one_is_named(run: Ru
     assert any("evaluations/english" in problem and "frozen/fold-1/seed-0" in problem for problem in problems)
     predictions.write_text(kept)
     summary = run.evaluation("strangers").summary_file
-    write_atomically(summary, summary.read_text().replace('"utterances": 18', '"utterances": 17', 1))
     summary.write_text(summary.read_text().replace('"margin": 0.02', '"margin": 0.03', 1))
     assert any(p.startswith("evaluations/strangers/summary.json: margin") for p in check_run(run).problems)
 
@@ -381,7 +379,7 @@ def test_the_same_command_rates_nothing_again_and_after_a_kill_only_what_is_miss
 
 
 def test_other_inputs_under_the_same_name_are_refused(trained: Path, run: RunDirectory) -> None:
-    with pytest.raises(UsageError, match="other inputs.*--name"):
+    with pytest.raises(UsageError, match=r"other inputs.*--name"):
         evaluated(run.path, trained / "english.yaml", name="strangers")
 
 
@@ -390,7 +388,7 @@ def test_a_corpus_that_every_fold_knows_is_refused(trained: Path, run: RunDirect
     for fold in split["folds"]:
         fold["train"]["utterances"] += [f"s0{number}_0" for number in range(1, 7)]
     run.split.write_text(json.dumps(split))
-    with pytest.raises(UsageError, match="no model may score anything.*--speakers-differ"):
+    with pytest.raises(UsageError, match=r"no model may score anything.*--speakers-differ"):
         evaluated(run.path, trained / "danish.yaml")
 
 
