@@ -22,6 +22,7 @@ from cvrunner.options import (
     Address,
     ChaosOption,
     ConfigFile,
+    Device,
     EncoderFolder,
     Json,
     ModelsOf,
@@ -238,14 +239,31 @@ def predict(
     hop_s: Annotated[
         float | None, Option("--hop-s", help="Seconds from one window's start to the next.", show_default="2/3 window")
     ] = None,
-    device: Annotated[
-        str | None, Option("--device", help="cpu, cuda, cuda:1.", show_default="the first GPU, else cpu")
-    ] = None,
+    device: Device = None,
     encoder: EncoderFolder = None,
 ) -> None:
     """Rate audio files with the folds' models. Mean and sd over the models. Exit code 1 if a file cannot be read."""
     as_json = format_ == "json"
     _end(inference.predict(run, files, condition, as_json, output, by_window, window_s, hop_s, device, encoder))
+
+
+@app.command("evaluate")
+def evaluate(
+    run: RunFolder,
+    config: Annotated[Path, Option("--config", "-c", help="YAML configuration with the other corpus.")],
+    set_: Set = None,
+    name: Annotated[
+        str | None, Option("--name", help="Name of the evaluation.", show_default="that of the configuration")
+    ] = None,
+    speakers_differ: Annotated[
+        bool, Option("--speakers-differ", help="Speakers with equal names are different people.")
+    ] = False,
+    device: Device = None,
+    encoder: EncoderFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Does the difference transfer? The run's models on another corpus, without speakers that a model knows."""
+    _end(inference.evaluate(run, config, set_ or [], name, speakers_differ, device, encoder, as_json, _console()))
 
 
 @app.command("export")

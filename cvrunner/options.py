@@ -68,6 +68,7 @@ Address = Annotated[
         show_default="RAY_ADDRESS if http, RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265",
     ),
 ]
+Device = Annotated[str | None, Option("--device", help="cpu, cuda, cuda:1.", show_default="the first GPU, else cpu")]
 EncoderFolder = Annotated[
     str | None,
     Option("--encoder", help="Path of the encoder, if it was moved.", show_default="where it was in training"),

@@ -152,6 +152,11 @@ def same_name(name: str) -> str:
     return re.sub(r"^([-+]?\d+)\.0*$", r"\1", " ".join(plain.split()))
 
 
+def loose_name(name: str) -> str:
+    """Return `same_name` without case and leading zeros, as two files may spell one name: `Spk01` and `spk1`."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", same_name(name).casefold())
+
+
 def _check_ids_and_genders(entries: Sequence[Entry], findings: Findings) -> None:
     first: dict[str, str] = {}
     for entry in entries:
@@ -200,7 +205,7 @@ def check_spellings(entries: Sequence[Entry], what: str, findings: Findings) -> 
             findings.problem(entry.name, rule)
         if known != name or what == "path":
             continue
-        loose, before = loosely.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain.casefold()), (name, entry))
+        loose, before = loosely.setdefault(loose_name(name), (name, entry))
         if loose != name:
             kind = f"{what} names that differ only in case or leading zeros, taken for different ones"
             findings.count(kind, f"{name} at {entry.where} and {loose} at {before.where}")

@@ -1,4 +1,4 @@
-"""The commands `predict` and `export`. `cli.py` parses their arguments."""
+"""The commands `predict`, `evaluate` and `export`. `cli.py` parses their arguments."""
 
 from __future__ import annotations
 
@@ -82,6 +82,25 @@ def predict(
     for path, problem in found.problems.items():
         _print_note(f"error: {path}: {problem}")
     return int(bool(found.problems))
+
+
+def evaluate(
+    run: Path,
+    config: Path,
+    overrides: Sequence[str],
+    name: str | None,
+    speakers_differ: bool,
+    device: str | None,
+    encoder: str | None,
+    as_json: bool,
+    console: Console,
+) -> int:
+    """Compare the conditions of a run on another corpus."""
+    # It imports the report and MLflow's mirror, which `predict` does not need.
+    from cvrunner.inference.evaluate import evaluate_run
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    return evaluate_run(run, config, overrides, name, speakers_differ, chosen_device(device), encoder, as_json, console)
 
 
 def export(

@@ -364,6 +364,11 @@ class RunRecord(Provenance):
     """Number of looks at test scores of the corpus in the results folder before the run's last one."""
 
     @property
+    def folds_share_test(self) -> bool:
+        """Whether folds may have been tested on the same utterances, as those of an `Evaluation`."""
+        return False
+
+    @property
     def folds_have_own_seeds(self) -> bool:
         """Whether the random draws of two folds are independent: before 0.2.0, all folds of a seed shared them."""
         numbers = [int(number) for number in re.findall(r"\d+", self.cvrunner_version)[:2]]

@@ -7,6 +7,12 @@
         journal.jsonl  result.json  predictions.csv  model/  checkpoint/
     linear_probe/fold-<k>/
         result.json  predictions.csv, or error.txt
+    evaluations/
+        corpus.json
+        <name>/                         the run's models on another corpus
+            evaluation.json  floor.csv  summary.json
+            <condition>/fold-<k>/seed-<s>/
+                predictions.csv  result.json
 """
 
 from __future__ import annotations
@@ -115,6 +121,12 @@ class RunDirectory:
         self.comparison = path / "comparison.md"
         self.report = path / "report.html"
         self.figures = path / "figures"
+        self.evaluations = path / "evaluations"
+        self.evaluation_file = path / "evaluation.json"
+        """Only in the folder of an evaluation, which is otherwise like that of a run."""
+
+    def evaluation(self, name: str) -> RunDirectory:
+        return RunDirectory(self.evaluations / name)
 
     def trial(self, condition: str, fold: int, seed: int) -> TrialDirectory:
         return TrialDirectory(self.path / trial_name(condition, fold, seed))

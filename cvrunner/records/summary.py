@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cvrunner.records.results import Ccc, Record, RunStatus, Score
+from cvrunner.records.results import Ccc, Record, RunRecord, RunStatus, Score
 
 Decision = Literal[
     "better",
@@ -198,3 +198,32 @@ class Summary(Record):
     def is_ladder(self) -> bool:
         """Whether the conditions are steps of adaptation: three or more, or one with adapters."""
         return len(self.costs) >= 3 or any(cost.adapters for cost in self.costs.values())
+
+
+class Evaluation(RunRecord):
+    """evaluations/<name>/evaluation.json: the models of a run on another corpus, as a run whose folds share their test.
+
+    `run` is the name of the evaluation, `key` that of its inputs. `corpus`, its digest and `floor` are of the other
+    corpus; `folds` are those whose models score some of it, and `cvrunner_version` is that of the training.
+    """
+
+    scale: tuple[float, float]
+    """Rating scale of the corpus, and of the predictions."""
+    run_scale: tuple[float, float]
+    """Rating scale of the run: predictions were mapped linearly from here."""
+    cluster: Literal["dialogue", "speaker"] | None
+    """Unit to resample; None: as the speakers per session decide."""
+    utterances: int
+    """Number in the corpus."""
+    left_out: list[str]
+    """Utterances without a model that may score them."""
+    same_speakers: dict[str, list[str]]
+    """By speaker of the corpus: who this is in the run's corpus."""
+    same_audio: dict[str, list[str]]
+    """By utterance of the corpus: utterances of the run's corpus with the same audio."""
+    speakers_differ: bool
+    """Whether the user declared that equal names are different people."""
+
+    @property
+    def folds_share_test(self) -> bool:
+        return True

@@ -68,7 +68,8 @@ def check_run(directory: RunDirectory) -> Check:
         problems.append(f"{projections}: not recomputed, since they need {plural(len(damaged), 'damaged trial')}")
     else:
         try:
-            problems += _projections(read_report(directory, rescore=True))
+            report = read_report(directory, rescore=True)
+            problems += [*_projections(report), *_evaluations(report)]
         except CvrunnerError as error:
             problems.append(f"{projections}: cannot be recomputed: {error}")
     return Check(run.run, len(done), tuple(problems), run.cvrunner_version)
@@ -236,6 +237,29 @@ def _projections(report: Report) -> Iterator[str]:
         yield from _few("comparison.md", _other_lines(text.splitlines(), render_markdown(report).splitlines()))
     if (text := stored.get(directory.report)) is not None:
         yield from _few("report.html", _other_lines(_cells(text), _cells(render_html(report, {}))))
+
+
+def _evaluations(report: Report) -> Iterator[str]:
+    """Compare the files of each evaluation with what its predictions give, and with the ledger."""
+    looks = read_ledger(report.directory.path.parent)
+    for evaluated in report.evaluations:
+        folder, name = evaluated.folder, f"evaluations/{evaluated.folder.name}"
+        for trial in evaluated.summary.missing:
+            yield f"{name}/{trial}: predictions.csv or result.json is missing, altered or of another model"
+        recorded = {
+            n: value for look in looks if look.run == f"{report.run.run}/{name}" for n, value in look.scores.items()
+        }
+        for trial, value in recorded.items():
+            predictions = folder.path / trial / "predictions.csv"
+            if predictions.is_file() and not _sha256(predictions).startswith(value):
+                yield f"{name}/{trial}/predictions.csv: is not the file that the ledger recorded: altered"
+        try:
+            stored = json.loads(folder.summary_file.read_bytes())
+        except (OSError, ValueError) as error:
+            yield f"{name}/summary.json: cannot be read: {error}"
+        else:
+            recomputed = evaluated.summary.model_dump(mode="json")
+            yield from _few(f"{name}/summary.json", _differences(stored, recomputed))
 
 
 def _cells(page: str) -> list[str]:

@@ -10,7 +10,7 @@ from cvrunner.report.evidence import evidence_tables, facts
 from cvrunner.report.figures import to_svg
 from cvrunner.report.panels import INK
 from cvrunner.report.report import Report
-from cvrunner.report.tables import comparison_tables
+from cvrunner.report.tables import comparison_tables, evaluation_tables
 from cvrunner.text import Table
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ def render_html(report: Report, figures: dict[str, tuple[Figure, str]]) -> str:
         summary=report.summary,
         decision=_decision(report),
         answer=[drawn[ANSWER]] if ANSWER in drawn else [],
-        sections=[_section(table, drawn) for table in comparison_tables(report.run, report.summary)],
+        sections=[
+            _section(table, drawn)
+            for table in (*comparison_tables(report.run, report.summary), *evaluation_tables(report))
+        ],
         figures=[figure for name, figure in drawn.items() if name not in placed],
         evidence=[_section(table, drawn) for table in evidence_tables(report)],
         facts=facts(report),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cvrunner.config.schema import Config
 from cvrunner.errors import ResultsError
-from cvrunner.records.results import EpochRecord, RunRecord, TrialResult, ccc_label
-from cvrunner.records.run_directory import RunDirectory, read_events
-from cvrunner.records.summary import Summary
+from cvrunner.records.results import EpochRecord, Result, RunRecord, TrialResult, ccc_label
+from cvrunner.records.run_directory import RunDirectory, TrialDirectory, read_events
+from cvrunner.records.summary import Evaluation, Summary
 from cvrunner.verdict.comparison import compare_conditions, missing_trials, mixed_precision, unfinished
 from cvrunner.verdict.convergence import convergence
 from cvrunner.verdict.floor import floor_references, with_controlled_scores
@@ -24,9 +25,20 @@ from cvrunner.verdict.predictions import (
     recomputed_ccc,
 )
 from cvrunner.verdict.protocol import ProtocolFile, read_protocol
+from cvrunner.verdict.transfer import compare_elsewhere, score_key
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The models of a run on another corpus, as recorded in the files of the evaluation."""
+
+    folder: RunDirectory
+    record: Evaluation
+    """With the controlled scores of the floor."""
+    summary: Summary
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,8 @@ class Report:
     summary: Summary
     protocol: ProtocolFile | None
     """None in runs of earlier versions."""
+    evaluations: list[Evaluated]
+    """By name; those of a run with missing trials are not read."""
 
     @property
     def label(self) -> dict[str, str]:
@@ -105,7 +119,46 @@ def read_report(directory: RunDirectory, links: dict[str, str] | None = None, re
         predictions_table=one_table(list(tables.values())),
         summary=summary,
         protocol=protocol,
+        evaluations=[] if missing else read_evaluations(directory, run, config, results),
     )
+
+
+def read_evaluations(
+    directory: RunDirectory, run: RunRecord, config: Config, trained: Mapping[str, TrialResult]
+) -> list[Evaluated]:
+    """Read the evaluations of a complete run on other corpora, and compare its conditions there, from predictions.csv.
+
+    Predictions that are damaged, or not of the run's models as they are now, count as missing.
+    """
+    found = []
+    for file in sorted(directory.evaluations.glob("*/evaluation.json")):
+        folder, record = RunDirectory(file.parent), Evaluation.from_json(file.read_bytes(), str(file))
+        scored = {
+            name: result
+            for name in record.trials
+            if (result := trained.get(name))
+            and TrialDirectory(folder.path / name).read_result(Result, score_key(record, result))
+        }
+        tables = read_tables(folder, scored)
+        results = {
+            name: result.model_copy(
+                update={
+                    "test_ccc": recomputed_ccc(tables[name], record.dimensions),
+                    "test_utterances": len(tables[name]),
+                }
+            )
+            for name, result in scored.items()
+        }
+        if missing := missing_trials(record, results):
+            summary = unfinished(record, missing)
+        else:
+            data = out_of_fold(folder, record, results, tables)
+            summary = compare_elsewhere(folder, record, config, results, data)
+            if record.floor is not None:
+                floor = with_controlled_scores(record.floor, record, tables)
+                record = record.model_copy(update={"floor": floor})
+        found.append(Evaluated(folder, record, summary))
+    return found
 
 
 def labels(run: RunRecord) -> dict[str, str]:

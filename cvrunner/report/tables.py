@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from cvrunner.records.results import RunRecord, Score, ccc_label
-from cvrunner.records.summary import Aggregate, Difference, Interval, Summary
+from cvrunner.records.summary import Aggregate, Difference, Evaluation, Interval, Summary
 from cvrunner.report.evidence import evidence_tables, facts
 from cvrunner.report.report import Report, labels
 from cvrunner.text import DASH, Table, format_score, tables_as_text
@@ -16,12 +17,15 @@ Differences = Mapping[str, Mapping[str, Difference]]
 """Per name, then dimension or `avg`."""
 
 
+STEPS = "What each step buys"
+SHOWN = 10
+"""Names that are listed in a fact; the files have all."""
 BY_CONDITION = "Test CCC by condition: mean ± standard deviation over folds and seeds"
 
 
 def render_markdown(report: Report) -> str:
     """Return comparison.md."""
-    tables = [*comparison_tables(report.run, report.summary), *evidence_tables(report)]
+    tables = [*comparison_tables(report.run, report.summary), *evaluation_tables(report), *evidence_tables(report)]
     parts = [
         f"# {report.run.run}",
         f"**{report.summary.verdict}**",
@@ -58,7 +62,7 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
             below={name: of.scores for name, of in summary.references.items()},
             above=_ceilings(run),
         ),
-        table_of_differences("Paired differences", named, primary),
+        table_of_differences("Paired differences", named, primary, "sessions" if run.folds_share_test else "folds"),
         table_of_steps(summary),
         table_of_limits(named, primary, summary.margin, summary.cluster),
         table_of_leads(leads, [primary] if only else list(label)),
@@ -67,6 +71,80 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
         ),
     ]
     return [table for table in tables if table.rows]
+
+
+def evaluation_tables(report: Report) -> list[Table]:
+    """Return the tables of the run's models on other corpora: what was done, then the same tables as for the run."""
+    tables = []
+    for evaluated in report.evaluations:
+        record, summary = evaluated.record, evaluated.summary
+        name = f"On {record.run}"
+        rows = [[what, value] for what, value in evaluation_facts(record)]
+        tables.append(Table(f"{name}: another corpus", ["", ""], [["result", summary.verdict], *rows]))
+        if not summary.missing:
+            home = report.summary.scores
+            tables.append(replace(evaluation_table(record, summary, home), title=f"{name}: CCC and differences"))
+            shown = comparison_tables(record, summary, only=summary.primary)
+            # What a step costs was measured in training, and stands in the run's own table.
+            kept = (table for table in shown if table.title != STEPS)
+            tables += [replace(table, title=f"{name}: {table.title}") for table in kept]
+    return tables
+
+
+def evaluation_table(record: Evaluation, summary: Summary, home: Scores) -> Table:
+    """Return one table of an evaluation: CCC there and in the run (`home`), differences, between floor and ceiling."""
+    label, primary, dash = labels(record), summary.primary, [DASH] * 3
+    rows = []
+    for name, of in summary.references.items():
+        rows.append([name, *(format_score(of.scores[d].mean) for d in label), *dash])
+    for condition, by_outcome in summary.scores.items():
+        cells = dash.copy()
+        # Over fewer dimensions than the run's, CCC-Avg would be another score.
+        if primary in home.get(condition, {}) and (primary != "avg" or len(home[condition]) == len(label)):
+            cells[0] = format_score(home[condition][primary].mean)
+        if difference := summary.differences.get(condition, {}).get(primary):
+            cells[1] = format_score(difference.mean, signed=True)
+            cells[2] = format_interval(difference.on_corpus.interval if difference.on_corpus else None)
+        rows.append([condition, *(format_score(by_outcome[d].mean) for d in label), *cells])
+    for name, scores in _ceilings(record).items():
+        rows.append([name, *(format_score(scores[d].mean) for d in label), *dash])
+    outcome = ccc_label(primary)
+    columns = ["", *label.values(), f"{outcome} in the run", f"{outcome} - {summary.baseline}", "95 %"]
+    note = (
+        "Mean over folds and seeds. The floor of a session comes from the other sessions of this corpus. Its labels "
+        "and their spread are not those of the run's corpus, so CCCs here and in the run differ for that reason, too."
+    )
+    return Table("", columns, rows, note)
+
+
+def evaluation_facts(record: Evaluation) -> list[tuple[str, str]]:
+    """Return what was evaluated: corpus, scales, who may score what, looks."""
+    (low, high), (run_low, run_high) = record.scale, record.run_scale
+    scale = f"{low:g} to {high:g}, as in the run"
+    if record.scale != record.run_scale:
+        scale = f"{low:g} to {high:g}; predictions mapped linearly from {run_low:g} to {run_high:g}"
+    named = "differ, as declared" if record.speakers_differ else "none"
+    people = ", ".join(f"{name} = {' = '.join(own)}" for name, own in list(record.same_speakers.items())[:SHOWN])
+    if people:
+        more = " and more" * (len(record.same_speakers) > SHOWN)
+        named = (
+            f"{len(record.same_speakers)} ({people}{more}); scored only by folds that did not train or validate on them"
+        )
+    scored = f"{record.utterances - len(record.left_out)} of {record.utterances}"
+    if record.left_out:
+        more = " and more" * (len(record.left_out) > SHOWN)
+        scored += f"; no model may score {', '.join(record.left_out[:SHOWN])}{more}"
+    looks = "not counted" if record.looks_before is None else str(record.looks_before)
+    return [
+        ("corpus", record.corpus),
+        ("corpus digest", record.corpus_digest),
+        ("rating scale", scale),
+        ("utterances scored", scored),
+        ("folds that score", ", ".join(map(str, record.folds))),
+        ("speakers of the run", named),
+        ("recordings of the run", str(len(record.same_audio))),
+        ("looks at this corpus before", looks),
+    ]
 
 
 def _ceilings(run: RunRecord) -> dict[str, Mapping[str, Score]]:
@@ -116,8 +194,11 @@ def _plain_rows(named: Mapping[str, Mapping[str, Score]], label: Mapping[str, st
     ]
 
 
-def table_of_differences(title: str, named: Differences, primary: str) -> Table:
-    """Return a row per difference and dimension: mean, both intervals and their p values; the primary outcome first."""
+def table_of_differences(title: str, named: Differences, primary: str, groups: str = "folds") -> Table:
+    """Return a row per difference and dimension: mean, both intervals and their p values; the primary outcome first.
+
+    `groups`: what level 2 is taken over.
+    """
     columns = ["difference", "outcome", "mean", "95 %, on this corpus", "p", "95 %, new speakers", "p"]
     rows = []
     for name, by_dimension in named.items():
@@ -139,7 +220,7 @@ def table_of_differences(title: str, named: Differences, primary: str) -> Table:
                     *for_new_speakers,
                 ]
             )
-    return Table(title, columns, rows, _difference_note(named, primary))
+    return Table(title, columns, rows, _difference_note(named, primary, groups))
 
 
 def table_of_steps(summary: Summary) -> Table:
@@ -154,7 +235,7 @@ def table_of_steps(summary: Summary) -> Table:
         rows.append([condition, f"{cost.parameters:,}", f"{cost.hours:.3g}", score, gain, interval])
     columns = ["condition", "trained parameters", "hours", label]
     return Table(
-        "What each step buys",
+        STEPS,
         [*columns, f"difference from {summary.baseline}", "95 %, on this corpus"],
         rows,
         "Trained parameters: of one model, with its head. Hours: training and validation of all folds and seeds, as "
@@ -180,7 +261,7 @@ def table_of_leads(leads: Differences, outcomes: Sequence[str]) -> Table:
     )
 
 
-def _difference_note(named: Differences, primary: str) -> str:
+def _difference_note(named: Differences, primary: str, groups: str) -> str:
     some = [by_dimension[primary] for by_dimension in named.values()]
     speakers = next((d.new_speakers for d in some if d.new_speakers), None)
     parts = [f"{ccc_label(primary)} is the primary outcome and decides; the others are secondary (p after Holm)."]
@@ -191,10 +272,15 @@ def _difference_note(named: Differences, primary: str) -> str:
         )
     elif some:
         parts.append(f"On this corpus: no interval, because {some[0].no_corpus_level}.")
-    if speakers:
+    if speakers and groups == "folds":
         parts.append(
             f"For new speakers: corrected t over {speakers.folds} folds, test/train ratio "
             f"{speakers.test_train_ratio:.2f}; wide by construction."
+        )
+    elif speakers:
+        parts.append(
+            f"For new speakers: t over {speakers.folds} {groups}, around the mean of the differences within each, and "
+            f"the variance of training; test/train ratio {speakers.test_train_ratio:.2f} (0: all have the same models)."
         )
     if len(named) > 1:
         parts.append("Several conditions: intervals and p are adjusted for their number.")

@@ -34,6 +34,8 @@ def write_files(report: Report) -> None:
     """Write summary.json, comparison.md, figures/, report.html, paper/, and the table of all runs beside the folder."""
     directory, figures = report.directory, draw(report)
     directory.write_summary(report.summary)
+    for evaluated in report.evaluations:
+        evaluated.folder.write_summary(evaluated.summary)
     write_atomically(directory.comparison, render_markdown(report))
     save_figures(directory, figures)
     write_atomically(directory.report, render_html(report, figures))

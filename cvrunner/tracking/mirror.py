@@ -179,12 +179,24 @@ class MlflowMirror(Mirror):
         for condition, parent in self._parents.items():
             if "ccc_mean/avg" not in parent.metrics and (scores := names.score_metrics(summary, condition)):
                 self.store.log_metrics(parent.id, scores, 0)
+            for evaluated in report.evaluations:
+                there = names.of_evaluation(evaluated.record.run, names.score_metrics(evaluated.summary, condition))
+                self._log_changed(parent, there)
             self.store.set_tags(parent.id, {"mlflow.note.content": summary.verdict})
         comparison = self._comparison
         self.store.set_tags(comparison.id, {"mlflow.note.content": summary.verdict, "cvrunner.status": summary.status})
         if not any(name.startswith("delta/") for name in comparison.metrics):
             for step, metrics in names.delta_metrics(summary):
                 self.store.log_metrics(comparison.id, metrics, step)
+        for evaluated in report.evaluations:
+            name, folder = evaluated.record.run, evaluated.folder
+            for step, metrics in names.delta_metrics(evaluated.summary):
+                # The differences by fold and seed are steps of one metric, whose last value alone is known here.
+                if step == 0:
+                    self._log_changed(comparison, names.of_evaluation(name, metrics))
+            self.store.set_tags(comparison.id, {f"cvrunner.evaluation.{name}": evaluated.summary.verdict[:MAX_TAG]})
+            for file in (folder.evaluation_file, folder.summary_file):
+                self.store.log_files(comparison.id, file, f"evaluations/{name}")
         directory = report.directory
         files = directory.report, directory.comparison, directory.summary_file
         for file in (*files, directory.config, directory.split, directory.protocol_file, directory.run_file):
@@ -219,6 +231,11 @@ class MlflowMirror(Mirror):
                 self.store.log_dataset(trial.id, self.run.corpus, self.run.corpus_digest, source)
             self._trials[name] = trial
         return self._trials[name]
+
+    def _log_changed(self, entry: StoredRun, metrics: names.Metrics) -> None:
+        """Log metrics that the entry does not have with this value yet."""
+        if changed := {name: value for name, value in metrics.items() if entry.metrics.get(name) != value}:
+            self.store.log_metrics(entry.id, changed, 0)
 
     def _log_journal(self, name: str) -> None:
         """Write the epochs of the trial's journal that this mirror has not seen."""

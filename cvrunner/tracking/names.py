@@ -134,6 +134,11 @@ def delta_metrics(summary: Summary) -> Iterator[tuple[int, Metrics]]:
                     yield step, {f"delta_by_fold/{condition}_{dimension}": value}
 
 
+def of_evaluation(name: str, metrics: Metrics) -> Metrics:
+    """Return the metrics of an evaluation, such as `emotale/ccc_mean/avg`, without what training cost."""
+    return {f"{name}/{metric}": value for metric, value in metrics.items() if not metric.startswith("cost/")}
+
+
 def run_tags(run: Provenance, role: str, key: str) -> dict[str, str]:
     """Return the tags by which a part of a run, or of a sweep, is found again."""
     return {ROLE: role, RUN: run.run, RUN_KEY: run.key, KEY: key}

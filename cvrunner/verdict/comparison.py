@@ -48,7 +48,8 @@ class Design:
     drawn: Bootstrap
     other_unit: Bootstrap
     """With the other unit as the cluster."""
-    test_train_ratio: float
+    test_train_ratio: float | None
+    """None: folds say nothing about new speakers, because they share test utterances."""
     margin: float
     no_training_variance: str | None
     """Why level 1 is impossible, because of the seeds; None if it is possible."""
@@ -198,7 +199,7 @@ def _cost(results: Sequence[TrialResult]) -> Cost:
 
 def _pooled(run: RunRecord, data: OutOfFold, condition: str, rows: npt.NDArray[np.bool_] | None = None) -> Ccc:
     """Return the CCC over `rows` (None: all) of all folds together, mean over seeds, per dimension and `avg`."""
-    by_seed = [_ccc_of(run, data, predicted, rows) for predicted in data.predicted[condition]]
+    by_seed = [ccc_of_rows(run, data, predicted, rows) for predicted in data.predicted[condition]]
     scores: Ccc = {dimension: mean_if_all(of[dimension] for of in by_seed) for dimension in run.dimensions}
     return scores | {AVG: mean_if_all(scores.values())}
 
@@ -222,8 +223,8 @@ def _subset_differences(
     found = {}
     for name, rows in subsets_of(data).items():
         both = {c: data.predicted[c][:, rows] for c in (baseline, condition)}
-        by_seed = {c: [_ccc_of(run, data, p, rows)[outcome] for p in data.predicted[c]] for c in both}
-        values = [_minus(one, other) for one, other in zip(by_seed[condition], by_seed[baseline], strict=True)]
+        by_seed = {c: [ccc_of_rows(run, data, p, rows)[outcome] for p in data.predicted[c]] for c in both}
+        values = [minus(one, other) for one, other in zip(by_seed[condition], by_seed[baseline], strict=True)]
         mean, interval = mean_if_all(values), None
         # Pooled, a part is like a single fold.
         if mean is not None and not (design.no_training_variance or too_few_seeds(1, len(values))):
@@ -256,13 +257,13 @@ def design_of(
     unit = cluster_unit(settings, zip(about["session"], about["speaker"], strict=True))
     drawn = {}
     for name in units:
-        columns = (about[column].to_numpy() for column in ("fold", "session", name))
-        drawn[name] = bootstrap(Compared(predicted, data.truth, *columns), name)
+        fold, session, cluster = (about[column].to_numpy() for column in ("fold", "session", name))
+        drawn[name] = bootstrap(Compared(predicted, data.truth, fold, session, cluster, run.folds_share_test), name)
     shared = None
     if not run.folds_have_own_seeds:
         shared = "an earlier version trained the folds of a seed with the same random draws"
     # Folds differ in size; the corrected t takes their mean ratio.
-    ratio = fmean(r.test_utterances / r.train_utterances for r in results)
+    ratio = None if run.folds_share_test else fmean(r.test_utterances / r.train_utterances for r in results)
     other = units[1 - units.index(unit)]
     return Design(
         unit, drawn[unit], drawn[other], ratio, settings.margin, shared or too_few_seeds(len(run.folds), len(run.seeds))
@@ -285,7 +286,7 @@ def paired_differences(
         for other in others:
             draws = design.drawn.differences([other], baseline, column)
             as_trained = speakers = None
-            if other in arrays:
+            if other in arrays and design.test_train_ratio is not None:
                 speakers = speakers_level(arrays[other].mean(1), design.test_train_ratio, design.margin, len(others))
             if draws is not None:
                 low, high = np.quantile(draws[:, 0].mean(axis=1), [ALPHA / 2, 1 - ALPHA / 2])
@@ -296,7 +297,7 @@ def paired_differences(
                 # A spread without a mean would be one of the trials that happen to be defined.
                 std=None if mean is None else _std(by_trial[other].values()),
                 by_trial=by_trial[other],
-                pooled=_minus(scores[other][outcome].pooled, below.pooled),
+                pooled=minus(scores[other][outcome].pooled, below.pooled),
                 on_corpus=levels.get(other),
                 no_corpus_level=None if other in levels else reason or "a CCC is undefined",
                 as_trained=as_trained,
@@ -343,8 +344,8 @@ def _reference(
 ) -> Reference:
     """Return the scores of a predictor without seeds, and each condition's lead over it."""
     about_fold = data.about["fold"].to_numpy()
-    by_fold = {fold: _ccc_of(run, data, predicted[0], about_fold == fold) for fold in run.folds}
-    pooled = _ccc_of(run, data, predicted[0])
+    by_fold = {fold: ccc_of_rows(run, data, predicted[0], about_fold == fold) for fold in run.folds}
+    pooled = ccc_of_rows(run, data, predicted[0])
     own = {
         outcome: Aggregate(
             mean=mean_if_all(of[outcome] for of in by_fold.values()),
@@ -362,7 +363,7 @@ def _reference(
     return Reference(scores={d: Score(mean=a.mean, pooled=a.pooled) for d, a in own.items()}, leads=leads)
 
 
-def _ccc_of(run: RunRecord, data: OutOfFold, predicted: Floats, rows: npt.NDArray[np.bool_] | None = None) -> Ccc:
+def ccc_of_rows(run: RunRecord, data: OutOfFold, predicted: Floats, rows: npt.NDArray[np.bool_] | None = None) -> Ccc:
     """Return the CCC of predictions `[N, K]` over `rows` (None: all) per dimension, and `avg`."""
     scores: Ccc = {}
     for k, dimension in enumerate(run.dimensions):
@@ -373,14 +374,15 @@ def _ccc_of(run: RunRecord, data: OutOfFold, predicted: Floats, rows: npt.NDArra
     return scores | {AVG: mean_if_all(scores.values())}
 
 
-def _minus(one: float | None, other: float | None) -> float | None:
+def minus(one: float | None, other: float | None) -> float | None:
+    """Return a difference; None if a value is undefined."""
     if one is None or other is None:
         return None
     return one - other
 
 
 def _minus_by_trial(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {name: _minus(value, other[name]) for name, value in one.items()}
+    return {name: minus(value, other[name]) for name, value in one.items()}
 
 
 def _by_fold_and_seed(by_trial: Mapping[str, float | None]) -> Floats | None:

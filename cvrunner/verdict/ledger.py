@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cvrunner.errors import ResultsError
-from cvrunner.records.results import Record, TrialResult
+from cvrunner.records.results import Record, Result
 from cvrunner.records.run_directory import append_event, read_events
 from cvrunner.verdict.protocol import Protocol
 
@@ -67,7 +67,7 @@ def looks_at(looks: Sequence[Look], corpus_digest: str) -> int:
     return sum(look.corpus_digest == corpus_digest for look in looks)
 
 
-def new_scores(looks: Sequence[Look], run: str, results: Mapping[str, TrialResult]) -> dict[str, str]:
+def new_scores(looks: Sequence[Look], run: str, results: Mapping[str, Result]) -> dict[str, str]:
     """Return the test scores of a run that no look has recorded: digest of the predictions per trial."""
     # Not from the trials of this invocation: one that was killed after a trial has left scores without a look.
     known = {item for look in looks if look.run == run for item in look.scores.items()}

@@ -83,14 +83,15 @@ def corpus_levels(differences: Floats, draws: Floats, df_clusters: int, margin: 
 
 
 def speakers_level(
-    by_fold: Floats, test_train_ratio: float, margin: float, comparisons: int = 1
+    by_fold: Floats, test_train_ratio: float, margin: float, comparisons: int = 1, shared: tuple[float, int] = (0.0, 1)
 ) -> SpeakersLevel | None:
     """Return level 2 for the differences `[F]`, each averaged over seeds; None for one fold or undefined values.
 
     The training sets of folds overlap, so the variance of the mean is taken as (1/F + test/train) s^2 (Nadeau and
     Bengio 2003, Machine Learning 52:239), with F - 1 degrees of freedom. The same t, as a posterior, gives the
     probabilities that the true difference is below, within and above the margin (Benavoli et al. 2017, JMLR 18:77).
-    With several `comparisons` the interval and p are adjusted by Bonferroni.
+    With several `comparisons` the interval and p are adjusted by Bonferroni. `shared`: a variance that all differences
+    have in common and that their spread cannot show, with its degrees of freedom.
     """
     # scipy.stats takes a second to import, and most commands compute no test.
     from scipy import stats
@@ -98,15 +99,18 @@ def speakers_level(
     folds = len(by_fold)
     if folds < 2 or not np.isfinite(by_fold).all():
         return None
-    mean, error = float(by_fold.mean()), float(np.sqrt((1 / folds + test_train_ratio) * by_fold.var(ddof=1)))
+    mean, between = float(by_fold.mean()), float((1 / folds + test_train_ratio) * by_fold.var(ddof=1))
+    error = float(np.sqrt(between + shared[0]))
     if error == 0:
         return None
     df, level = folds - 1, 1 - ALPHA / comparisons
+    if shared[0]:
+        df = int(_satterthwaite(error**2, (between, df), shared))
     critical = critical_value(level, df)
     worse, up_to_margin = (float(stats.t.cdf((edge - mean) / error, df)) for edge in (-margin, margin))
     # Of equal sessions, each fold trains on all but two; one more session also enlarges every training set.
     ratio = test_train_ratio * (folds - 2) / (folds - 1) if folds > 2 else test_train_ratio
-    more = critical_value(level, df + 1) * float(np.sqrt((1 / (folds + 1) + ratio) * by_fold.var(ddof=1)))
+    more = critical_value(level, df + 1) * float(np.sqrt((1 / (folds + 1) + ratio) * by_fold.var(ddof=1) + shared[0]))
     return SpeakersLevel(
         interval=_interval(mean, critical * error, 1 - ALPHA),
         t=mean / error,

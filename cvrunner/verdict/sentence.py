@@ -67,13 +67,22 @@ def capitalised(text: str) -> str:
     return re.sub(r"^(on this corpus|these trained)", lambda match: match[0].capitalize(), text)
 
 
-def clause(name: str, baseline: str, primary: str, difference: Difference, decision: Decision, margin: float) -> str:
-    """Compare one condition with another at both levels, without a full stop."""
+def clause(
+    name: str,
+    baseline: str,
+    primary: str,
+    difference: Difference,
+    decision: Decision,
+    margin: float,
+    place: str = "on this corpus, ",
+    groups: str = "folds",
+) -> str:
+    """Compare one condition with another at both levels, without a full stop. `groups`: what level 2 is taken over."""
     label, mean, level = ccc_label(primary), difference.mean, difference.on_corpus
     if mean is None:
         return f"{name} cannot be compared with {baseline}, because the {label} of a trial is undefined"
     if level is None:
-        return f"{_as_trained(name, baseline, label, mean, difference)}; {_new_speakers(decision, difference)}"
+        return f"{_as_trained(name, baseline, label, mean, difference)}; {_new_speakers(decision, difference, groups)}"
     found = f"95 % interval {level.interval}"
     if decision == "practically equal":
         first = (
@@ -90,7 +99,7 @@ def clause(name: str, baseline: str, primary: str, difference: Difference, decis
         if less:
             first += f", which is less than the margin of {margin:g}"
         first += f" ({found})"
-    return f"on this corpus, {first}; {_new_speakers(decision, difference)}"
+    return f"{place}{first}; {_new_speakers(decision, difference, groups)}"
 
 
 def _as_trained(name: str, baseline: str, label: str, mean: float, difference: Difference) -> str:
@@ -104,11 +113,11 @@ def _as_trained(name: str, baseline: str, label: str, mean: float, difference: D
     )
 
 
-def _new_speakers(decision: Decision, difference: Difference) -> str:
+def _new_speakers(decision: Decision, difference: Difference, groups: str) -> str:
     """Return level 2 in a few words."""
     level = difference.new_speakers
     if level is None:
-        return "for new speakers: unknown, because only several folds could show it"
+        return f"for new speakers: unknown, because only several {groups} could show it"
     found = f"95 % interval {level.interval}"
     if not decision.startswith(("better", "worse")):
         return f"for new speakers: {found}"

@@ -26,7 +26,7 @@ MAX_UNDEFINED_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Compared:
-    """Out-of-fold predictions of several predictors on the same utterances; each utterance is tested in one fold."""
+    """Predictions of several predictors on the same utterances; each utterance is tested in one fold, or in several."""
 
     predicted: Mapping[str, Floats]
     """Per predictor: `[S, N, K]`; one without seeds, such as the no-audio floor, has `S = 1`."""
@@ -38,6 +38,8 @@ class Compared:
     """`[N]`"""
     cluster: Labels
     """`[N]`: dialogue or speaker; the same name in two sessions is two clusters."""
+    folds_share_test: bool = False
+    """Whether folds may have been tested on the same utterances, so that all of them must get the same draws."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,17 @@ def bootstrap(data: Compared, unit: str, resamples: int = RESAMPLES, seed: int =
     centre = np.nanmean(data.truth, axis=0)
     folds = np.unique(data.fold)
     total: dict[str, Floats | float] = dict.fromkeys(data.predicted, 0.0)
+    if data.folds_share_test:
+        everywhere, session_of = _numbered(data.session, data.cluster)
+        of_all = _weights(session_of, resamples, random)
     for fold in folds:
         rows = data.fold == fold
-        cluster, session_of = _numbered(data.session[rows], data.cluster[rows])
-        weights = _weights(session_of, resamples, random)
+        if data.folds_share_test:
+            present, cluster = np.unique(everywhere[rows], return_inverse=True)
+            weights = of_all[:, present]
+        else:
+            cluster, session_of = _numbered(data.session[rows], data.cluster[rows])
+            weights = _weights(session_of, resamples, random)
         for name, predicted in data.predicted.items():
             sums = _sums_by_cluster(predicted[:, rows] - centre, data.truth[rows] - centre, cluster)
             ccc = ccc_of_sums(np.tensordot(weights, sums, axes=1))
@@ -114,10 +123,11 @@ def ccc_of_sums(sums: Floats) -> Floats:
 
 
 def _clusters_per_session(data: Compared) -> dict[tuple[str, str], int]:
-    """Return the number of clusters per fold and session."""
+    """Return the number of clusters per fold and session; per session alone (fold `""`) if folds share their test."""
     counts: dict[tuple[str, str], int] = {}
+    folds = [""] * len(data.fold) if data.folds_share_test else data.fold
     for fold, session, _ in {
-        (str(f), str(s), str(c)) for f, s, c in zip(data.fold, data.session, data.cluster, strict=True)
+        (str(f), str(s), str(c)) for f, s, c in zip(folds, data.session, data.cluster, strict=True)
     }:
         counts[fold, session] = counts.get((fold, session), 0) + 1
     return counts
