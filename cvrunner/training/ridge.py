@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from cvrunner.data.features import FeatureStore
 from cvrunner.data.utterance import Utterance
@@ -144,9 +145,6 @@ def fit(
     train: ReadLayer, validation: ReadLayer, layers: int, labels: tuple[Floats, Floats], threads: int
 ) -> tuple[Linear, list[Choice]]:
     """Fit on the training part and choose on the validation part; `labels`: `[n, K]` and `[N, K]`."""
-    # Not at the top of the file: every worker would pay the second that it takes to import scikit-learn.
-    from threadpoolctl import threadpool_limits
-
     # The number of threads decides the order of floating-point additions.
     with threadpool_limits(threads):
         ridge = fit_ridge(train, layers, labels[0])
