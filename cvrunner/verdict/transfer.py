@@ -32,7 +32,7 @@ from cvrunner.verdict.comparison import ccc_of_rows, compare_conditions, minus, 
 from cvrunner.verdict.floor import floor_predictions, floor_record, floor_references
 from cvrunner.verdict.levels import speakers_level
 from cvrunner.verdict.predictions import Floats, OutOfFold
-from cvrunner.verdict.sentence import capitalised, clause, confirmed, design
+from cvrunner.verdict.sentence import clause, confirmed, design
 
 # --- who may score what -----------------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ def _sentence(evaluation: Evaluation, summary: Summary) -> str:
     ]
     scored = plural(evaluation.utterances - len(evaluation.left_out), "utterance")
     of = design(evaluation.folds, evaluation.seeds, evaluation.synthetic)
-    return capitalised(f"on {evaluation.run} ({scored}), {'; '.join(clauses)}; {of}.")
+    return f"On {evaluation.run} ({scored}), {'; '.join(clauses)}; {of}."
 
 
 def _over_sessions(
