@@ -19,6 +19,7 @@ import pytest
 
 from cvrunner.records.run_directory import RunDirectory
 from tests.end_to_end.programs import (
+    CLUSTER_LIMIT_S,
     REPOSITORY,
     FinishedRun,
     environment,
@@ -88,7 +89,9 @@ def slurm_cluster(folder: Path, nodes: int = 1) -> Iterator[dict[str, str]]:
     with contextlib.ExitStack() as stack:
         for number, (name, arguments) in enumerate(daemons):
             log = folder / f"{number}-{name}.log"
-            stack.enter_context(started([str(programs[name]), *arguments], folder, env, log))
+            # If the tests are killed, the daemons must not outlive them for long.
+            limited = ["timeout", "--foreground", str(CLUSTER_LIMIT_S), str(programs[name]), *arguments]
+            stack.enter_context(started(limited, folder, env, log))
             if name == "munged":
                 wait_until((folder / "munge.socket").exists, "munged")
         wait_until(lambda: slurm(env, "sinfo", "--noheader", "--format=%D %t") == f"{nodes} idle", "Slurm")
