@@ -241,7 +241,7 @@ def evaluate(
     encoder: EncoderFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Does the difference transfer? The run's models on another corpus, without speakers that a model knows."""
+    """Compare the conditions on another corpus. No model scores a speaker that it knows; trains nothing."""
     _end(inference.evaluate(run, config, set_ or [], name, speakers_differ, device, encoder, as_json, console()))
 
 
