@@ -57,7 +57,7 @@ def line_printer(console: Console) -> Callable[[str], None]:
 
 
 class LastingOutput:
-    """Standard output that stays usable after its reader, such as `head -1`, has gone: the command goes on."""
+    """Standard output that stays usable after its reader, such as `head -1`, has gone: the command continues."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

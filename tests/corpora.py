@@ -9,10 +9,14 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 
+from cvrunner.data.checks import Findings
+from cvrunner.data.manifest import LabelTable, load_table
+from cvrunner.data.rows import read_rows
 from cvrunner.data.utterance import Corpus, Utterance, audio_digest, read_audio
 
 DIMENSIONS = ("valence", "arousal")
@@ -160,6 +164,13 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> Path:
     """Write a manifest in the format of its suffix."""
     write_bytes(path, (json_lines(rows) if path.suffix == ".jsonl" else csv_text(rows)).encode())
     return path
+
+
+def load_manifest(path: Path, *rules: Any) -> Corpus:
+    """Return the corpus that a manifest lists; `rules`: further arguments of `load_table`, from `scale` on."""
+    findings = Findings()
+    table = LabelTable(read_rows(path, findings), path, path.parent, path.stem, "manifest")
+    return load_table(table, findings, *rules)
 
 
 def read_noise_corpus(folder: Path, like: Corpus) -> Corpus:

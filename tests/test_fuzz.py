@@ -23,7 +23,7 @@ from cvrunner.data.checks import NAMES as NAME_COLUMNS
 from cvrunner.data.checks import same_name
 from cvrunner.data.folds import check_labels, find_leaks, make_folds
 from cvrunner.data.iemocap import load_iemocap
-from cvrunner.data.manifest import OPTIONAL, REQUIRED, load_manifest
+from cvrunner.data.manifest import OPTIONAL, REQUIRED
 from cvrunner.data.utterance import AudioError, read_audio
 from cvrunner.encoders.files import find_encoder
 from cvrunner.errors import ConfigError, CorpusError, EncoderError
@@ -35,6 +35,7 @@ from tests.corpora import (
     json_lines,
     label_file,
     label_text,
+    load_manifest,
     manifest_rows,
     write_bytes,
     write_iemocap,

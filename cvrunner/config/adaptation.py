@@ -41,7 +41,7 @@ class Adaptation:
 
     @property
     def by_layer(self) -> bool:
-        """Whether layers differ in learning rate or start, so that each is a parameter group of its own."""
+        """Whether layers differ in learning rate or start, so that each is its own parameter group."""
         return self.layer_lr_decay != 1 or self.layers_per_epoch > 0
 
     @property
@@ -74,7 +74,7 @@ class Adaptation:
         topmost mixed one; 0 if nothing does."""
         lowest = depth + 1 - (depth if self.top_layers is None else self.top_layers)
         if lowest == 1 and self.lora is None:
-            # The input of the first layer trains with the whole encoder, as a layer of its own.
+            # The input of the first layer trains with the whole encoder, as its own layer.
             lowest = 0
         return self.start_of(top - lowest) or 0
 

@@ -159,7 +159,7 @@ class Config(Section):
 
     @property
     def label_variant(self) -> str:
-        """`corpus.labels`; a table of utterances has labels of its own."""
+        """`corpus.labels`; a table of utterances has its own labels."""
         return self.corpus.format if self.corpus.format in TABLES else self.corpus.labels
 
     @functools.cached_property

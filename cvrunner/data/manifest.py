@@ -52,20 +52,6 @@ class LabelTable:
     """The label variant."""
 
 
-def load_manifest(
-    path: Path,
-    scale: tuple[float, float],
-    dimensions: Sequence[str],
-    resample: bool,
-    scheme: Scheme | None = "manifest_split",
-    shortest: int = SHORTEST_SAMPLES,
-) -> Corpus:
-    """Return the corpus that a manifest lists; see `load_table`."""
-    findings = Findings()
-    table = LabelTable(read_rows(path, findings), path, path.parent, path.stem, "manifest")
-    return load_table(table, findings, scale, dimensions, resample, scheme, shortest)
-
-
 def load_table(
     table: LabelTable,
     findings: Findings,

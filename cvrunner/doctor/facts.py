@@ -214,7 +214,7 @@ def find_encoder_facts(model: ModelConfig) -> Encoder:
         where = _cached(model) if _is_hub_name(name) else name
         if where is None and ask_hub(name, model.revision) is None:
             return Encoder(name, None, True)
-        # Without an answer of the hub, the search for its name tells what is missing.
+        # Without an answer of the hub, the search for its name shows what is missing.
         files = find_encoder(where or name, model.revision, model.allow_tuned_encoder)
     except EncoderError as error:
         return Encoder(name, str(error), False)

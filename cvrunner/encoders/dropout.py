@@ -6,7 +6,7 @@ depend on that key and on the place in the model alone: not on the micro-batch, 
 first or the second time. One call of the generator fills the masks of an utterance for all places of one kind.
 
 To use it in a module that sees packed rows `[S, ...]`: a `Dropout` instead of `nn.Dropout`, with a `kind` that all
-dropouts of the same width share, such as `f"adapter {in_features}"`. `SpeechEncoder.train` numbers those below it.
+dropouts of the same width share, such as `lora`. `SpeechEncoder.train` numbers those below it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Draws:
     """
 
     active: Draws | None = None
-    """The draws that dropouts use now. A plain global: autograd may run a layer again in a thread of its own."""
+    """The draws that dropouts use now. A plain global: autograd may run a layer again in its own thread."""
 
     def __init__(self, keys: Sequence[int], lengths: Sequence[int], device: torch.device) -> None:
         self.keys = tuple(keys)
@@ -67,7 +67,7 @@ class Draws:
         frames = max(lengths)
         noise = _integers(len(lengths), heads, frames, frames, device=self.device)
         for row, length in enumerate(lengths):
-            # What is drawn for real frames must not depend on the padding.
+            # The draws for real frames must not depend on the padding.
             real = _integers(heads, length, length, device=self.device)
             self._fill(real, first + row, f"{place.kind} {place.number}")
             noise[row, :, :length, : real.shape[2]] = real

@@ -1,12 +1,11 @@
 """The command `evaluate`: rate another corpus with the models of a run, and compare the conditions there.
 
 A trial's predictions are written at once when its model has rated the corpus, so a kill costs one model, or the frozen
-models, which share their pass through the encoder. What is compared, and how, is in `verdict/transfer.py`.
+models, which share their pass through the encoder. `verdict/transfer.py` decides who may score what, and compares.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -322,8 +321,8 @@ def _write(
         raise ResultsError(f"{about.condition}/{about.name}: a prediction is not a number")
     true = {d: np.array([u.label(d) for u in utterances], dtype=np.float64) for d in columns}
     predicted = {d: values[:, column] for d, column in columns.items()}
-    write_predictions(trial.predictions, utterances, (about.condition, about.fold, about.seed), true, predicted)
-    sha256 = hashlib.sha256(trial.predictions.read_bytes()).hexdigest()
+    trial_id = (about.condition, about.fold, about.seed)
+    sha256 = write_predictions(trial.predictions, utterances, trial_id, true, predicted)
     write_atomically(trial.result_file, Result(key=key, predictions_sha256=sha256).to_json())
 
 

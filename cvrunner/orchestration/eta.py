@@ -72,7 +72,7 @@ class Eta:
             progress.epoch_s.append(event.train_s + event.validation_s)
         elif isinstance(event, TrialResult):
             progress.state, progress.ccc = "done", event.test_ccc
-            # Training counts all attempts and the total only the last, so a resumed trial tells nothing.
+            # Training counts all attempts and the total only the last, so a resumed trial does not count.
             if event.total_s > event.train_s:
                 self.overhead_s.append(event.total_s - event.train_s)
 

@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ import yaml
 
 from cvrunner.config.schema import LINEAR_PROBE, Config, validate
 from cvrunner.errors import ConfigError, ResultsError
-from cvrunner.files import write_atomically
+from cvrunner.files import sha256_of, write_atomically
 from cvrunner.records import legacy
 from cvrunner.records.model_folder import ModelFolder
 from cvrunner.records.results import Result, RunRecord, TrialResult
@@ -97,8 +96,7 @@ class TrialDirectory:
     def _read_result(self, kind: type[ResultT], key: str | None) -> ResultT:
         result = kind.from_json(self.result_file.read_bytes(), str(self.result_file))
         # A copy of the folder that was cut short would else be compared with part of its predictions.
-        predictions = hashlib.sha256(self.predictions.read_bytes()).hexdigest()
-        if result.predictions_sha256 not in ("", predictions):
+        if result.predictions_sha256 not in ("", sha256_of(self.predictions)):
             raise ResultsError(f"{self.predictions}: was altered: its SHA-256 is not the one in result.json")
         if key not in (None, result.key):
             raise ResultsError(f"{self.result_file}: is the result of other settings (key {result.key[:8]})")

@@ -149,7 +149,7 @@ class Cost(Record):
     parameters: int
     """Parameters that train in some epoch, in the trial that has the most."""
     adapters: int
-    """Those of them that belong to adapters (LoRA)."""
+    """Number of these parameters that belong to adapters (LoRA)."""
     hours: float
     """Training and validation of all trials together, over all attempts."""
 

@@ -6,7 +6,6 @@ the corpus or the models: the no-audio floor in run.json, journals, and the draw
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import math
@@ -14,12 +13,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from cvrunner import __version__
 from cvrunner.config.schema import digest, flatten
 from cvrunner.errors import ConfigError, CvrunnerError, ResultsError
+from cvrunner.files import sha256_of
 from cvrunner.records.results import RunRecord, TrialResult, TrialState
 from cvrunner.records.run_directory import RunDirectory, TrialDirectory, trial_name
 from cvrunner.report.html import render_html
@@ -158,7 +157,7 @@ def _ledger(directory: RunDirectory, run: RunRecord) -> Iterator[str]:
     recorded = {name: value for number in own for name, value in looks[number].scores.items()}
     for name, value in recorded.items():
         predictions = directory.path / name / "predictions.csv"
-        if predictions.is_file() and not _sha256(predictions).startswith(value[:SHOWN_DIGITS]):
+        if predictions.is_file() and not sha256_of(predictions).startswith(value[:SHOWN_DIGITS]):
             yield f"{name}/predictions.csv: is not the file that the ledger recorded: altered"
 
 
@@ -198,7 +197,7 @@ def _predictions(trial: TrialDirectory, run: RunRecord, result: TrialResult) -> 
     except (ResultsError, ValueError, KeyError) as error:
         yield f"predictions.csv: cannot be scored (truncated or altered): {error}"
         return
-    if result.predictions_sha256 not in ("", _sha256(trial.predictions)):
+    if result.predictions_sha256 not in ("", sha256_of(trial.predictions)):
         yield "predictions.csv: does not have the SHA-256 in result.json: altered"
     if len(table) != result.test_utterances:
         yield f"predictions.csv: has {len(table)} of {result.test_utterances} utterances: truncated or altered"
@@ -208,10 +207,6 @@ def _predictions(trial: TrialDirectory, run: RunRecord, result: TrialResult) -> 
     if collapsed != result.collapsed:
         differences.append(f"collapsed is {result.collapsed}, recomputed {collapsed}")
     yield from _few("result.json", differences)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- what is made of them ---------------------------------------------------------------------------------------------
@@ -251,7 +246,7 @@ def _evaluations(report: Report) -> Iterator[str]:
         }
         for trial, value in recorded.items():
             predictions = folder.path / trial / "predictions.csv"
-            if predictions.is_file() and not _sha256(predictions).startswith(value):
+            if predictions.is_file() and not sha256_of(predictions).startswith(value):
                 yield f"{name}/{trial}/predictions.csv: is not the file that the ledger recorded: altered"
         try:
             stored = json.loads(folder.summary_file.read_bytes())

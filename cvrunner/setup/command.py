@@ -130,7 +130,7 @@ def init(
     # Relative inside of the working directory, which `submit` uploads as a whole.
     inside = base.is_relative_to(Path.cwd()) and output.absolute().is_relative_to(Path.cwd())
     text = f"""\
-# Written by `cvrunner init`. What is not set here is set in the base; the documentation lists all keys.
+# Written by `cvrunner init`. All other settings come from the base; the documentation lists all keys.
 base: {quoted(os.path.relpath(base, output.absolute().parent) if inside else str(base))}
 corpus:
   format: {"iemocap" if table is None else "manifest"}

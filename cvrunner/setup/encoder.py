@@ -6,7 +6,6 @@ another process, in which torch reads tensors and no other objects.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from cvrunner.encoders.files import EncoderFiles, encoder_settings, find_encoder
 from cvrunner.encoders.hub import DESCRIPTION, PICKLED, SAFETENSORS, conversion, from_hub, matching
 from cvrunner.encoders.loading import load_backbone
 from cvrunner.errors import EncoderError, UsageError
-from cvrunner.files import write_folder_atomically
+from cvrunner.files import sha256_of, write_folder_atomically
 from cvrunner.setup.whisper_wheel import CHECKPOINT, write_whisper
 
 RECORD = "source.json"
@@ -103,12 +102,7 @@ def _write_weights(source: Path, given: list[Path], target: Path, name: str, tru
             reason = done.stderr.strip().rpartition("\n")[2] or f"the process ended with {done.returncode}"
             raise EncoderError(f"{name}: cannot be converted: {reason}")
     weights = [source / file for file in safe] or pickled
-    return {"weights": {path.name: _digest(path) for path in weights}}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"weights": {path.name: sha256_of(path) for path in weights}}
 
 
 def _check(target: Path, name: str) -> None:

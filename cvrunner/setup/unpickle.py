@@ -1,6 +1,6 @@
 """Write the tensors of pickled checkpoints as one file of safetensors: `python -m cvrunner.setup.unpickle OUT FILE...`
 
-A program of its own: whatever a checkpoint might do to the process that opens it, none of cvrunner's work is in there.
+A separate program: whatever a checkpoint might do to the process that opens it, none of cvrunner's work is in there.
 """
 
 from __future__ import annotations

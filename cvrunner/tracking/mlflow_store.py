@@ -250,7 +250,7 @@ def holds_runs(file: Path) -> bool:
 
 
 def empty(file: Path, reason: str) -> None:
-    """Empty a database in place: connections that are open would go on with a file that is removed."""
+    """Empty a database in place: open connections would continue with a file that is removed."""
     with file.open("wb"):
         file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
     logging.getLogger(__name__).warning(

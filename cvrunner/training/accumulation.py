@@ -14,7 +14,7 @@ So `batch_size` affects memory only: at any time one micro-batch has a graph thr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -91,7 +91,7 @@ def exact_backward(
     leaves = [z.requires_grad_() for z in leaves]
     z = torch.cat([*leaves, encode(last)])
     # `z` is in the order of the micro-batches; labels and turns are in the order of the effective batch.
-    loss = ccc_loss(model.predict(z[in_order(batches, z.device)], turns, keys), labels)
+    loss = ccc_loss(model.predict(z[in_order((batch.positions for batch in batches), z.device)], turns, keys), labels)
     loss.backward()  # type: ignore[no-untyped-call]
     for batch, leaf in zip(earlier, leaves, strict=True):
         encode(batch).backward(leaf.grad)  # type: ignore[no-untyped-call]
@@ -113,7 +113,8 @@ def averaged_backward(
     return total
 
 
-def in_order(batches: Sequence[MicroBatch], device: torch.device) -> Tensor:
-    """Return the indices that bring the utterances of all micro-batches into the order of the effective batch."""
-    order = torch.tensor([i for batch in batches for i in batch.positions]).argsort()
+def in_order(micro_batches: Iterable[Sequence[int]], device: torch.device) -> Tensor:
+    """Return the indices that bring the utterances of all micro-batches, given by their places in the effective batch,
+    into its order."""
+    order = torch.tensor([i for positions in micro_batches for i in positions]).argsort()
     return order.to(device, non_blocking=True)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cvrunner.data.batches import MemoryFormula
-from cvrunner.files import link_or_copy, patiently, write_file_atomically, write_folder_atomically
+from cvrunner.files import link_or_copy, patiently, sha256_of, write_file_atomically, write_folder_atomically
 from cvrunner.records.run_directory import GENERATIONS
 
 GROUPS = ("weights", "optimizer", "averages")
@@ -150,7 +150,7 @@ class Checkpoints:
             hashes[f"{name}.safetensors"] = write_tensors(file, tensors[name])
 
         if best is not None:
-            # One file per epoch: the checkpoint before still refers to the weights of its own best epoch.
+            # One file per epoch: the previous checkpoint still refers to the weights of another best epoch.
             write_file_atomically(self._best(fields["best_epoch"]), lambda file: write(best, file))
             fields["best_sha256"] = state.best_sha256 = hashes[f"{best}.safetensors"]
 
@@ -200,7 +200,7 @@ class Checkpoints:
 
     def _check_best(self, state: LoopState) -> None:
         best = self._best(state.best_epoch)
-        if state.best_epoch and _sha256(best) != state.best_sha256:
+        if state.best_epoch and sha256_of(best) != state.best_sha256:
             raise ValueError(f"{best.name} does not match its hash")
 
     def remove(self) -> None:
@@ -219,17 +219,12 @@ class Checkpoints:
 def _read(path: Path) -> tuple[LoopState, Tensors]:
     expected: dict[str, str] = json.loads((path / "sha256.json").read_text())
     for name, value in expected.items():
-        if _sha256(path / name) != value:
+        if sha256_of(path / name) != value:
             raise ValueError(f"{name} does not match its hash")
     fields: dict[str, Any] = json.loads((path / "state.json").read_text())
     loaded = {name: load_file(path / f"{name}.safetensors") for name in GROUPS}
     fields["memory"] = {name: MemoryFormula(*terms) for name, terms in fields["memory"].items()}
     return LoopState(**fields), Tensors(**loaded)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> str:

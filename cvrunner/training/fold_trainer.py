@@ -258,7 +258,7 @@ class FoldTrainer:
 
     def _keep(self, state: LoopState, record: EpochRecord) -> LoopState:
         """Write journal line and checkpoint, with the best weights; return the state at the start of the next epoch."""
-        # The checkpoint before may still have to tell this state the hash of the best weights.
+        # Writing the previous checkpoint sets the hash of the best weights in this state.
         self.checkpoints.wait()
         following = state.next_epoch()
         following.train_s += record.train_s + record.validation_s

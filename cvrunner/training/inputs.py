@@ -59,7 +59,7 @@ def _tensors(features: ModelFeatures) -> Iterator[Tensor]:
 
 
 class Reader:
-    """Reads micro-batches for a GPU in a thread, and copies them on a stream of its own."""
+    """Reads micro-batches for a GPU in a thread, and copies them on a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -217,7 +217,7 @@ class Inputs:
             states = torch.cat([self._resident[u.audio_digest] for u in utterances]).float()
         else:
             hidden = [self.hidden.read(u) for u in utterances]
-            # Whole arrays need no copy of their own.
+            # Whole arrays need no copy.
             whole = len(places) == len(self.encoder.layers)
             states = self._to_device(hidden if whole else [array[:, places] for array in hidden])
         return Encoded(states, lengths, statistics)

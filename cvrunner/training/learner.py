@@ -21,7 +21,7 @@ from cvrunner.encoders.loading import build_encoder
 from cvrunner.encoders.lora import add_adapters
 from cvrunner.errors import MemoryLimitError, NonFiniteError
 from cvrunner.model.mamba_ema import MambaEMAModel
-from cvrunner.training.accumulation import averaged_backward, exact_backward
+from cvrunner.training.accumulation import averaged_backward, exact_backward, in_order
 from cvrunner.training.checkpoint import Position, Tensors
 from cvrunner.training.device import (
     choose_precision,
@@ -35,7 +35,7 @@ from cvrunner.training.device import (
 from cvrunner.training.freezing import Schedule
 from cvrunner.training.inputs import Inputs, ratings, scaled_labels
 from cvrunner.training.memory import fit_memory
-from cvrunner.training.ridge import evenly, fit, reader
+from cvrunner.training.ridge import fit
 from cvrunner.training.trial import Trial
 
 Predictions = dict[str, npt.NDArray[np.float64]]
@@ -90,11 +90,9 @@ class Learner:
         path, config = self.model.head.linear_path, self.trial.config
         if path is None:
             return
-        layers, (low, high) = self.inputs.encoder.layers, config.corpus.scale
-        parts = (evenly(self.trial.fold.train), self.trial.fold.validation)
-        train, validation = (reader(self.inputs.statistics, part, layers, should_stop) for part in parts)
-        labels = [np.array([[u.label(d) for d in self.dimensions] for u in part]) for part in parts]
-        linear, _ = fit(train, validation, len(layers), (labels[0], labels[1]), config.cluster.cpus_per_trial)
+        store, layers, (low, high) = self.inputs.statistics, self.inputs.encoder.layers, config.corpus.scale
+        threads = config.cluster.cpus_per_trial
+        linear, _ = fit(store, self.trial.fold, layers, self.dimensions, threads, should_stop)
         weights = linear.weights.reshape(-1, len(self.dimensions))
         path.weight.copy_(torch.from_numpy(weights / (high - low)))
         path.bias.copy_(torch.from_numpy((linear.bias - low) / (high - low)))
@@ -252,8 +250,7 @@ class Learner:
         # One batch in memory at a time, whatever the size of the set.
         with self.model.encoder.casts.kept():
             z = torch.cat([self.model.encode(b.features, b.lengths) for b in self.inputs.batches(update)])
-        order = np.argsort([i for batch in update.micro_batches for i in batch])
-        scaled = self.model.predict(z[torch.from_numpy(order).to(self.device)], list(update.turns))
+        scaled = self.model.predict(z[in_order(update.micro_batches, self.device)], list(update.turns))
         rated = ratings(scaled, self.trial.config.corpus.scale)
         if not np.isfinite(rated).all():
             broken = np.flatnonzero(~np.isfinite(rated).all(1))

@@ -5,11 +5,9 @@ How it is fitted stands in `ridge.py`; the test part is predicted once. Nothing 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from cvrunner.config.adaptation import FROZEN
@@ -19,7 +17,7 @@ from cvrunner.records.results import ProbeResult
 from cvrunner.training.device import choose_precision, device_name, free_memory
 from cvrunner.training.fold_trainer import Event, TrialContext
 from cvrunner.training.inputs import Inputs
-from cvrunner.training.ridge import MOST_TRAINING, PENALTIES, evenly, fit, reader
+from cvrunner.training.ridge import MOST_TRAINING, PENALTIES, evenly, fit, labels_of, reader
 from cvrunner.training.trial import LinearProbe
 from cvrunner.verdict.ccc import ccc_by_dimension, mean_if_all
 from cvrunner.verdict.predictions import write_predictions
@@ -55,27 +53,27 @@ def fit_fold(probe: LinearProbe, context: TrialContext) -> Iterator[Event]:
     free_memory(context.device)
 
     # Fit on the training part, choose on the validation part, predict the test part once.
-    dimensions, train = config.corpus.dimensions, evenly(fold.train)
-    _, layers, _, width = store.read(train[0]).shape
-    parts = (train, fold.validation, fold.test)
-    readers = [reader(store, part, range(layers), context.should_stop) for part in parts]
-    labels = [np.array([[u.label(d) for d in dimensions] for u in part]) for part in parts]
-    linear, choices = fit(readers[0], readers[1], layers, (labels[0], labels[1]), config.cluster.cpus_per_trial)
-    predicted = linear.predict(readers[2])
+    dimensions, should_stop = config.corpus.dimensions, context.should_stop
+    _, layers, _, width = store.read(fold.train[0]).shape
+    linear, choices = fit(store, fold, range(layers), dimensions, config.cluster.cpus_per_trial, should_stop)
+    predicted = linear.predict(reader(store, fold.test, range(layers), should_stop))
 
     # Write predictions, then the result, which so implies that they are complete.
-    true, scored = (dict(zip(dimensions, values.T, strict=True)) for values in (labels[2], predicted))
-    write_predictions(directory.predictions, fold.test, (probe.condition, fold.number, probe.seed), true, scored)
+    true, scored = (
+        dict(zip(dimensions, values.T, strict=True)) for values in (labels_of(fold.test, dimensions), predicted)
+    )
+    trial_id = (probe.condition, fold.number, probe.seed)
+    sha256 = write_predictions(directory.predictions, fold.test, trial_id, true, scored)
     validation_ccc = {d: choice.ccc for d, choice in zip(dimensions, choices, strict=True)}
     result = ProbeResult(
         key=probe.key,
-        predictions_sha256=hashlib.sha256(directory.predictions.read_bytes()).hexdigest(),
+        predictions_sha256=sha256,
         fold=fold.number,
         penalty={d: PENALTIES[choice.penalty] for d, choice in zip(dimensions, choices, strict=True)},
         stretch={d: choice.stretch for d, choice in zip(dimensions, choices, strict=True)},
         validation_ccc={**validation_ccc, "avg": mean_if_all(validation_ccc.values())},
         test_ccc=ccc_by_dimension(scored, true),
-        train_utterances=len(train),
+        train_utterances=len(evenly(fold.train)),
         validation_utterances=len(fold.validation),
         test_utterances=len(fold.test),
         layers=layers,

@@ -28,7 +28,7 @@ def fit_memory(
     by_length = sorted(utterances, key=lambda u: (u.samples, u.id))
     middle = len(by_length) // 2
     found = []
-    # Two utterances at once tell the term of the sum from that of the squares.
+    # Two utterances at once separate the linear from the quadratic term.
     for batch in (by_length[:1], by_length[middle : middle + 1], by_length[middle : middle + 2], by_length[-1:]):
         try:
             durations = np.array([u.duration_s for u in batch])

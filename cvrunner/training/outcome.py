@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -56,7 +55,7 @@ def write_outcome(
     )
     trial_id = (trial.condition, fold.number, trial.seed)
     adapters = () if trial.config.adaptation.lora is None else ("peft",)
-    write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
+    sha256 = write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
     result = TrialResult(
         key=trial.key,
         condition=trial.condition,
@@ -98,7 +97,7 @@ def write_outcome(
         train_s=state.train_s,
         total_s=total_s,
         versions={name: version(name) for name in ("torch", "transformers", "numpy", *adapters)},
-        predictions_sha256=hashlib.sha256(directory.predictions.read_bytes()).hexdigest(),
+        predictions_sha256=sha256,
     )
     write_model(directory.model, trial, result, weights)
     write_atomically(directory.result_file, result.to_json())

@@ -288,7 +288,7 @@ def _dry_run(learner: Learner, utterances: Sequence[Utterance], batch_size: int)
 
 
 def _feature_passes(learner: Learner, seconds: Mapping[str, float]) -> Iterator[FeaturePass]:
-    # Statistics that are written along with hidden states are no pass of their own.
+    # Statistics that are written along with hidden states are no separate pass.
     stores = [(store, seconds[name]) for name, store, _ in learner.inputs.passes if name in seconds]
     utterances = {u.audio_digest: u for u in learner.trial.fold.utterances}.values()
     audio_s = sum(u.duration_s for u in utterances)

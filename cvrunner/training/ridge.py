@@ -20,6 +20,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from cvrunner.data.features import FeatureStore
+from cvrunner.data.folds import Fold
 from cvrunner.data.utterance import Utterance
 from cvrunner.errors import Stopped
 from cvrunner.verdict.ccc import ccc, defined
@@ -142,14 +143,30 @@ def chosen(ridge: Ridge, choices: Sequence[Choice]) -> Linear:
 
 
 def fit(
-    train: ReadLayer, validation: ReadLayer, layers: int, labels: tuple[Floats, Floats], threads: int
+    store: FeatureStore,
+    fold: Fold,
+    layers: Sequence[int],
+    dimensions: Sequence[str],
+    threads: int,
+    should_stop: Callable[[], bool],
 ) -> tuple[Linear, list[Choice]]:
-    """Fit on the training part and choose on the validation part; `labels`: `[n, K]` and `[N, K]`."""
+    """Fit on the training part of a fold and choose on its validation part, from the statistics of `layers`.
+
+    Raises Stopped.
+    """
+    parts = (evenly(fold.train), fold.validation)
+    train, validation = (reader(store, part, layers, should_stop) for part in parts)
+    labels = [labels_of(part, dimensions) for part in parts]
     # The number of threads decides the order of floating-point additions.
     with threadpool_limits(threads):
-        ridge = fit_ridge(train, layers, labels[0])
+        ridge = fit_ridge(train, len(layers), labels[0])
         choices = choose(ridge.deviations(validation), labels[1], ridge.centre)
         return chosen(ridge, choices), choices
+
+
+def labels_of(utterances: Sequence[Utterance], dimensions: Sequence[str]) -> Floats:
+    """Return the labels `[N, K]` on the rating scale."""
+    return np.array([[u.label(dimension) for dimension in dimensions] for u in utterances])
 
 
 def evenly(utterances: Sequence[Utterance]) -> list[Utterance]:

@@ -190,7 +190,7 @@ def condition_scores(
 
 
 def _cost(results: Sequence[TrialResult]) -> Cost:
-    """Return the cost of the trials of one condition, in which folds may have settings of their own."""
+    """Return the cost of the trials of one condition, in which folds may have different settings."""
     parameters = max((result.parameters for result in results), key=lambda count: count.trainable)
     adapters = sum(count for group, count in parameters.groups.items() if group.startswith("lora"))
     hours = sum(result.train_s for result in results) / 3600

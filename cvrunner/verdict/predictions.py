@@ -6,6 +6,7 @@ Shapes: `S` seeds, `N` utterances, `K` dimensions.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,8 +67,11 @@ def write_predictions(
     trial: tuple[str, int, int],
     true: Mapping[str, Floats],
     predicted: Mapping[str, Floats],
-) -> None:
-    """Write one row per utterance, with values on the rating scale and every digit. `trial`: condition, fold, seed."""
+) -> str:
+    """Write one row per utterance, with values on the rating scale and every digit; return the file's SHA-256.
+
+    `trial`: condition, fold, seed.
+    """
     columns = [f"{dimension}_{kind}" for dimension in true for kind in ("true", "predicted")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -78,7 +82,9 @@ def write_predictions(
         # repr gives the shortest text that reads back as the same float.
         values = [repr(float(values[d][i])) for d in true for values in (true, predicted)]
         writer.writerow([*about, *trial, *values])
-    write_atomically(path, text.getvalue())
+    content = text.getvalue().encode()
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

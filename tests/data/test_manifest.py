@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from cvrunner.data.manifest import load_manifest
 from cvrunner.data.utterance import Corpus
 from cvrunner.errors import CorpusError
 from tests.corpora import (
@@ -22,6 +21,7 @@ from tests.corpora import (
     Row,
     csv_text,
     json_lines,
+    load_manifest,
     manifest_rows,
     write_bytes,
     write_manifest,

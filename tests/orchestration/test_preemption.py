@@ -12,6 +12,7 @@ from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.orchestration.preemption import Preemption, makespan_without_pauses_s, pause_ends_run_earlier
 from cvrunner.orchestration.scheduler import run_trials
 from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.training.trial import Trial
 from tests.benchmarks import makespan
 from tests.orchestration.test_gauges import epoch
 from tests.orchestration.test_scheduler import Notes
@@ -43,12 +44,18 @@ def test_a_trial_does_not_pause_if_the_run_would_not_end_earlier(left_s: dict[st
     )
 
 
-def test_only_one_trial_pauses_for_each_waiting_one(tmp_path: Path) -> None:
-    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 20}) if t.config.adaptation.trains_encoder]
+def two_of_three_running(folder: Path, done: int, epochs: int, seconds: float) -> tuple[Preemption, list[Trial]]:
+    """Three trials on two slots: two have `done` of their epochs, of this many seconds, and one waits."""
+    trials = [t for t in tiny_trials(folder, train={"epochs": epochs}) if t.config.adaptation.trains_encoder]
     preemption = Preemption(trials, slots=2)
     for trial in trials[:2]:
-        for number in range(1, 15):
-            preemption.event(trial, epoch(number, 20, seconds=100.0))
+        for number in range(1, done + 1):
+            preemption.event(trial, epoch(number, epochs, seconds=seconds))
+    return preemption, trials
+
+
+def test_only_one_trial_pauses_for_each_waiting_one(tmp_path: Path) -> None:
+    preemption, trials = two_of_three_running(tmp_path, 14, 20, seconds=100.0)
     running, waiting = [t.name for t in trials[:2]], [trials[2].name]
     assert preemption.should_pause(running[0], running, waiting, asked=[])
     assert not preemption.should_pause(running[0], running, waiting, asked=running[:1])
@@ -57,21 +64,13 @@ def test_only_one_trial_pauses_for_each_waiting_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("epochs_done", "pauses"), [(17, True), (18, False), (19, False)])
 def test_no_trial_pauses_in_its_last_tenth(tmp_path: Path, epochs_done: int, pauses: bool) -> None:
-    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 20}) if t.config.adaptation.trains_encoder]
-    preemption = Preemption(trials, slots=2)
-    for trial in trials[:2]:
-        for number in range(1, epochs_done + 1):
-            preemption.event(trial, epoch(number, 20, seconds=100.0))
+    preemption, trials = two_of_three_running(tmp_path, epochs_done, 20, seconds=100.0)
     running, waiting = [t.name for t in trials[:2]], [trials[2].name]
     assert preemption.should_pause(running[0], running, waiting, asked=[]) is pauses
 
 
 def test_no_trial_pauses_twice_within_a_minute_of_training(tmp_path: Path) -> None:
-    trials = [t for t in tiny_trials(tmp_path, train={"epochs": 100}) if t.config.adaptation.trains_encoder]
-    preemption = Preemption(trials, slots=2)
-    for trial in trials[:2]:
-        for number in range(1, 41):
-            preemption.event(trial, epoch(number, 100, seconds=10.0))
+    preemption, trials = two_of_three_running(tmp_path, 40, 100, seconds=10.0)
     running, waiting = [t.name for t in trials[:2]], [trials[2].name]
     assert preemption.should_pause(running[0], running, waiting, asked=[])
     preemption.failed(trials[0], Failure("stopped", "paused"), Decision.PAUSE)
