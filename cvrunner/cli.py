@@ -82,7 +82,8 @@ def all_folds(
     verbose: Verbose = False,
 ) -> None:
     """Train every condition, fold and seed on Ray, then compare. Run again, it repeats nothing."""
-    _end(run_commands.all_folds(config, set_ or [], new, quiet, console(), chaos or NONE))
+    preflight = doctor_command.refuse_problems
+    _end(run_commands.all_folds(config, set_ or [], new, quiet, console(), chaos or NONE, preflight))
 
 
 @app.command("fold")

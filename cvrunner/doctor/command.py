@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,19 @@ from typing import TYPE_CHECKING
 
 from cvrunner import paths
 from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config
 from cvrunner.doctor.access import check_access
-from cvrunner.doctor.checks import check_machine, check_packages, check_storage
+from cvrunner.doctor.checks import (
+    check_capacity,
+    check_disks,
+    check_gpus,
+    check_machine,
+    check_packages,
+    check_storage,
+)
 from cvrunner.doctor.facts import Facts, Finding, collect_facts
+from cvrunner.errors import ClusterError
+from cvrunner.orchestration.ray_cluster import check_address
 from cvrunner.text import line_printer, plural
 
 if TYPE_CHECKING:
@@ -25,6 +36,19 @@ def doctor(config_path: Path | None, overrides: Sequence[str], as_json: bool, co
     findings = diagnose(collect_facts(config))
     line_printer(console)(findings_as_json(findings) if as_json else findings_as_text(findings))
     return exit_code(findings)
+
+
+def refuse_problems(config: Config) -> None:
+    """Raise ClusterError for what would end every trial of a new run; cheap, and before the run has a folder."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        check_address(address)
+    facts = collect_facts(config, alone=True)
+    findings = list(check_disks(facts))
+    if not address or address == "local":
+        findings += [check_gpus(facts), check_capacity(facts)]
+    if problems := [finding for finding in findings if finding.level == "problem"]:
+        raise ClusterError("\n".join(f"{one.subject}: {one.what}; {one.do}" for one in problems))
 
 
 def diagnose(facts: Facts) -> list[Finding]:

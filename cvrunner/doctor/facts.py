@@ -149,19 +149,21 @@ def short(path: Path) -> str:
 # --- collecting -------------------------------------------------------------------------------------------------------
 
 
-def collect_facts(config: Config) -> Facts:
-    """Collect everything the checks need."""
-    listeners = find_listeners()
-    uri = config.tracking.uri
-    tracking_answers = None
-    if config.tracking.enabled and uri is not None and urlsplit(uri).scheme in ("http", "https"):
-        tracking_answers = answers(uri)
+def collect_facts(config: Config, alone: bool = False) -> Facts:
+    """Collect everything the checks need. `alone`: this machine by itself, without asking Ray or MLflow."""
+    listeners = cluster = tracking_answers = None
+    if not alone:
+        listeners = find_listeners()
+        cluster = find_cluster(os.environ, listeners or ())
+        uri = config.tracking.uri
+        if config.tracking.enabled and uri is not None and urlsplit(uri).scheme in ("http", "https"):
+            tracking_answers = answers(uri)
     return Facts(
         config=config,
         packages=find_packages(),
         token=find_token(os.environ, Path.home()),
         listeners=listeners,
-        cluster=find_cluster(os.environ, listeners or ()),
+        cluster=cluster,
         hardware=find_hardware(os.environ),
         encoder=find_encoder_facts(config.model),
         corpus_exists=os.path.exists(paths.corpus_root(config.corpus.root)),

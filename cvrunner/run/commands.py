@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvrunner import paths
 from cvrunner.config.reading import load_config
+from cvrunner.config.schema import Config
 from cvrunner.data.corpus import fold_count
 from cvrunner.errors import LeakError, UsageError
 from cvrunner.orchestration.machine import find_gpus
@@ -46,17 +47,26 @@ def all_folds(
     quiet: bool,
     console: Console,
     chaos: Chaos = NONE,
+    preflight: Callable[[Config], None] | None = None,
 ) -> int:
-    """Train every condition x fold x seed on Ray; continues an interrupted run, repeats nothing that is done."""
-    directory = run_all_folds(prepare(config_path, overrides), new, quiet, console, chaos)
+    """Train every condition x fold x seed on Ray; continues an interrupted run, repeats nothing that is done.
+
+    `preflight`: raises an error if a new run would fail here; it is asked before the run has a folder.
+    """
+    directory = run_all_folds(prepare(config_path, overrides), new, quiet, console, chaos, preflight)
     return int(directory.read_run().status != "COMPLETE")
 
 
 def run_all_folds(
-    experiment: Experiment, new: bool, quiet: bool, console: Console, chaos: Chaos = NONE
+    experiment: Experiment,
+    new: bool,
+    quiet: bool,
+    console: Console,
+    chaos: Chaos = NONE,
+    preflight: Callable[[Config], None] | None = None,
 ) -> RunDirectory:
     """As `all_folds`, but return the run's folder. Raises what ended the run for all trials, and Stopped."""
-    with open_run(experiment, new, quiet, console, chaos) as run:
+    with open_run(experiment, new, quiet, console, chaos, preflight=preflight) as run:
         pending = run.pending(run.trials)
         announce(run, run.trials, pending)
         conclude(run, train_on_ray(run, pending, chaos, run.pending_probes()))

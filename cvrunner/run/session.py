@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from cvrunner import paths
+from cvrunner.config.schema import Config
 from cvrunner.errors import ClusterError, ClusterLostError, CvrunnerError, Stopped, UsageError
 from cvrunner.orchestration.preemption import Preemption
 from cvrunner.orchestration.ray_cluster import RAY_STOP_WAIT_S, STOP_WAIT
@@ -85,13 +86,15 @@ def open_run(
     console: Console,
     chaos: Chaos = NONE,
     only: Callable[[Trial], bool] | None = None,
+    preflight: Callable[[Config], None] | None = None,
 ) -> Iterator[Run]:
     """Find the run of this configuration, corpus and code, or begin one. Raises ResultsError if it is in use.
 
     `only`: the trials that this command works on, while others may work on the rest; None: nobody else may.
+    `preflight`: called before a new run has a folder.
     """
     trials = plan_trials(experiment.config, experiment.corpus, experiment.folds)
-    store = RunStore.open(experiment, trials, sys.argv, new)
+    store = RunStore.open(experiment, trials, sys.argv, new, preflight)
     tracker = tracker_for(experiment.config, experiment.results_root, line_printer(console), chaos)
     with contextlib.ExitStack() as held:
         if only is None:

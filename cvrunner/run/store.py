@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -116,13 +116,22 @@ class RunStore(RecordStore[RunRecord]):
         self._lock = FileLock(directory.path / ".run.json.lock")
 
     @classmethod
-    def open(cls, experiment: Experiment, trials: Sequence[Trial], command: list[str], new: bool) -> RunStore:
-        """Continue the run of these trials, or begin one; `new`: begin one in any case."""
+    def open(
+        cls,
+        experiment: Experiment,
+        trials: Sequence[Trial],
+        command: list[str],
+        new: bool,
+        preflight: Callable[[Config], None] | None = None,
+    ) -> RunStore:
+        """Continue the run of these trials, or begin one, after `preflight`; `new`: begin one in any case."""
         key, config = run_key(trials), experiment.config
         path, fresh = choose_folder(experiment.results_root, experiment.name, key, "run.json", new)
         directory = RunDirectory(path)
         if not fresh:
             return cls(directory, directory.read_run())
+        if preflight is not None:
+            preflight(config)
         dimensions = config.corpus.dimensions
         predictions = floor_predictions(experiment.folds, dimensions)
         record = RunRecord(

@@ -32,7 +32,7 @@ from cvrunner.doctor.facts import (
 from cvrunner.orchestration import machine, ray_cluster
 from cvrunner.orchestration.machine import Cluster, Driver, Hardware, Listener, Token
 from tests.encoders.hub_server import hub_with
-from tests.end_to_end.programs import REPOSITORY, command, cvrunner
+from tests.end_to_end.programs import REPOSITORY, command, cvrunner, tiny_config
 from tests.tiny_encoders import save_encoder
 
 GIB = 2**30
@@ -479,6 +479,21 @@ def test_the_command_says_what_to_type_and_its_exit_code_counts(tmp_path: Path) 
     assert by_subject["Ray token file"]["level"] == "ok"
     # Somebody else's programs on this machine may be a problem, and then it is said.
     assert fixed.returncode == any(finding["level"] == "problem" for finding in by_subject.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "address", "said"),
+    [
+        ("cluster.cpus_per_trial=999", "local", "error: Trials at a time: none: a trial takes 1 GPU and 999 CPU"),
+        ("train.epochs=1", "127.0.0.1:1", "error: RAY_ADDRESS 127.0.0.1:1: nobody answers"),
+    ],
+)
+def test_a_run_that_cannot_begin_here_leaves_no_folder(tmp_path: Path, override: str, address: str, said: str) -> None:
+    config = tiny_config(tmp_path)
+    refused = cvrunner("all-folds", "--config", config, "--set", override, folder=tmp_path, RAY_ADDRESS=address)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert refused.stderr.startswith(said)
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_wrong_configuration_is_one_sentence(tmp_path: Path) -> None:
