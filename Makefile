@@ -32,10 +32,10 @@ verify: $(VENV)/.demo
 	$(BIN)/python -m cvrunner verify --config $(CONFIG) $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-ci: $(VENV)/.dev
-	$(BIN)/python -m pytest --suite=ci
+	$(BIN)/python -m pytest -n 2 --suite=ci
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m tests.release $(PARTS)
