@@ -25,6 +25,7 @@ from tests.training.test_linear_probe import outcome as probe_outcome
 from tests.trials import tiny_trials
 
 ray = pytest.importorskip("ray")
+from cvrunner.orchestration import ray_executor  # noqa: E402
 from cvrunner.orchestration.ray_executor import RayExecutor  # noqa: E402
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
@@ -166,6 +167,40 @@ def test_a_paused_trial_resumes_on_the_same_actor_and_nothing_changes(tmp_path: 
         assert outcome(tmp_path, trial, "paused") == outcome(tmp_path, trial, "whole")
     assert notes.failures == [(trials[0].name, "stopped", Decision.PAUSE)]
     assert [name for name, _ in notes.attempts] == [trials[0].name, trials[1].name, trials[0].name]
+
+
+def test_a_run_without_a_trial_left_for_a_gpu_gives_it_to_a_run_that_waits_and_does_not_take_it_back(
+    tmp_path: Path, local_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RELEASE_S", 0.5)
+    short, long = (tiny_trials(tmp_path, train={"epochs": epochs})[0] for epochs in (1, 5000))
+    mine, theirs = (RayExecutor(name, ClusterConfig(), tmp_path / "cache", 2) for name in ("mine", "theirs"))
+    for trial, name in ((short, "short"), (long, "long")):
+        mine.start(trial, TrialDirectory(tmp_path / name))
+    while not all(attempt.placed for attempt in mine.attempts):
+        mine.poll(0.5)
+    theirs.start(short, TrialDirectory(tmp_path / "theirs"))
+    assert (mine.slots, theirs.slots) == (2, 2)
+    events: list[Any] = []
+    while not any(isinstance(event, TrialResult) for event in events):
+        events += [event for _, event in theirs.poll(0.1)]
+        mine.poll(0.1)
+        # Its last trial trains all the while.
+        assert long in [attempt.trial for attempt in mine.attempts]
+    assert mine.slots == 1
+    for executor in (mine, theirs):
+        executor.close()
+
+
+def test_an_actor_is_kept_while_trials_follow_however_long_ago_its_last_one_ended(
+    tmp_path: Path, local_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RELEASE_S", 0.0)
+    trials = [t for t in tiny_trials(tmp_path) if not t.config.adaptation.trains_encoder]
+    executor = RayExecutor("kept", ClusterConfig(max_concurrent=1), tmp_path / "cache", len(trials))
+    run_trials(trials, lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [], RetriesConfig())
+    assert (executor.made, len(trials)) == (1, 3)
+    executor.close()
 
 
 def test_an_error_in_a_trial_comes_back_as_what_it_is(tmp_path: Path, local_ray: Any) -> None:
