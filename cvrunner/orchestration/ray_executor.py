@@ -40,8 +40,15 @@ from cvrunner.training.trial import Trial
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
 
-# Set before Ray is imported, which reads them then. Ray merges lines that differ only in numbers, such as epochs.
-os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+# Set before Ray is imported, which reads them then. Ray would merge lines that differ only in numbers, such as epochs.
+# All are allowed, except for its own messages about lost nodes and processes, with 20 lines of a log each: every trial
+# that lost one has a line of ours. With -v nothing is left out.
+os.environ["RAY_DEDUP_LOGS"] = str(int(not logging.getLogger().isEnabledFor(logging.INFO)))
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_ALLOW_REGEX",
+    r"\A(?!Raylet is terminated|The node with node id: |A worker died or was killed while executing)",
+)
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
     # Ray would colour the names of actors even in files.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")

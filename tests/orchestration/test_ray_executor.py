@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,27 @@ def test_an_error_in_a_trial_comes_back_as_what_it_is(tmp_path: Path, local_ray:
     executor.close()
     assert [f.kind for f in failures] == ["configuration"]
     assert failures[0].message.startswith("model.encoder")
+
+
+@pytest.mark.parametrize(("level", "dumps"), [("WARNING", 0), ("INFO", 3)])
+def test_what_ray_prints_about_a_lost_node_or_process_is_shown_only_with_v(level: str, dumps: int) -> None:
+    code = f"""if True:
+        import logging
+        logging.basicConfig(level="{level}")
+        import cvrunner.orchestration.ray_executor
+        from ray._private.worker import print_to_stdstream
+        for line in (
+            "Raylet is terminated. Termination is unexpected.\\n    [state-dump] DebugString() time ms: 0",
+            "The node with node id: 1 and address: 127.0.0.1 has been marked dead",
+            "A worker died or was killed while executing a task by an unexpected system error.\\nNode ID: 1",
+            "epoch 1",
+            "epoch 2",
+        ):
+            print_to_stdstream(dict(lines=[line], pid="raylet", is_err=False), False)"""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    shown = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert shown.count("(raylet)") == dumps + 2
+    assert shown.endswith("(raylet) epoch 1\n(raylet) epoch 2\n")
 
 
 def test_what_the_cluster_cannot_hold_is_refused_at_once(local_ray: Any) -> None:
