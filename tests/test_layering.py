@@ -26,7 +26,7 @@ LAYERS = {
 }  # fmt: skip
 ONLY_IN = {
     "ray": {
-        *(f"orchestration/{name}.py" for name in ("ray_executor", "ray_cluster", "ray_metrics")),
+        *(f"orchestration/{name}.py" for name in ("ray_executor", "ray_actor", "ray_cluster", "ray_metrics")),
         "jobs/ray_jobs.py",
         "tune/sweep.py",
     },

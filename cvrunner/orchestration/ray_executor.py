@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError, ClusterLostError
 from cvrunner.files import write_atomically
-from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Failure
 from cvrunner.orchestration.machine import (
     DEFAULT_TEMP,
@@ -42,8 +40,15 @@ from cvrunner.training.trial import Trial
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
 
-# Set before Ray is imported, which reads them then. Ray merges lines that differ only in numbers, such as epochs.
-os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+# Set before Ray is imported, which reads them then. Ray would merge lines that differ only in numbers, such as epochs.
+# All are allowed, except for its own messages about lost nodes and processes, with 20 lines of a log each: every trial
+# that lost one has a line of ours. With -v nothing is left out.
+os.environ["RAY_DEDUP_LOGS"] = str(int(not logging.getLogger().isEnabledFor(logging.INFO)))
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_ALLOW_REGEX",
+    r"\A(?!Raylet is terminated|The node with node id: |A worker died or was killed while executing)",
+)
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
     # Ray would colour the names of actors even in files.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
@@ -52,72 +57,21 @@ if os.environ.get("RAY_ADDRESS", "") in ("", "local"):
     os.environ.pop("RAY_ADDRESS", None)
     # A Ray of our own must listen on loopback only; without this it ignores the address that it is given.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-    # Read when torch is imported, which an actor does after this module. Batches of speech differ in length, so blocks
-    # of fixed size would leave gaps that no later batch fits into.
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cvrunner.orchestration.ray_actor import FoldActor
+
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the cluster's size."""
 ANSWER_S = 5.0
 """Longest time for a node to accept a connection."""
+RELEASE_S = 30.0
+"""Seconds that an actor waits for a trial before its GPU is given up, to other runs on the cluster."""
 PATIENCE_S = 20.0
 """Seconds that an attempt waits for a GPU before this is reported."""
-
-
-class FoldActor:
-    """Holds one GPU and trains the trials it is given, one at a time."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.stopping = threading.Event()
-        self.pausing: str | None = None
-        """Name of the trial that was asked to pause."""
-
-    # Ray asks only once, when the actor starts, so this cannot name the trial; every log line does.
-    def __repr__(self) -> str:
-        return self.label
-
-    def run(self, trial: Trial, directory: TrialDirectory, cache_dir: Path, chaos: Chaos) -> Any:
-        """Yield the trial's events; the last one is its result or its failure."""
-        yield WorkerStarted(host=socket.gethostname(), node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
-        # Imported here because they import torch, which takes seconds: the driver does without it, and reports the
-        # worker before.
-        from cvrunner.orchestration.attempt import attempt, training_device
-        from cvrunner.training.fold_trainer import TrialContext
-
-        should_stop = lambda: self.stopping.is_set() or self.pausing == trial.name  # noqa: E731
-        context = TrialContext(directory, cache_dir, training_device(trial), should_stop, chaos)
-        for event in attempt(trial, context):
-            # Printed lines are the actor's log in Ray's dashboard.
-            if text := format_event(event, (*trial.config.corpus.dimensions, "avg")):
-                print(f"{time.strftime('%H:%M:%S')}  {trial.name}  {text}", flush=True)
-            if isinstance(event, Failure) and event.details:
-                print(event.details, flush=True)
-            yield event
-        self.pausing = None
-
-    # These run on a second thread ("control"), so that they are heard while a trial trains. Cancelling the task instead
-    # would end its stream of events at once, and the driver could not wait for what the trial still saves.
-    @ray.method(concurrency_group="control")
-    def pause(self, trial_name: str) -> None:
-        """Ask this trial to save and end, if it still runs; the actor is used again."""
-        self.pausing = trial_name
-
-    @ray.method(concurrency_group="control")
-    def stop(self) -> None:
-        """Ask the running trial to save and end."""
-        self.stopping.set()
-
-    @ray.method(concurrency_group="control")
-    def read(self, directory: TrialDirectory) -> dict[str, bytes]:
-        """Return the files of a finished trial or linear probe by their path in its folder, the result last."""
-        kept = (path for path in directory.kept if path.is_file())
-        return {str(path.relative_to(directory.path)): path.read_bytes() for path in kept}
 
 
 @dataclass
@@ -127,6 +81,8 @@ class Slot:
     actor: Any
     node: str | None = None
     """Ray's id of its node; None until the actor has reported it."""
+    idle_since: float = 0.0
+    """When its last trial ended."""
 
 
 @dataclass
@@ -222,6 +178,7 @@ class RayExecutor:
         if not self.attempts:
             return []
         self._look()
+        self._release()
         ready, _ = ray.wait([attempt.events for attempt in self.attempts], timeout=timeout_s, fetch_local=False)
         found: list[tuple[Trial, Event | Failure]] = []
         for attempt in [a for a in self.attempts if a.events in ready]:
@@ -229,6 +186,8 @@ class RayExecutor:
             found.append((attempt.trial, event))
             if isinstance(event, Failure | Ending):
                 self.attempts.remove(attempt)
+                if slot := self.occupied.get(attempt.slot):
+                    slot.idle_since = time.monotonic()
         # Actors without a trial end while a trial waits for a GPU, which one of them may hold.
         if any(not a.placed and time.monotonic() - a.started > LOOK_EVERY_S for a in self.attempts):
             for index in self._idle():
@@ -281,6 +240,18 @@ class RayExecutor:
         """Slots whose actor has no trial."""
         busy = {attempt.slot for attempt in self.attempts}
         return [index for index in self.occupied if index not in busy]
+
+    def _release(self) -> None:
+        """End the actors that have been idle for too long, and give their slots up.
+
+        Every trial that can start was started before events are polled, so no trial is left for them. What the run
+        still does (retries, linear probes) gets by with the other slots: it must not wait for a GPU it gave away.
+        """
+        idle = [i for i in self._idle() if time.monotonic() - self.occupied[i].idle_since > RELEASE_S]
+        for index in idle:
+            ray.kill(self.occupied.pop(index).actor)
+        if idle:
+            self.most = len(self.occupied)
 
     def _new_actor(self, node: str | None) -> Any:
         # With no other GPU left, one that had an error is better than none.
@@ -375,12 +346,23 @@ def connect(run: str, cluster: ClusterConfig) -> None:
     cores = available_cores()
     # Real ones are counted by Ray itself. Asked of the driver, since WSL2 has no /dev/nvidiactl.
     gpus = None if visible_gpus(find_gpus(), os.environ) else logical_gpus(cores, cluster)
-    ray.init(
-        address="local",
-        num_cpus=cores,
-        num_gpus=gpus,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=f"{DEFAULT_TEMP}/ray" if socket_path_bytes(ray_temp(os.environ)) > UNIX_PATH_LIMIT else None,
-        **common,
-    )
+    temp = f"{DEFAULT_TEMP}/ray" if socket_path_bytes(ray_temp(os.environ)) > UNIX_PATH_LIMIT else None
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cores,
+            num_gpus=gpus,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=temp,
+            **common,
+        )
+    except Exception as error:
+        # These two are raised if Ray's processes end, or do not answer in time, as on an overloaded machine.
+        if type(error) not in (Exception, RuntimeError):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ClusterError(
+            f"Ray did not start on this machine: {reason}. The same command tries again; Ray's logs are in "
+            f"{temp or ray_temp(os.environ) + '/ray'}/session_latest/logs"
+        ) from None

@@ -19,6 +19,15 @@ PAGES = {
     "commands.md": commands_page,
     "changelog.md": (ROOT / "CHANGELOG.md").read_text,
 }
+SOURCES = {"../cvrunner/config/sections.py": "configuration.md", "../cvrunner/cli.py": "commands.md"}
+"""What written pages link to in place of a generated page, which the repository does not have: the code behind it."""
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Make links to code lead to the page that is generated from it."""
+    for source, page in SOURCES.items():
+        markdown = markdown.replace(f"]({source})", f"]({page})")
+    return markdown
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

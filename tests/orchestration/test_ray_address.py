@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from cvrunner.config.sections import ClusterConfig
 from cvrunner.errors import ClusterError
-from cvrunner.orchestration import ray_cluster
+from cvrunner.orchestration import ray_cluster, ray_executor
 from cvrunner.orchestration.machine import DEFAULT_TEMP, UNIX_PATH_LIMIT, ray_temp, socket_path_bytes
 from cvrunner.orchestration.ray_cluster import bypass_proxy, check_address
 
@@ -50,6 +51,24 @@ def test_an_empty_address_is_none_before_ray_is_imported(address: str) -> None:
     env = os.environ | {"RAY_ADDRESS": address}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "0"]
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        Exception("The current node timed out during startup. This could happen because some of the raylet failed."),
+        RuntimeError("Failed to start GCS.  Last 1 lines of error files:\n\n C \n.Please check gcs_server.out"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_one_sentence(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise raised
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_executor.ray, "init", fail)
+    with pytest.raises(ClusterError, match=r"^Ray did not start on this machine: .+\. The same .+/logs$") as error:
+        ray_executor.connect("run", ClusterConfig())
+    assert "\n" not in str(error.value)
 
 
 def test_a_long_temporary_folder_is_known_before_ray_fails_with_it() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tests.training.test_linear_probe import outcome as probe_outcome
 from tests.trials import tiny_trials
 
 ray = pytest.importorskip("ray")
+from cvrunner.orchestration import ray_executor  # noqa: E402
 from cvrunner.orchestration.ray_executor import RayExecutor  # noqa: E402
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
@@ -168,6 +171,40 @@ def test_a_paused_trial_resumes_on_the_same_actor_and_nothing_changes(tmp_path: 
     assert [name for name, _ in notes.attempts] == [trials[0].name, trials[1].name, trials[0].name]
 
 
+def test_a_run_without_a_trial_left_for_a_gpu_gives_it_to_a_run_that_waits_and_does_not_take_it_back(
+    tmp_path: Path, local_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RELEASE_S", 0.5)
+    short, long = (tiny_trials(tmp_path, train={"epochs": epochs})[0] for epochs in (1, 5000))
+    mine, theirs = (RayExecutor(name, ClusterConfig(), tmp_path / "cache", 2) for name in ("mine", "theirs"))
+    for trial, name in ((short, "short"), (long, "long")):
+        mine.start(trial, TrialDirectory(tmp_path / name))
+    while not all(attempt.placed for attempt in mine.attempts):
+        mine.poll(0.5)
+    theirs.start(short, TrialDirectory(tmp_path / "theirs"))
+    assert (mine.slots, theirs.slots) == (2, 2)
+    events: list[Any] = []
+    while not any(isinstance(event, TrialResult) for event in events):
+        events += [event for _, event in theirs.poll(0.1)]
+        mine.poll(0.1)
+        # Its last trial trains all the while.
+        assert long in [attempt.trial for attempt in mine.attempts]
+    assert mine.slots == 1
+    for executor in (mine, theirs):
+        executor.close()
+
+
+def test_an_actor_is_kept_while_trials_follow_however_long_ago_its_last_one_ended(
+    tmp_path: Path, local_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "RELEASE_S", 0.0)
+    trials = [t for t in tiny_trials(tmp_path) if not t.config.adaptation.trains_encoder]
+    executor = RayExecutor("kept", ClusterConfig(max_concurrent=1), tmp_path / "cache", len(trials))
+    run_trials(trials, lambda t: TrialDirectory(tmp_path / "run" / t.name), executor, [], RetriesConfig())
+    assert (executor.made, len(trials)) == (1, 3)
+    executor.close()
+
+
 def test_an_error_in_a_trial_comes_back_as_what_it_is(tmp_path: Path, local_ray: Any) -> None:
     trial = tiny_trials(tmp_path)[0]
     (tmp_path / "wavlm" / "model.safetensors").write_bytes(b"broken")
@@ -183,6 +220,27 @@ def test_an_error_in_a_trial_comes_back_as_what_it_is(tmp_path: Path, local_ray:
     executor.close()
     assert [f.kind for f in failures] == ["configuration"]
     assert failures[0].message.startswith("model.encoder")
+
+
+@pytest.mark.parametrize(("level", "dumps"), [("WARNING", 0), ("INFO", 3)])
+def test_what_ray_prints_about_a_lost_node_or_process_is_shown_only_with_v(level: str, dumps: int) -> None:
+    code = f"""if True:
+        import logging
+        logging.basicConfig(level="{level}")
+        import cvrunner.orchestration.ray_executor
+        from ray._private.worker import print_to_stdstream
+        for line in (
+            "Raylet is terminated. Termination is unexpected.\\n    [state-dump] DebugString() time ms: 0",
+            "The node with node id: 1 and address: 127.0.0.1 has been marked dead",
+            "A worker died or was killed while executing a task by an unexpected system error.\\nNode ID: 1",
+            "epoch 1",
+            "epoch 2",
+        ):
+            print_to_stdstream(dict(lines=[line], pid="raylet", is_err=False), False)"""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    shown = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert shown.count("(raylet)") == dumps + 2
+    assert shown.endswith("(raylet) epoch 1\n(raylet) epoch 2\n")
 
 
 def test_what_the_cluster_cannot_hold_is_refused_at_once(local_ray: Any) -> None:
