@@ -61,7 +61,7 @@ TARGETS = {
 
 LIMITS = TARGETS | {
     "lines": Target(26_500),
-    "files": Target(151),
+    "files": Target(154),
     "functions per 100 code lines": Target(7.9),
     "conditional expressions per 1,000 lines": Target(13.3),
 }
