@@ -67,7 +67,7 @@ def frozen_demo(options: Options) -> list[Row]:
 
 def frozen_extrapolated(options: Options, encoder: Encoder) -> list[Row]:
     """Five folds of a frozen encoder: cvrunner really run, the rivals from one timed epoch."""
-    epochs = {"base": 50, "whisper": 20}[encoder]
+    epochs = {"base": 50, "whisper": 2 if options.quick else 20}[encoder]
     # The first of two epochs is to warm up; on EmoTale an epoch is long enough by itself.
     workload = _workload(options, encoder, "frozen", epochs=2 if encoder == "base" else 1, threads=1)
     prepare(workload)
@@ -76,6 +76,7 @@ def frozen_extrapolated(options: Options, encoder: Encoder) -> list[Row]:
     found: dict[str, list[float]] = {name: [] for name in ("cvrunner", *rivals)}
     for _ in range(options.rounds):
         found["cvrunner"].append(ours.all_folds(workload.but(epochs=epochs), at_once=options.threads))
+        print(f"cvrunner: {found['cvrunner'][-1]:.4g} s", file=sys.stderr, flush=True)
         for name, task in rivals.items():
             # The old script starts all five at once; that is no faster on fewer cores.
             at_once = min(options.threads, len(FOLDS))
@@ -84,6 +85,7 @@ def frozen_extrapolated(options: Options, encoder: Encoder) -> list[Row]:
             validation_s = mean(_epoch_s(answer, "validation_s") / answer["validated"] for answer in answers)
             epoch_s = sum(train_s * len(fold.train) + validation_s * len(fold.validation) for fold in folds)
             found[name].append(epochs * epoch_s / at_once)
+            print(f"{name}: {found[name][-1]:.4g} s", file=sys.stderr, flush=True)
     what = f"frozen, 5 folds x {epochs} epochs, {NAMES[encoder]}, {len(folds[0].utterances)} utterances"
     note = "cvrunner really run, all included; rival: one epoch of training and validation timed, total extrapolated"
     targets = {"base": {OLD: 40.0, TRAINER: 30.0}, "whisper": {OLD: 10.0, TRAINER: 8.0}}[encoder]
@@ -132,6 +134,7 @@ def _rounds(options: Options, tasks: dict[str, Task]) -> dict[str, list[dict[str
     for _ in range(options.rounds):
         for name, task in tasks.items():
             answers[name].append(run(task))
+            print(f"{name}: {answers[name][-1]}", file=sys.stderr, flush=True)
     return answers
 
 

@@ -36,14 +36,6 @@ class Workload:
     encoder: Encoder = "demo"
     utterances: int = 480
     """Of the synthetic corpus, about."""
-    emotale: str = ""
-    """Manifest of EmoTale, for the encoder `whisper`."""
-    whisper: str = ""
-    """Folder of the encoder `whisper`."""
-    padded: bool = False
-    """`whisper`: pad to windows of 30 s."""
-    trained: int = 0
-    """Take only so many training utterances, of all lengths, and a quarter as many to validate and to test; 0: all."""
     condition: Condition = "unfrozen"
     fold: int = 1
     epochs: int = 2
@@ -62,6 +54,14 @@ class Workload:
     part: int = 0
     parts: int = 1
     """Of one encoder pass: every `parts`-th utterance from `part` on."""
+    emotale: str = ""
+    """Manifest of EmoTale, for the encoder `whisper`."""
+    whisper: str = ""
+    """Folder of the encoder `whisper`."""
+    padded: bool = False
+    """`whisper`: pad to windows of 30 s."""
+    trained: int = 0
+    """Take only so many training utterances, of all lengths, and a quarter as many to validate and to test; 0: all."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
