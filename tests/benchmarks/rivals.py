@@ -1,18 +1,19 @@
 """The two ways that people train now, with cvrunner's head, optimizer settings, loss and effective batch.
 
-`old_script`: as the script that cvrunner replaces: each utterance alone through all of transformers' WavLM, again in
-every epoch and in both conditions; the CCC of four utterances, averaged over the effective batch.
+`old_script`: as the script that cvrunner replaces: each utterance alone through all of transformers' encoder, again
+in every epoch and in both conditions; the CCC of four utterances, averaged over the effective batch.
 `trainer`: Hugging Face's Trainer over padded waveforms with attention mask, batches grouped by length.
 
-Both are helped where it costs nothing of their nature: waveforms are in memory, a frozen encoder runs in evaluation
-mode without a graph, layer drop and SpecAugment are off as in cvrunner, nothing is saved to disk. Both validate after
-every epoch and test once, as cvrunner does. WavLM and Mamba-2 are computed as transformers does it.
+Both are helped where it costs nothing of their nature: waveforms, or Whisper's spectrograms, are in memory, a frozen
+encoder runs in evaluation mode without a graph, layer drop and SpecAugment are off as in cvrunner, nothing is saved to
+disk. Both validate after every epoch and test once, as cvrunner does. Encoder and Mamba-2 are computed as transformers
+does it. Whisper's encoder has windows of 30 s, or, as transformers does not do it, no padding beyond that of a batch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,45 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor
 from transformers.utils import logging
 
+from cvrunner.data.batches import evaluation_update
 from cvrunner.data.utterance import Utterance
 from cvrunner.encoders.encoder import Encoded
 from cvrunner.model import mamba
 from cvrunner.training.accumulation import ccc_loss
 from cvrunner.verdict.ccc import ccc_by_dimension
 from tests.benchmarks.material import Material
-from tests.benchmarks.workload import Workload
+from tests.benchmarks.workload import Workload, of_all_lengths
 
 Answer = dict[str, Any]
+RawInputs = Mapping[str, tuple[Tensor, Tensor]]
+"""What the encoder is given, and its mask, by utterance."""
 OLD_MICRO_BATCH = 4
+SAME_LOSS = 2e-3
+"""Largest difference between losses that are the same but for rounding."""
+
+
+@torch.no_grad()
+def first_losses(workload: Workload) -> Answer:
+    """The loss of the same utterances from the same weights, in evaluation mode: cvrunner's, and both rivals'.
+
+    Raises ValueError if a rival's is another: it would be compared while it computes something else.
+    """
+    material = Material(workload)
+    material.model.eval()
+    chosen = of_all_lengths(material.trial.fold.train, workload.batch_size)
+    update = evaluation_update(chosen, workload.batch_size, by_dialogue=False)
+    batch = next(material.inputs.batches(update))
+    members = [update.utterances[i] for i in batch.positions]
+    labels = material.labels(members)
+    z = material.model.encode(batch.features, batch.lengths)
+    ours = ccc_loss(material.model.predict(z, [1] * len(members)), labels)
+    old = ccc_loss(_old_forward(material, {u.id: material.raw_input(u) for u in members}, members), labels)
+    padded = _ForTrainer(material)(**_collate(_Inputs(material, members).rows))["loss"]
+    losses = {"cvrunner": ours.item(), "old_script": old.item(), "trainer": padded.item()}
+    # cvrunner's features are stored in float16.
+    if max(losses.values()) - min(losses.values()) > SAME_LOSS:
+        raise ValueError(f"the losses of the same utterances differ by more than {SAME_LOSS}: {losses}")
+    return losses
 
 
 def _material(workload: Workload) -> Material:
@@ -39,6 +69,13 @@ def _material(workload: Workload) -> Material:
     if not workload.fast_head:
         mamba.LONGEST = 0
     return Material(workload)
+
+
+def _answer(material: Material, train_s: list[float], validation_s: list[float], began: float) -> Answer:
+    """Seconds of each epoch's training and validation, the utterances of both, and seconds of everything."""
+    fold = material.trial.fold
+    counts = {"trained": len(fold.train), "validated": len(fold.validation)}
+    return {"train_s": train_s, "validation_s": validation_s, **counts, "total_s": time.perf_counter() - began}
 
 
 # --- the old script ---------------------------------------------------------------------------------------------------
@@ -49,7 +86,7 @@ def old_script(workload: Workload) -> Answer:
     began = time.perf_counter()
     material = _material(workload)
     fold = material.trial.fold
-    waveforms = {u.id: material.waveform(u) for u in fold.utterances}
+    inputs = {u.id: material.raw_input(u) for u in fold.utterances}
     effective = workload.batch_size * workload.accumulation_steps
     train_s, validation_s = [], []
     for epoch in range(workload.epochs):
@@ -58,20 +95,20 @@ def old_script(workload: Workload) -> Answer:
         material.model.train()
         for number, first in enumerate(range(0, len(order), effective)):
             members = [fold.train[i] for i in order[first : first + effective]]
-            _old_update(material, waveforms, members, epoch * material.updates_per_epoch(effective) + number)
+            _old_update(material, inputs, members, epoch * material.updates_per_epoch(effective) + number)
         middle = time.perf_counter()
-        _score(fold.validation, _old_predictions(material, waveforms, fold.validation))
+        _score(material, fold.validation, _old_predictions(material, inputs, fold.validation))
         train_s.append(middle - start)
         validation_s.append(time.perf_counter() - middle)
-    _score(fold.test, _old_predictions(material, waveforms, fold.test))
-    return {"train_s": train_s, "validation_s": validation_s, "total_s": time.perf_counter() - began}
+    _score(material, fold.test, _old_predictions(material, inputs, fold.test))
+    return _answer(material, train_s, validation_s, began)
 
 
-def _old_update(material: Material, waveforms: dict[str, Tensor], members: Sequence[Utterance], number: int) -> None:
+def _old_update(material: Material, inputs: RawInputs, members: Sequence[Utterance], number: int) -> None:
     material.optimizer.zero_grad()
     micro_batches = [members[i : i + OLD_MICRO_BATCH] for i in range(0, len(members), OLD_MICRO_BATCH)]
     for micro in micro_batches:
-        loss = ccc_loss(_old_forward(material, waveforms, micro), material.labels(micro))
+        loss = ccc_loss(_old_forward(material, inputs, micro), material.labels(micro))
         (loss / len(micro_batches)).backward()
     config = material.trial.config.train
     nn.utils.clip_grad_norm_(material.trained, config.grad_clip)
@@ -79,18 +116,19 @@ def _old_update(material: Material, waveforms: dict[str, Tensor], members: Seque
     material.optimizer.step()
 
 
-def _old_forward(material: Material, waveforms: dict[str, Tensor], members: Sequence[Utterance]) -> Tensor:
+def _old_forward(material: Material, inputs: RawInputs, members: Sequence[Utterance]) -> Tensor:
     """`[B, K]`: every utterance by itself through the encoder, all together through the head."""
-    encoded = zip(*(material.raw_states(waveforms[u.id][None]) for u in members), strict=True)
+    alone = ([part[None] for part in inputs[u.id]] for u in members)
+    encoded = zip(*(material.raw_states(values, mask) for values, mask in alone), strict=True)
     z = material.model.head.encode(Encoded(*map(torch.cat, encoded)))
     return material.model.predict(z, [1] * len(members))
 
 
 @torch.no_grad()
-def _old_predictions(material: Material, waveforms: dict[str, Tensor], members: Sequence[Utterance]) -> Tensor:
+def _old_predictions(material: Material, inputs: RawInputs, members: Sequence[Utterance]) -> Tensor:
     material.model.eval()
     batches = [members[i : i + OLD_MICRO_BATCH] for i in range(0, len(members), OLD_MICRO_BATCH)]
-    return torch.cat([_old_forward(material, waveforms, batch) for batch in batches])
+    return torch.cat([_old_forward(material, inputs, batch) for batch in batches])
 
 
 # --- Hugging Face Trainer ---------------------------------------------------------------------------------------------
@@ -106,8 +144,8 @@ def trainer(workload: Workload) -> Answer:
     made = Trainer(
         model=_ForTrainer(material),
         args=_arguments(workload, material),
-        train_dataset=_Waveforms(material, fold.train),
-        eval_dataset=_Waveforms(material, fold.validation),
+        train_dataset=_Inputs(material, fold.train),
+        eval_dataset=_Inputs(material, fold.validation),
         data_collator=_collate,
         processing_class=Wav2Vec2FeatureExtractor(),
         optimizers=(_with_peak_rates(material), _schedule(material)),
@@ -115,12 +153,12 @@ def trainer(workload: Workload) -> Answer:
         callbacks=[clock],
     )
     made.train()
-    made.predict(_Waveforms(material, fold.test))
-    return {"train_s": clock.train_s, "validation_s": clock.validation_s, "total_s": time.perf_counter() - began}
+    made.predict(_Inputs(material, fold.test))
+    return _answer(material, clock.train_s, clock.validation_s, began)
 
 
 class _ForTrainer(nn.Module):
-    """cvrunner's model behind the interface that Trainer wants, from waveforms on."""
+    """cvrunner's model behind the interface that Trainer wants, from the encoder's input on."""
 
     def __init__(self, material: Material) -> None:
         super().__init__()
@@ -133,14 +171,14 @@ class _ForTrainer(nn.Module):
         return {"loss": ccc_loss(logits, labels), "logits": logits}
 
 
-class _Waveforms(torch.utils.data.Dataset[dict[str, Any]]):
-    """Utterances with their waveforms in memory."""
+class _Inputs(torch.utils.data.Dataset[dict[str, Any]]):
+    """Utterances with what the encoder is given of them, in memory."""
 
     def __init__(self, material: Material, utterances: Sequence[Utterance]) -> None:
-        labels = material.labels(utterances)
-        self.rows = [
-            {"input_values": material.waveform(u), "labels": label} for u, label in zip(utterances, labels, strict=True)
-        ]
+        self.rows = []
+        for utterance, label in zip(utterances, material.labels(utterances), strict=True):
+            values, mask = material.raw_input(utterance)
+            self.rows.append({"input_values": values, "attention_mask": mask, "labels": label})
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -193,14 +231,12 @@ def _arguments(workload: Workload, material: Material) -> TrainingArguments:
 
 
 def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Right-padded waveforms `[B, T]` with their mask."""
-    waveforms = [row["input_values"] for row in rows]
-    mask = nn.utils.rnn.pad_sequence([torch.ones(len(w), dtype=torch.long) for w in waveforms], batch_first=True)
-    return {
-        "input_values": nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
-        "attention_mask": mask,
-        "labels": torch.stack([row["labels"] for row in rows]),
+    """Right-padded inputs `[B, T, ...]` with their mask `[B, T]`."""
+    padded = {
+        name: nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True)
+        for name in ("input_values", "attention_mask")
     }
+    return {**padded, "labels": torch.stack([row["labels"] for row in rows])}
 
 
 def _with_peak_rates(material: Material) -> torch.optim.Optimizer:
@@ -231,8 +267,8 @@ def _trainer_score(material: Material, found: EvalPrediction) -> dict[str, float
     return {name: value for name, value in ccc_by_dimension(predicted, true).items() if value is not None}
 
 
-def _score(utterances: Sequence[Utterance], predictions: Tensor) -> None:
+def _score(material: Material, utterances: Sequence[Utterance], predictions: Tensor) -> None:
     """The CCC, computed as cvrunner does, since all rivals judge each epoch by it."""
-    dimensions = ("valence", "arousal")
+    dimensions = material.trial.config.corpus.dimensions
     truth = {d: np.array([u.label(d) for u in utterances], dtype=np.float64) for d in dimensions}
     ccc_by_dimension({d: predictions[:, k].double().numpy() for k, d in enumerate(dimensions)}, truth)

@@ -20,6 +20,12 @@ class Options:
     """Cores in use, shared by all processes of a rival."""
     folder: Path
     """Corpora, encoders, caches."""
+    cpu_clock: bool = False
+    """Where one process is timed, count its seconds of CPU."""
+    emotale: str = ""
+    """Manifest of EmoTale."""
+    whisper: str = ""
+    """Folder of Whisper tiny."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +36,36 @@ class Row:
     seconds: str
     """What was timed, in words."""
     figures: Sequence[float]
-    target: float
+    target: float | None
+    """None: the figure is reported, and nothing is asked of it."""
     at_least: bool
     unit: str = "x"
     note: str = ""
 
-    @property
-    def met(self) -> bool:
-        return median(self.figures) >= self.target if self.at_least else median(self.figures) <= self.target
+    def judged(self) -> tuple[str, str]:
+        """The target, and whether the median meets it, in words."""
+        if self.target is None:
+            return "", ""
+        met = median(self.figures) >= self.target if self.at_least else median(self.figures) <= self.target
+        return f"{'>=' if self.at_least else '<='} {self.target:g} {self.unit}", "yes" if met else "no"
 
     def cells(self) -> list[str]:
         low, middle, high = min(self.figures), median(self.figures), max(self.figures)
         found = f"{middle:.3g} {self.unit}" + (f" ({low:.3g}-{high:.3g})" if len(self.figures) > 1 else "")
-        bound = f"{'>=' if self.at_least else '<='} {self.target:g} {self.unit}"
-        return [self.what, self.seconds, found, bound, "yes" if self.met else "no", self.note]
+        return [self.what, self.seconds, found, *self.judged(), self.note]
 
 
-def faster(what: str, ours: Sequence[float], rival: str, theirs: Sequence[float], target: float, note: str = "") -> Row:
+def faster(
+    what: str, ours: Sequence[float], rival: str, theirs: Sequence[float], target: float | None, note: str = ""
+) -> Row:
     """How many times faster than a rival."""
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     return Row(f"{what}: faster than {rival}", _pair(ours, rival, theirs), ratios, target, True, note=note)
 
 
-def share_of_limit(what: str, ours: Sequence[float], limit: Sequence[float], target: float, note: str = "") -> Row:
+def share_of_limit(
+    what: str, ours: Sequence[float], limit: Sequence[float], target: float | None, note: str = ""
+) -> Row:
     """Which share of the limit's speed is reached."""
     ratios = [b / a for a, b in zip(ours, limit, strict=True)]
     return Row(f"{what}: speed against the limit", _pair(ours, "limit", limit), ratios, target, True, note=note)

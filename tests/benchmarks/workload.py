@@ -1,4 +1,4 @@
-"""What is measured: an encoder, a synthetic corpus, a condition, batches and threads; the same for all rivals.
+"""What is measured: an encoder, a corpus, a condition, batches and threads; the same for all rivals.
 
 Everything that all of them need (corpus, encoder, feature cache) is made once in a folder and not timed, unless a
 measurement says that it is.
@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config, digest
+from cvrunner.data.utterance import Utterance
 from cvrunner.paths import default_config
 
+Encoder = Literal["demo", "base", "whisper"]
+"""`demo`: the one that comes with cvrunner; `base`: WavLM-base's shape (94 M parameters), random weights, both on the
+synthetic corpus; `whisper`: Whisper tiny on EmoTale."""
+Condition = Literal["frozen", "unfrozen"]
 BASE_LAYERS, BASE_WIDTH, BASE_HEADS, BASE_INNER = 12, 768, 12, 3072
 
 
@@ -25,11 +33,10 @@ class Workload:
 
     folder: str
     """Shared material; made where absent."""
-    encoder: Literal["demo", "base"] = "demo"
-    """`demo`: the one that comes with cvrunner; `base`: WavLM-base's shape (94 M parameters), random weights."""
+    encoder: Encoder = "demo"
     utterances: int = 480
     """Of the synthetic corpus, about."""
-    condition: Literal["frozen", "unfrozen"] = "unfrozen"
+    condition: Condition = "unfrozen"
     fold: int = 1
     epochs: int = 2
     """How many are run; where single epochs are timed, the first is to warm up and does not count."""
@@ -38,6 +45,8 @@ class Workload:
     accumulation: str = "exact"
     threads: int = 2
     """Of every process that trains."""
+    cpu_clock: bool = False
+    """Count seconds of CPU of the process instead of those on the wall."""
     fast_head: bool = False
     """Give a rival cvrunner's fast form of its Mamba-2 too, instead of transformers' own."""
     cache: str = "cache"
@@ -45,6 +54,14 @@ class Workload:
     part: int = 0
     parts: int = 1
     """Of one encoder pass: every `parts`-th utterance from `part` on."""
+    emotale: str = ""
+    """Manifest of EmoTale, for the encoder `whisper`."""
+    whisper: str = ""
+    """Folder of the encoder `whisper`."""
+    padded: bool = False
+    """`whisper`: pad to windows of 30 s."""
+    trained: int = 0
+    """Take only so many training utterances, of all lengths, and a quarter as many to validate and to test; 0: all."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -59,24 +76,30 @@ class Workload:
 
     @property
     def corpus(self) -> Path:
-        return Path(self.folder) / f"corpus-{self.utterances}"
+        return Path(self.emotale) if self.encoder == "whisper" else Path(self.folder) / f"corpus-{self.utterances}"
 
     @property
     def cache_dir(self) -> Path:
         return Path(self.folder) / self.cache
 
     def settings(self, **sections: dict[str, Any]) -> dict[str, Any]:
-        """The configuration file: the demo's, with this workload laid over it. `sections` go on top."""
-        name = "demo" if self.encoder == "demo" else str(base_shaped_encoder(Path(self.folder) / "wavlm-base-shaped"))
+        """The configuration file: the demo's or EmoTale's, with this workload laid over it. `sections` go on top."""
+        base, corpus, model = "demo.yaml", {"demo": {"utterances": self.utterances}}, {"encoder": "demo"}
+        if self.encoder == "base":
+            model = {"encoder": str(base_shaped_encoder(Path(self.folder) / "wavlm-base-shaped"))}
+        elif self.encoder == "whisper":
+            base, corpus = "emotale.yaml", {}
+            model = {"encoder": self.whisper, "whisper_window": "30s" if self.padded else "unpadded"}
         data: dict[str, Any] = {
-            "base": str(default_config()),
-            "corpus": {"root": str(self.corpus), "demo": {"utterances": self.utterances}},
-            "model": {"encoder": name},
+            "base": str(default_config(base)),
+            "corpus": {"root": str(self.corpus), **corpus},
+            "model": model,
             "train": {
                 "batch_size": self.batch_size,
                 "accumulation_steps": self.accumulation_steps,
                 "accumulation": self.accumulation,
                 "epochs": self.epochs,
+                "early_stopping_patience": None,
                 "seeds": [0],
             },
             "conditions": {self.condition: {"model": {"freeze_speech_encoder": self.condition == "frozen"}}},
@@ -96,16 +119,31 @@ class Workload:
     def config(self) -> Config:
         return load_config(self.write_config(Path(self.folder) / "configs" / f"{digest(asdict(self))[:16]}.json"))
 
-    def trial(self) -> Any:
-        """cvrunner's own trial of this workload's fold."""
+    def trials(self) -> list[Any]:
+        """cvrunner's own trials of this workload, of all folds."""
         from cvrunner.data.corpus import load_corpus
         from cvrunner.data.folds import make_folds
         from cvrunner.orchestration.trials import plan_trials
 
         config = self.config()
         corpus = load_corpus(config.corpus, self.corpus)
-        trials = plan_trials(config, corpus, make_folds(corpus, "leave_one_session_out"))
-        return next(t for t in trials if t.fold.number == self.fold)
+        return plan_trials(config, corpus, make_folds(corpus, "leave_one_session_out"))
+
+    def trial(self) -> Any:
+        """The trial of this workload's fold."""
+        trial = next(t for t in self.trials() if t.fold.number == self.fold)
+        if self.trained:
+            counts = {"train": self.trained, "validation": self.trained // 4, "test": self.trained // 4}
+            parts = {name: of_all_lengths(trial.fold.parts[name], count) for name, count in counts.items()}
+            trial = replace(trial, fold=replace(trial.fold, **parts))
+        return trial
+
+
+def of_all_lengths(utterances: Sequence[Utterance], count: int) -> tuple[Utterance, ...]:
+    """Return `count` utterances, from the shortest to the longest at even steps, in the order of the corpus."""
+    ordered = sorted(utterances, key=lambda u: (u.samples, u.id))
+    chosen = {ordered[round(place)].id for place in np.linspace(0, len(ordered) - 1, min(count, len(ordered)))}
+    return tuple(u for u in utterances if u.id in chosen)
 
 
 def base_shaped_encoder(folder: Path) -> Path:

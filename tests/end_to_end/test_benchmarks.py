@@ -39,3 +39,9 @@ def test_an_unknown_measurement_is_refused_with_the_choices() -> None:
     finished = benchmarks("nonsense")
     assert finished.returncode == 2
     assert "unfrozen-demo" in finished.stderr
+
+
+def test_a_measurement_on_a_corpus_that_is_not_given_is_refused_with_one_sentence() -> None:
+    finished = benchmarks("frozen-emotale", "--emotale", "absent.csv")
+    assert finished.returncode == 2
+    assert "need --emotale and --whisper with a path that exists" in finished.stderr.splitlines()[-1]
