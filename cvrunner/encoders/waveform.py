@@ -104,5 +104,5 @@ class WaveformEncoder(SpeechEncoder):
                 for start in torch.randint(frames - span + 1, (count,), generator=random).tolist():
                     masked[first + start : first + start + span] = True
             first += frames
-        masked = masked.to(hidden.device)
+        masked = masked.to(hidden.device, non_blocking=True)
         return torch.where(masked[:, None], self.backbone.masked_spec_embed.to(hidden.dtype), hidden)

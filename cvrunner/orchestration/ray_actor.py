@@ -22,6 +22,9 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
     # Read when torch is imported, which an actor does after this module. Batches of speech differ in length, so blocks
     # of fixed size would leave gaps that no later batch fits into.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+# Ray counts GPUs as nvidia-smi and `verify` do. CUDA alone would begin with the fastest one, and a trial would train on
+# another GPU than the one that it was given.
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 class FoldActor:

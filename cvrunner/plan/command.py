@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvrunner.config.sections import Claim
-from cvrunner.orchestration.resources import possible_resources
+from cvrunner.orchestration.resources import NODE_GPUS, possible_resources
 from cvrunner.orchestration.trials import plan_trials
+from cvrunner.plan.cards import find_card
 from cvrunner.run.estimate import (
     TOLERANCE,
     Assignment,
@@ -31,7 +32,7 @@ from cvrunner.text import DASH, Table, format_bytes, format_duration, line_print
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cvrunner.training.probe import ConditionProbe
+    from cvrunner.training.probe import ConditionProbe, Estimate
 
 WIDTH = 100
 BAR = 64
@@ -40,14 +41,31 @@ UNITS = {"memory_gb": "GB", "minutes_per_epoch": "min"}
 """Units of the quantities that others stated."""
 
 
-def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, json: bool, console: Console) -> int:
-    """Estimate what the run would cost, from real updates of each condition; trains nothing and keeps nothing."""
+def plan(
+    config_path: Path | None,
+    overrides: Sequence[str],
+    gpus: int | None,
+    json: bool,
+    console: Console,
+    card_name: str | None = None,
+) -> int:
+    """Estimate what the run would cost, from real updates of each condition; trains nothing and keeps nothing.
+
+    `card_name`: a GPU that is not here; the cost of updates is then an estimate from counted calls. Without `gpus` and
+    without a cluster, the run is planned for a node of them.
+    """
     began = time.monotonic()
+    card = None
+    if card_name is not None:
+        card = find_card(card_name)
+        if not os.environ.get("RAY_ADDRESS"):
+            gpus = gpus or NODE_GPUS
     prepared = prepare(config_path, overrides)
     resources = possible_resources(prepared.config.cluster, gpus, os.environ)
     trials = plan_trials(prepared.config, prepared.corpus, prepared.folds)
     # Imported here because they import torch, which takes seconds: a wrong configuration is reported before.
     from cvrunner.orchestration.attempt import training_device
+    from cvrunner.plan.counting import estimate
     from cvrunner.training.probe import hardest, probe, resident_mib
 
     prepare_s = time.monotonic() - began
@@ -56,6 +74,10 @@ def plan(config_path: Path | None, overrides: Sequence[str], gpus: int | None, j
     with tempfile.TemporaryDirectory(prefix="cvrunner-plan-") as folder:
         for condition in prepared.config.conditions:
             trial = hardest(t for t in trials if t.condition == condition)
+            if card is not None:
+                print(f"{condition}: estimate for {card.name} from counted calls ...", file=sys.stderr, flush=True)
+                probes.append(estimate(trial, card, Path(folder)))
+                continue
             device = training_device(trial)
             print(f"{condition}: a few real updates on {device.type} ...", file=sys.stderr, flush=True)
             probes.append(probe(trial, device, Path(folder), base_mib))
@@ -68,12 +90,15 @@ def plan_text(found: Forecast) -> str:
     """Return the whole screen; its last line is the answer."""
     first = found.runs[0]
     notes = "\n".join(textwrap.fill(note, WIDTH) for note in _notes(found))
+    seeds, answer = _by_seeds(first), f"all-folds would take about {format_duration(first.total_s)} on {_gpus(first)}"
+    if (estimated := found.conditions[0].probe.estimate) is not None:
+        seeds, answer = f"By this estimate, {seeds}", f"An estimate, never measured: {answer}, {estimated.card}"
     parts = [
         textwrap.fill(_heading(found), WIDTH),
         tables_as_text([conditions_table(found)], WIDTH, notes).rstrip("\n"),
         tables_as_text([resources_table(found)], WIDTH, "\n".join(_bars(found))).rstrip("\n"),
-        textwrap.fill(_by_seeds(first), WIDTH),
-        f"all-folds would take about {format_duration(first.total_s)} on {_gpus(first)}",
+        textwrap.fill(f"{seeds[0].upper()}{seeds[1:]}", WIDTH),
+        answer,
     ]
     return "\n\n".join(parts)
 
@@ -81,7 +106,7 @@ def plan_text(found: Forecast) -> str:
 def _by_seeds(run: RunOnResources) -> str:
     """Return what one, two and three seeds take: how many a claim needs is a matter of hours."""
     times = [f"{plural(count, 'seed')} {format_duration(seconds)}" for count, seconds in run.by_seeds.items()]
-    return f"On {_gpus(run)}: {', '.join(times)}. A claim needs two seeds, with a single fold three."
+    return f"on {_gpus(run)}: {', '.join(times)}. A claim needs two seeds, with a single fold three."
 
 
 def conditions_table(found: Forecast) -> Table:
@@ -107,7 +132,8 @@ def conditions_table(found: Forecast) -> Table:
         for row, condition in zip(rows, found.conditions, strict=True):
             stated = {claim.quantity: _claimed(claim) for claim in condition.stated}
             row += [stated.get("memory_gb", DASH), stated.get("minutes_per_epoch", DASH)]
-    return Table("Measured per condition: a typical update, the longest one, memory, an epoch, a trial", columns, rows)
+    origin = "Measured" if found.conditions[0].probe.estimate is None else "Estimate"
+    return Table(f"{origin} per condition: a typical update, the longest one, memory, an epoch, a trial", columns, rows)
 
 
 def resources_table(found: Forecast) -> Table:
@@ -127,7 +153,8 @@ def resources_table(found: Forecast) -> Table:
                 ", or ".join(extra) or "nothing more",
             ]
         )
-    return Table("The run", columns, rows)
+    title = "The run" if found.conditions[0].probe.estimate is None else "The run, by this estimate"
+    return Table(title, columns, rows)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -137,10 +164,11 @@ def _heading(found: Forecast) -> str:
     probe = found.conditions[0].probe
     counts = [(len(found.conditions), "condition"), (found.folds, "fold"), (found.seeds, "seed")]
     product = " x ".join(plural(number, word) for number, word in counts)
-    text = (
-        f"{found.trials} trials ({product}), at most {plural(found.epochs, 'epoch')}. Measured on {probe.device} in "
-        f"{probe.precision}; nothing was trained."
-    )
+    text = f"{found.trials} trials ({product}), at most {plural(found.epochs, 'epoch')}. "
+    if probe.estimate is not None:
+        card, assumptions = probe.estimate.card, probe.estimate.assumptions
+        return f"{text}Estimate for {card} in {probe.precision}, never measured; it assumes {assumptions}."
+    text += f"Measured on {probe.device} in {probe.precision}; nothing was trained."
     if probe.memory == "host":
         text += " Memory is host memory, the growth of this process, as there is no GPU here; on a GPU it differs."
     return text
@@ -154,8 +182,10 @@ def _notes(found: Forecast) -> Iterator[str]:
         f"{first.longest.longest_s:.1f} s."
     )
     for condition in found.conditions:
-        yield from _batch_size_notes(condition.probe)
         probe = condition.probe
+        yield from _batch_size_notes(probe)
+        if probe.estimate is not None:
+            yield _counted(probe, probe.estimate)
         if probe.plain_mamba_s is not None:
             yield (
                 f"{probe.condition}: the typical update takes {probe.typical.step_s:.3g} s with the Mamba kernels, "
@@ -176,13 +206,28 @@ def _notes(found: Forecast) -> Iterator[str]:
 
 def _batch_size_notes(probe: ConditionProbe) -> Iterator[str]:
     if probe.batch_size < probe.configured:
+        found = "measured" if probe.estimate is None else "counted"
         yield (
-            f"{probe.condition}: train.batch_size {probe.configured} does not fit the longest batch; measured with "
+            f"{probe.condition}: train.batch_size {probe.configured} does not fit the longest batch; {found} with "
             f"{probe.batch_size}, to which exact accumulation would reduce it."
         )
     if probe.larger_mib:
         sizes = [f"{format_bytes(mib * 2**20)} at batch_size {size}" for size, mib in probe.larger_mib.items()]
         yield f"{probe.condition}: {', '.join(sizes)}."
+
+
+def _counted(probe: ConditionProbe, estimate: Estimate) -> str:
+    """Return what the estimate of a condition is made of."""
+    updates = [
+        f"the {name} update {counted.launches:,} launches, {(counted.bfloat16 + counted.float32) / 1e12:.3g} TFLOP, "
+        f"{format_bytes(counted.moved_bytes)} read and written"
+        for name, counted in (("typical", estimate.typical), ("longest", estimate.longest))
+    ]
+    return (
+        f"{probe.condition}, counted for the estimate: {'; '.join(updates)}. Weights and optimizer take "
+        f"{format_bytes(estimate.fixed_bytes)}; activations, gradients and casts at most "
+        f"{format_bytes(estimate.longest.peak_bytes)}."
+    )
 
 
 def _disk(disk: Disk) -> str:

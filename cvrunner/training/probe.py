@@ -67,8 +67,36 @@ class FeaturePass:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What an update, or a prediction, asks of a GPU, counted without one."""
+
+    launches: int
+    """Of kernels."""
+    bfloat16: float
+    """Floating-point operations in bfloat16."""
+    float32: float
+    """Floating-point operations in float32."""
+    moved_bytes: int
+    """Read and written by all kernels together."""
+    peak_bytes: int
+    """Most memory that activations, gradients and casts take at a time."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the costs of a condition follow from if they were counted for a card that is not here."""
+
+    card: str
+    assumptions: str
+    fixed_bytes: int
+    """Weights, moments of the optimizer, and averages."""
+    typical: Counted
+    longest: Counted
+
+
+@dataclass(frozen=True)
 class ConditionProbe:
-    """One condition, measured on one device."""
+    """One condition, measured on one device, or estimated for one."""
 
     condition: str
     device: str
@@ -102,6 +130,8 @@ class ConditionProbe:
     trained_bytes: int
     """Size of the weights that train."""
     checkpoint_bytes: int
+    estimate: Estimate | None = None
+    """None: measured."""
 
     def step_s(self, audio_s: float) -> float:
         """Return the seconds of an update with `audio_s` seconds of audio: linear between the two measured updates."""
@@ -113,7 +143,7 @@ class ConditionProbe:
 
     def epoch_s(self, trial: Trial) -> float:
         """Return the seconds of one epoch: the real batches of the first epoch, and validation."""
-        steps = sum(self.step_s(audio_s(update)) for update in updates_of(trial, self.batch_size, epoch=1))
+        steps = sum(self.step_s(audio_s(update.utterances)) for update in updates_of(trial, self.batch_size, epoch=1))
         return steps + self.validation_s * len(trial.fold.validation)
 
     def trial_s(self, trial: Trial) -> float:
@@ -232,9 +262,9 @@ def largest_batch_size(fits: Callable[[int], bool], start: int, limit: int) -> i
     return size
 
 
-def audio_s(update: Update) -> float:
-    """Return the seconds of audio in an update."""
-    return sum(u.duration_s for u in update.utterances)
+def audio_s(utterances: Iterable[Utterance]) -> float:
+    """Return the seconds of audio in some utterances."""
+    return sum(u.duration_s for u in utterances)
 
 
 def resident_mib() -> float:
@@ -277,14 +307,13 @@ def _prepared(trial: Trial, cache_dir: Path, device: torch.device) -> tuple[Lear
     return learner, load_s, {name: end - start for name, (start, end) in zip(began, pairwise(times), strict=True)}
 
 
-def _dry_run(learner: Learner, utterances: Sequence[Utterance], batch_size: int) -> Update:
+def _dry_run(learner: Learner, utterances: Sequence[Utterance], batch_size: int) -> None:
     """Take one real update of these utterances in micro-batches of `batch_size`. Raises torch.OutOfMemoryError."""
     config = learner.trial.config
     learner.model.train()
     update = evaluation_update(utterances, batch_size, config.model.protocol == "dialogue", config.train.max_batch_s)
     # In the last epoch every group trains, whatever train.freeze_epochs says.
     learner.update(update, Position(config.train.epochs, 0, 0))
-    return update
 
 
 def _feature_passes(learner: Learner, seconds: Mapping[str, float]) -> Iterator[FeaturePass]:
@@ -298,9 +327,9 @@ def _feature_passes(learner: Learner, seconds: Mapping[str, float]) -> Iterator[
 
 
 def _timed_update(learner: Learner, batch: Sequence[Utterance], batch_size: int) -> TimedUpdate:
-    update = _dry_run(learner, batch, batch_size)
+    _dry_run(learner, batch, batch_size)
     times = [_time(lambda: _dry_run(learner, batch, batch_size), learner.device) for _ in range(TIMED_UPDATES)]
-    return TimedUpdate(len(batch), max(u.duration_s for u in batch), audio_s(update), median(times))
+    return TimedUpdate(len(batch), max(u.duration_s for u in batch), audio_s(batch), median(times))
 
 
 def _time(work: Callable[[], object], device: torch.device) -> float:

@@ -20,9 +20,10 @@ from cvrunner.encoders.encoder import Encoded, Features, SpeechEncoder
 from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.encoders.whisper import WhisperEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
+from cvrunner.plan.counting import autocast
 from cvrunner.training.accumulation import averaged_backward, ccc_loss, exact_backward
-from tests.benchmarks.launches import autocast
 from tests.tiny_encoders import FULL, MASKED, tiny_encoder, tiny_wavlm, tiny_whisper
+from tests.training.test_waits import Waits
 
 CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]
 
@@ -281,21 +282,6 @@ def test_a_cast_follows_its_weight_and_outlives_the_update_only_if_that_is_froze
     with pytest.raises(ZeroDivisionError), encoder.casts.kept(), encoder.casts.used_by(layer):
         raise ZeroDivisionError
     assert all(parameter is parameters[name] for name, parameter in encoder.named_parameters())
-
-
-class Waits(TorchDispatchMode):
-    """Notes what lets the host wait for the device `meta`: copies to it that block. Copies from it are errors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        copied = func is torch.ops.aten._to_copy.default and args[0].device != out.device
-        if copied and not (kwargs or {}).get("non_blocking"):
-            self.found.append(f"{args[0].device} to {out.device}: {tuple(out.shape)}")
-        return out
 
 
 def test_forward_and_backward_pass_never_wait_for_the_device() -> None:

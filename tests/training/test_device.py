@@ -70,17 +70,18 @@ def test_every_failed_allocation_becomes_one_error_and_others_stay(error: Except
     assert device.is_out_of_memory(error) == expected
 
 
-def test_an_actor_sets_the_allocator_before_torch_is_imported() -> None:
+def test_an_actor_sets_allocator_and_order_of_gpus_before_torch_is_imported() -> None:
     code = (
-        "import os, sys; import cvrunner.orchestration.ray_executor; "
-        "print('torch' in sys.modules, os.environ.get('PYTORCH_ALLOC_CONF'))"
+        "import os, sys; import cvrunner.orchestration.ray_actor; "
+        "print('torch' in sys.modules, os.environ.get('PYTORCH_ALLOC_CONF'), os.environ['CUDA_DEVICE_ORDER'])"
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTORCH")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTORCH", "CUDA"))}
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "expandable_segments:True"]
-    own = environment | {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
-    assert subprocess.run(run, env=own, capture_output=True, text=True, check=True).stdout.split() == ["False", "None"]
+    assert done.stdout.split() == ["False", "expandable_segments:True", "PCI_BUS_ID"]
+    own = environment | {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    done = subprocess.run(run, env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "None", "FASTEST_FIRST"]
 
 
 def test_a_gpu_is_found_by_its_uuid_whatever_order_cuda_has(monkeypatch: pytest.MonkeyPatch) -> None:
