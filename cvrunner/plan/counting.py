@@ -104,11 +104,11 @@ def autocast(_: str, dtype: torch.dtype | None = None, enabled: bool = True) -> 
             Autocast.weights.clear()
 
 
-class Calls(TorchDispatchMode):
+class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts aten calls on `meta` by name, a change of type as `cast`, and what they compute, read and write."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
         self.operations: Counter[torch.dtype] = Counter()
         """Floating-point operations of matrix products, convolutions and attention, by the type of their operands."""
