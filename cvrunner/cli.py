@@ -146,10 +146,7 @@ def plan(
     gpus: Annotated[
         int | None, Option("--gpus", help="Number of GPUs to plan for.", show_default="those of this machine")
     ] = None,
-    card: Annotated[
-        str | None,
-        Option("--card", metavar="NAME", help='GPU that is not here, such as "RTX 4090" or H100: a rough estimate.'),
-    ] = None,
+    card: Annotated[str | None, Option("--card", help='GPU that is not here, as "RTX 4090": an estimate.')] = None,
     as_json: Json = False,
 ) -> None:
     """Estimate memory, batch size, time and makespan. From real updates of each condition; trains nothing."""

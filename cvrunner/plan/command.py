@@ -153,7 +153,9 @@ def resources_table(found: Forecast) -> Table:
                 ", or ".join(extra) or "nothing more",
             ]
         )
-    title = "The run" if found.conditions[0].probe.estimate is None else "The run, by this estimate"
+    title = "The run"
+    if found.conditions[0].probe.estimate is not None:
+        title += ", by this estimate"
     return Table(title, columns, rows)
 
 

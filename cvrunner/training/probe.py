@@ -71,11 +71,10 @@ class Counted:
     """What an update, or a prediction, asks of a GPU, counted without one."""
 
     launches: int
-    """Of kernels."""
     bfloat16: float
     """Floating-point operations in bfloat16."""
     float32: float
-    """Floating-point operations in float32."""
+    """The same in float32."""
     moved_bytes: int
     """Read and written by all kernels together."""
     peak_bytes: int

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from cvrunner.errors import UsageError
+from cvrunner.orchestration.machine import Gpu
+from cvrunner.run import commands
 from cvrunner.training import device
 
 GPU = torch.device("cuda:0")
@@ -90,6 +93,21 @@ def test_a_gpu_is_found_by_its_uuid_whatever_order_cuda_has(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=uuids[i]))
     assert device.find_device("GPU-8f2c-17") == torch.device("cuda", 1)
     assert device.find_device("GPU-77aa-00") is None
+
+
+def test_fold_takes_the_gpu_that_nvidia_smi_counts_whatever_order_cuda_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = tuple(Gpu("RTX 4090", 1.0, 24564.0, 0, {}, uuid) for uuid in ("GPU-1c9d-e0", "GPU-8f2c-17", "GPU-77aa-00"))
+    monkeypatch.setattr(commands, "find_gpus", lambda: gpus)
+    # CUDA has another order, and the third is hidden from it.
+    uuids, used = ["8f2c-17", "1c9d-e0"], list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(uuids))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=uuids[i]))
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    assert commands.chosen_gpu(0, "auto") == torch.device("cuda", 1)
+    assert used == [torch.device("cuda", 1)]
+    for number, why in ((2, "torch cannot use it"), (3, "this machine has 3 GPUs")):
+        with pytest.raises(UsageError, match=why):
+            commands.chosen_gpu(number, "auto")
 
 
 def test_convolutions_do_not_run_in_tf32() -> None:
