@@ -52,7 +52,7 @@ TARGETS = {
     "conditional expressions per 1,000 lines": Target(12),
     "nested conditional expressions": Target(0),
     "comments per 100 code lines": Target(4, at_least=True),
-    "imports inside functions": Target(60),
+    "imports inside functions": Target(61),
     "longest file, lines": Target(LONG),
     "files at the package root": Target(9),
     f"files above {LONG} lines": Target(0),
@@ -60,7 +60,7 @@ TARGETS = {
 """Targets by measure."""
 
 LIMITS = TARGETS | {
-    "lines": Target(26_500),
+    "lines": Target(27_000),
     "files": Target(154),
     "functions per 100 code lines": Target(7.9),
     "conditional expressions per 1,000 lines": Target(13.3),
