@@ -289,7 +289,7 @@ def comparison_text(comparison: RunComparison, width: int = 100) -> str:
     if comparison.paired:
         named = {f"{pair.other} - {pair.baseline}": pair.differences for pair in comparison.pairs}
         folds, seeds = comparison.folds, comparison.seeds
-        tables.append(table_of_differences("Paired differences", named, comparison.primary))
+        tables.append(table_of_differences("Paired differences", named, comparison.primary, comparison.cluster))
         tables.append(table_of_limits(named, comparison.primary, comparison.margin, comparison.cluster))
         # Each run's report has the scores by fold; only the differences are new here.
         tables.append(table_of_folds("Differences by fold", {}, named, folds, seeds, list(label)))

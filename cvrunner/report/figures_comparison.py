@@ -93,11 +93,13 @@ def differences(report: Report) -> tuple[Figure, str]:
     # Narrower than the other figures: it must be legible on a phone.
     figure, (axes,) = row_of_panels(1, height_in=1.5 + 0.6 * len(report.label) * len(compared), width_in=5.6)
     names: list[str] = []
+    unit = report.summary.cluster
     axes.axvspan(-margin, margin, color=INK, alpha=0.09, linewidth=0, label=f"within the margin of ±{margin:g}")
     for condition, by_dimension in compared.items():
         # The primary outcome first: it decides.
         for dimension in sorted(by_dimension, key=lambda outcome: outcome != report.summary.primary):
-            _draw_difference(axes, len(names), by_dimension[dimension], looks(report.run.conditions)[condition])
+            look = looks(report.run.conditions)[condition]
+            _draw_difference(axes, len(names), by_dimension[dimension], look, unit)
             primary = " (primary)" * (dimension == report.summary.primary)
             names.append(f"{ccc_label(dimension)}{primary}\n{condition} - {report.summary.baseline}")
     axes.axvline(0, color=INK, linewidth=1)
@@ -107,12 +109,12 @@ def differences(report: Report) -> tuple[Figure, str]:
     axes.set_xlabel("difference in test CCC (right of 0: better than the baseline)")
     legend_below(figure, axes, columns=2)
     return figure, (
-        "Paired difference with its two 95 % intervals: on this corpus (other test dialogues, another training) and "
+        f"Paired difference with its two 95 % intervals: on this corpus (other test {unit}s, another training) and "
         "for new speakers (corrected t over folds). Grey band: the margin of practical equality."
     )
 
 
-def _draw_difference(axes: Axes, y: int, difference: Difference, look: Look) -> None:
+def _draw_difference(axes: Axes, y: int, difference: Difference, look: Look, unit: str) -> None:
     """Draw one row: each trial above, level 1 and the mean on the line, level 2 below."""
     each = [_number(value) for value in difference.by_trial.values()]
     axes.plot(each, [y - 0.25] * len(each), "|", color=INK, alpha=0.7, markersize=7, label="one fold and seed")
@@ -120,7 +122,7 @@ def _draw_difference(axes: Axes, y: int, difference: Difference, look: Look) -> 
         ends = [level.interval.low, level.interval.high]
         axes.plot(ends, [y, y], color=look.color, linewidth=3.5, label="95 %, on this corpus")
     elif trained := difference.as_trained:
-        ends, label = [trained.low, trained.high], "95 %, test dialogues only (models as trained)"
+        ends, label = [trained.low, trained.high], f"95 %, test {unit}s only (models as trained)"
         axes.plot(ends, [y, y], color=look.color, linewidth=1.5, linestyle=":", label=label)
     if speakers := difference.new_speakers:
         ends = [speakers.interval.low, speakers.interval.high]

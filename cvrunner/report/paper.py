@@ -77,14 +77,14 @@ def methods(report: Report) -> str:
     path = ""
     if config.model.linear_path:
         path = (
-            "Their output is averaged with that of a ridge regression on mean and standard deviation over time of every "
-            "hidden state, fitted before the first epoch and then fixed. "
+            "Their output is averaged with that of a ridge regression on mean and standard deviation over time of "
+            "every hidden state, fitted before the first epoch and then fixed. "
         )
     model = (
         f"The encoder was {encoders}; its convolutional front-end was frozen. The head mixes the hidden states with "
         f"weights per dimension and reads them with {plural(config.model.mamba.layers, 'Mamba-2 block')} [@dao2024]. "
-        f"{path}The loss was one minus the mean concordance correlation coefficient (CCC) [@lin1989] of the effective batch "
-        f"of {config.train.effective_batch} utterances, computed exactly over its micro-batches [@gao2021]. "
+        f"{path}The loss was one minus the mean concordance correlation coefficient (CCC) [@lin1989] of the effective "
+        f"batch of {config.train.effective_batch} utterances, computed exactly over its micro-batches [@gao2021]. "
         f"Conditions: {conditions}. The epoch with the best validation CCC-Avg was tested once."
     )
     statistics = _statistics(report, others) if others else ""

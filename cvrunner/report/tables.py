@@ -62,7 +62,9 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
             below={name: of.scores for name, of in summary.references.items()},
             above=_ceilings(run),
         ),
-        table_of_differences("Paired differences", named, primary, "sessions" if run.folds_share_test else "folds"),
+        table_of_differences(
+            "Paired differences", named, primary, summary.cluster, "sessions" if run.folds_share_test else "folds"
+        ),
         table_of_steps(summary),
         table_of_limits(named, primary, summary.margin, summary.cluster),
         table_of_leads(leads, [primary] if only else list(label)),
@@ -194,10 +196,10 @@ def _plain_rows(named: Mapping[str, Mapping[str, Score]], label: Mapping[str, st
     ]
 
 
-def table_of_differences(title: str, named: Differences, primary: str, groups: str = "folds") -> Table:
+def table_of_differences(title: str, named: Differences, primary: str, unit: str, groups: str = "folds") -> Table:
     """Return a row per difference and dimension: mean, both intervals and their p values; the primary outcome first.
 
-    `groups`: what level 2 is taken over.
+    `unit`: what level 1 resamples, dialogue or speaker; `groups`: what level 2 is taken over.
     """
     columns = ["difference", "outcome", "mean", "95 %, on this corpus", "p", "95 %, new speakers", "p"]
     rows = []
@@ -220,7 +222,7 @@ def table_of_differences(title: str, named: Differences, primary: str, groups: s
                     *for_new_speakers,
                 ]
             )
-    return Table(title, columns, rows, _difference_note(named, primary, groups))
+    return Table(title, columns, rows, _difference_note(named, primary, unit, groups))
 
 
 def table_of_steps(summary: Summary) -> Table:
@@ -261,13 +263,13 @@ def table_of_leads(leads: Differences, outcomes: Sequence[str]) -> Table:
     )
 
 
-def _difference_note(named: Differences, primary: str, groups: str) -> str:
+def _difference_note(named: Differences, primary: str, unit: str, groups: str) -> str:
     some = [by_dimension[primary] for by_dimension in named.values()]
     speakers = next((d.new_speakers for d in some if d.new_speakers), None)
     parts = [f"{ccc_label(primary)} is the primary outcome and decides; the others are secondary (p after Holm)."]
     if any(d.on_corpus for d in some):
         parts.append(
-            "On this corpus: other test dialogues and another training of the same models, for these sessions and "
+            f"On this corpus: other test {unit}s and another training of the same models, for these sessions and "
             "training sets."
         )
     elif some:
@@ -296,7 +298,7 @@ def table_of_limits(named: Differences, primary: str, margin: float, unit: str) 
         found: dict[str, str] = {}
         if level:
             found |= {
-                "sd of the mean: test dialogues": f"{level.dialogues_sd:.4f}",
+                f"sd of the mean: test {unit}s": f"{level.dialogues_sd:.4f}",
                 "sd of the mean: training (seeds)": f"{level.training_sd:.4f}",
                 "sd of the difference between sessions": format_score(level.sessions_sd),
                 "smallest detectable, on this corpus": f"{level.detectable:.4f}",

@@ -106,7 +106,7 @@ def _as_trained(name: str, baseline: str, label: str, mean: float, difference: D
     """Return the clause for models whose training varies by an unknown amount: a difference without a direction."""
     found = ""
     if difference.as_trained is not None:
-        found = f", 95 % interval over test dialogues only {difference.as_trained}"
+        found = f", 95 % interval over test data only {difference.as_trained}"
     return (
         f"these trained models differ by {mean:+.4f} {label} ({name} minus {baseline}{found}), which is no claim about "
         f"{name}: {difference.no_corpus_level}"
