@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 
 # Before transformers is imported: no look-ups on a network that may not be there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts programs in the background with SIGINT ignored, and so would every program that the tests start be.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     suite = config.getoption("suite")
     settings.register_profile(
         "fuzz", settings.get_profile("shared"), max_examples=FUZZ_EXAMPLES[suite], derandomize=suite == "test"
