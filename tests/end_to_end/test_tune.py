@@ -44,7 +44,7 @@ def epochs_of_first(folder: Path) -> int:
     return len(next(iter(directory.read().settings.values())).epochs) if directory else 0
 
 
-@pytest.mark.suites("ci", "all")
+@pytest.mark.suites("all")
 def test_a_sweep_that_was_killed_ends_with_the_table_of_one_that_was_not(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     arguments = ("tune", "--config", config, "--set", SETTINGS)
