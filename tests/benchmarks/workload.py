@@ -1,4 +1,4 @@
-"""What is measured: an encoder, a corpus, a condition, batches and threads; the same for all rivals.
+"""One measurement: an encoder, a corpus, a condition, batches and threads; the same for all rivals.
 
 Everything that all of them need (corpus, encoder, feature cache) is made once in a folder and not timed, unless a
 measurement says that it is.
@@ -61,7 +61,7 @@ class Workload:
     padded: bool = False
     """`whisper`: pad to windows of 30 s."""
     trained: int = 0
-    """Take only so many training utterances, of all lengths, and a quarter as many to validate and to test; 0: all."""
+    """Number of training utterances, of all lengths; a quarter as many validate and test; 0: all."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -83,7 +83,7 @@ class Workload:
         return Path(self.folder) / self.cache
 
     def settings(self, **sections: dict[str, Any]) -> dict[str, Any]:
-        """The configuration file: the demo's or EmoTale's, with this workload laid over it. `sections` go on top."""
+        """The configuration file: the demo's or EmoTale's, with the settings of this workload. `sections` override both."""
         base, corpus, model = "demo.yaml", {"demo": {"utterances": self.utterances}}, {"encoder": "demo"}
         if self.encoder == "base":
             model = {"encoder": str(base_shaped_encoder(Path(self.folder) / "wavlm-base-shaped"))}

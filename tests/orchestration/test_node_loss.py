@@ -90,7 +90,7 @@ def test_the_trials_of_a_lost_node_continue_elsewhere_and_end_bit_identical(
     watch = Watch(lose)
     run_trials(trials, lambda t: TrialDirectory(tmp_path / "lost" / t.name), executor, [watch], RetriesConfig())
     executor.close()
-    # Observers report the loss, in a line for each trial; Ray adds none of its own.
+    # Observers report the loss, in a line for each trial; Ray adds none.
     assert "(raylet)" not in capsys.readouterr().out
     # Until Ray calls the node dead it may give it the next actor too.
     assert set(watch.failures) == {(lost[0], "preempted", Decision.RETRY)}

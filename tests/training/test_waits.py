@@ -21,7 +21,7 @@ from tests.trials import learner, pick, tiny_trials
 
 MOST = 3
 WAITING = {"nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
-"""Calls whose result has a shape, or is a number, that only the values tell."""
+"""Calls whose result has a shape, or is a number, that depends on the values."""
 
 
 class Waits(TorchDispatchMode):
