@@ -83,7 +83,7 @@ class Workload:
         return Path(self.folder) / self.cache
 
     def settings(self, **sections: dict[str, Any]) -> dict[str, Any]:
-        """The configuration file: the demo's or EmoTale's, with the settings of this workload. `sections` override both."""
+        """The configuration file: the demo's or EmoTale's, with this workload's settings. `sections` override both."""
         base, corpus, model = "demo.yaml", {"demo": {"utterances": self.utterances}}, {"encoder": "demo"}
         if self.encoder == "base":
             model = {"encoder": str(base_shaped_encoder(Path(self.folder) / "wavlm-base-shaped"))}
