@@ -172,6 +172,6 @@ def test_the_mask_in_bfloat16_is_the_rounded_product_and_its_rows_are_aligned() 
         assert torch.equal(rounded, exact.bfloat16())
         assert all(stride % 8 == 0 for stride in rounded.stride()[:-1])
         weights = torch.randn(exact.shape).bfloat16()
-        wanted = torch.autograd.grad(exact, (gate, bias), weights.float())
-        for one, same in zip(torch.autograd.grad(rounded, (gate, bias), weights), wanted, strict=True):
+        expected = torch.autograd.grad(exact, (gate, bias), weights.float())
+        for one, same in zip(torch.autograd.grad(rounded, (gate, bias), weights), expected, strict=True):
             torch.testing.assert_close(one, same)

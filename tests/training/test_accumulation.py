@@ -269,10 +269,10 @@ def test_a_cast_follows_its_weight_and_outlives_the_update_only_if_that_is_froze
         with encoder.casts.kept(), encoder.casts.used_by(layer):
             return dense.weight, dense.bias
 
-    (frozen, trained), (again, anew) = casts(), casts()
+    (frozen, trained), (again, rebuilt) = casts(), casts()
     assert (frozen.dtype, frozen.requires_grad, trained.requires_grad) == (torch.bfloat16, False, True)
     assert again is frozen
-    assert anew is not trained
+    assert rebuilt is not trained
     with torch.no_grad():
         dense.weight += 1
     assert torch.equal(casts()[0], dense.weight.bfloat16())
