@@ -65,7 +65,6 @@ def plan(
     trials = plan_trials(prepared.config, prepared.corpus, prepared.folds)
     # Imported here because they import torch, which takes seconds: a wrong configuration is reported before.
     from cvrunner.orchestration.attempt import training_device
-    from cvrunner.plan.counting import estimate
     from cvrunner.training.probe import hardest, probe, resident_mib
 
     prepare_s = time.monotonic() - began
@@ -75,6 +74,8 @@ def plan(
         for condition in prepared.config.conditions:
             trial = hardest(t for t in trials if t.condition == condition)
             if card is not None:
+                from cvrunner.plan.counting import estimate
+
                 print(f"{condition}: estimate for {card.name} from counted calls ...", file=sys.stderr, flush=True)
                 probes.append(estimate(trial, card, Path(folder)))
                 continue
