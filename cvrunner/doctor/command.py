@@ -23,7 +23,6 @@ from cvrunner.doctor.checks import (
 )
 from cvrunner.doctor.facts import Facts, Finding, collect_facts
 from cvrunner.errors import ClusterError
-from cvrunner.orchestration.ray_cluster import check_address
 from cvrunner.text import line_printer, plural
 
 if TYPE_CHECKING:
@@ -40,12 +39,10 @@ def doctor(config_path: Path | None, overrides: Sequence[str], as_json: bool, co
 
 def refuse_problems(config: Config) -> None:
     """Raise ClusterError for what would end every trial of a new run; cheap, and before the run has a folder."""
-    address = os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
-        check_address(address)
     facts = collect_facts(config, alone=True)
     findings = list(check_disks(facts))
-    if not address or address == "local":
+    # A cluster is asked when it is joined.
+    if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
         findings += [check_gpus(facts), check_capacity(facts)]
     if problems := [finding for finding in findings if finding.level == "problem"]:
         raise ClusterError("\n".join(f"{one.subject}: {one.what}; {one.do}" for one in problems))

@@ -7,6 +7,7 @@ are the front-end: always frozen, and cached. Shapes as in `encoder.py`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,6 +119,10 @@ class PaddedWhisperEncoder(WhisperEncoder):
 
 def _real_frames(states: dict[int, Tensor], real: Tensor, lengths: Tensor) -> tuple[dict[int, Tensor], Packing]:
     """Return the states of the frames for which `real` `[S]` is 1, and their layout."""
-    counts = [int(part.sum()) for part in torch.split(real, lengths.tolist())]
-    places = real.nonzero()[:, 0]
+    windows: list[int] = lengths.tolist()
+    # Counted together, since the GPU is waited for when a number is read. The real frames of a window come first.
+    counts: list[int] = torch.stack([torch.count_nonzero(part) for part in torch.split(real, windows)]).tolist()
+    starts = itertools.accumulate(windows[:-1], initial=0)
+    first = [torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    places = torch.cat(first).to(real.device, non_blocking=True)
     return {number: state[places] for number, state in states.items()}, Packing(counts, real.device)

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cvrunner.orchestration.ray_actor import FoldActor
 
+ACTOR_NAME = "fold-trainer-"
+"""Beginning of the actors' names in the namespace of their run."""
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the cluster's size."""
 ANSWER_S = 5.0
@@ -188,10 +191,9 @@ class RayExecutor:
                 self.attempts.remove(attempt)
                 if slot := self.occupied.get(attempt.slot):
                     slot.idle_since = time.monotonic()
-        # Actors without a trial end while a trial waits for a GPU, which one of them may hold.
-        if any(not a.placed and time.monotonic() - a.started > LOOK_EVERY_S for a in self.attempts):
-            for index in self._idle():
-                ray.kill(self.occupied.pop(index).actor)
+                    if self._over_share():
+                        # Not for good: the next trial asks Ray for a GPU again, behind those that wait.
+                        ray.kill(self.occupied.pop(attempt.slot).actor)
         for attempt in self.attempts:
             waited_s = time.monotonic() - attempt.started
             if not attempt.placed and not attempt.wait_reported and waited_s > PATIENCE_S:
@@ -242,23 +244,36 @@ class RayExecutor:
         return [index for index in self.occupied if index not in busy]
 
     def _release(self) -> None:
-        """End the actors that have been idle for too long, and give their slots up.
+        """End the actors that no trial is left for: every trial that can start was started before events are polled.
 
-        Every trial that can start was started before events are polled, so no trial is left for them. What the run
-        still does (retries, linear probes) gets by with the other slots: it must not wait for a GPU it gave away.
+        One that has been idle for long gives its slot up for good. What the run still does (retries, linear probes)
+        gets by with the other slots: it must not wait for a GPU it gave away.
         """
-        idle = [i for i in self._idle() if time.monotonic() - self.occupied[i].idle_since > RELEASE_S]
-        for index in idle:
-            ray.kill(self.occupied.pop(index).actor)
-        if idle:
-            self.most = len(self.occupied)
+        # An own trial that waits for a GPU may wait for the one that an idle actor holds.
+        wanted = any(not a.placed and time.monotonic() - a.started > LOOK_EVERY_S for a in self.attempts)
+        for index in self._idle():
+            long = time.monotonic() - self.occupied[index].idle_since > RELEASE_S
+            if wanted or long:
+                ray.kill(self.occupied.pop(index).actor)
+            if long:
+                self.most = len(self.occupied)
+
+    def _over_share(self) -> bool:
+        """Whether this run has more than an equal share of the cluster while another run waits for a GPU."""
+        if self.started_ray or ray.util.get_current_placement_group() is not None:
+            return False
+        named = ray.util.list_named_actors(all_namespaces=True)  # also those that wait for a GPU
+        others = Counter(one["namespace"] for one in named if one["name"].startswith(ACTOR_NAME))
+        del others[self.run]
+        mine = len(self.occupied) + len(self.broken) - sum(not attempt.placed for attempt in self.attempts)
+        return others.total() > self.capacity - mine and mine > self.capacity / (1 + len(others))
 
     def _new_actor(self, node: str | None) -> Any:
         # With no other GPU left, one that had an error is better than none.
         if self.broken and self.capacity <= len(self.broken):
             ray.kill(self.broken.pop(0))
         self.made += 1
-        label = f"fold-trainer-{self.made}"
+        label = f"{ACTOR_NAME}{self.made}"
         options: dict[str, Any] = {
             "num_gpus": self.cluster.gpus_per_trial,
             "num_cpus": self.cluster.cpus_per_trial,

@@ -492,8 +492,8 @@ def test_a_run_that_cannot_begin_here_leaves_no_folder(tmp_path: Path, override:
     config = tiny_config(tmp_path)
     refused = cvrunner("all-folds", "--config", config, "--set", override, folder=tmp_path, RAY_ADDRESS=address)
     assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert refused.stderr.startswith(said)
-    assert not (tmp_path / "results").exists()
+    assert said in refused.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("results/*"))
 
 
 def test_a_wrong_configuration_is_one_sentence(tmp_path: Path) -> None:

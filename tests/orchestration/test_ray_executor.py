@@ -171,27 +171,61 @@ def test_a_paused_trial_resumes_on_the_same_actor_and_nothing_changes(tmp_path: 
     assert [name for name, _ in notes.attempts] == [trials[0].name, trials[1].name, trials[0].name]
 
 
-def test_a_run_without_a_trial_left_for_a_gpu_gives_it_to_a_run_that_waits_and_does_not_take_it_back(
+def two_runs(folder: Path) -> tuple[RayExecutor, RayExecutor, Any]:
+    """Return an executor that holds both GPUs, for a short and an endless trial, one that holds none, and the short
+    trial."""
+    short, long = (tiny_trials(folder, train={"epochs": epochs})[0] for epochs in (1, 5000))
+    mine, theirs = (RayExecutor(name, ClusterConfig(), folder / "cache", 2) for name in ("mine", "theirs"))
+    for trial, name in ((short, "short"), (long, "long")):
+        mine.start(trial, TrialDirectory(folder / name))
+    while not all(attempt.placed for attempt in mine.attempts):
+        mine.poll(0.1)
+    return mine, theirs, short
+
+
+def test_a_run_without_a_trial_left_for_a_gpu_gives_it_up_and_does_not_take_it_back(
     tmp_path: Path, local_ray: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_executor, "RELEASE_S", 0.5)
-    short, long = (tiny_trials(tmp_path, train={"epochs": epochs})[0] for epochs in (1, 5000))
-    mine, theirs = (RayExecutor(name, ClusterConfig(), tmp_path / "cache", 2) for name in ("mine", "theirs"))
-    for trial, name in ((short, "short"), (long, "long")):
-        mine.start(trial, TrialDirectory(tmp_path / name))
-    while not all(attempt.placed for attempt in mine.attempts):
-        mine.poll(0.5)
+    mine, theirs, short = two_runs(tmp_path)
+    while mine.slots == 2:
+        mine.poll(0.1)
     theirs.start(short, TrialDirectory(tmp_path / "theirs"))
-    assert (mine.slots, theirs.slots) == (2, 2)
+    while theirs.attempts:
+        theirs.poll(0.1)
+        mine.poll(0.1)
+    # Its last trial has trained all the while.
+    assert [attempt.placed for attempt in mine.attempts] == [True]
+    assert (mine.slots, theirs.slots) == (1, 2)
+    for executor in (mine, theirs):
+        executor.close()
+
+
+def test_at_the_end_of_a_trial_a_run_with_more_than_its_share_gives_the_gpu_to_a_run_that_waits(
+    tmp_path: Path, local_ray: Any
+) -> None:
+    mine, theirs, short = two_runs(tmp_path)
+    theirs.start(short, TrialDirectory(tmp_path / "theirs"))
+    while len(mine.attempts) == 2:
+        mine.poll(0.1)
+    mine.start(short, TrialDirectory(tmp_path / "next"))
     events: list[Any] = []
     while not any(isinstance(event, TrialResult) for event in events):
         events += [event for _, event in theirs.poll(0.1)]
         mine.poll(0.1)
-        # Its last trial trains all the while.
-        assert long in [attempt.trial for attempt in mine.attempts]
-    assert mine.slots == 1
-    for executor in (mine, theirs):
-        executor.close()
+    assert [attempt.placed for attempt in mine.attempts] == [True, False]
+    # The other run, which has no more than its share, keeps its actor for its next trial; then mine goes on.
+    theirs.start(short, TrialDirectory(tmp_path / "theirs again"))
+    while theirs.attempts:
+        theirs.poll(0.1)
+        mine.poll(0.1)
+    assert theirs.made == 1
+    assert [attempt.placed for attempt in mine.attempts] == [True, False]
+    theirs.close()
+    while len(mine.attempts) == 2:
+        mine.poll(0.1)
+    assert (mine.made, mine.slots) == (3, 2)
+    mine.close()
 
 
 def test_an_actor_is_kept_while_trials_follow_however_long_ago_its_last_one_ended(
