@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from cvrunner import paths
 from cvrunner.config.reading import load_config
@@ -267,17 +267,19 @@ def _rate(
         # Models of one condition share a frozen encoder.
         condition = evaluation.trials[name].condition
         folders.setdefault(condition, []).append(ModelFolder(directory.path / name / "model"))
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("models", total=len(pending))
-        for of_condition in folders.values():
-            for group in load_groups(of_condition, device, encoder):
-                for model, scaled in _predictions(group, target, parts):
-                    about = model.description
-                    trial = TrialDirectory(folder.path / trial_name(about.condition, about.fold, about.seed))
-                    key = evaluation.trials[trial_name(about.condition, about.fold, about.seed)].key
-                    _write(trial, key, model, parts[about.fold], evaluation, scaled)
-                    bar.advance(task)
+    done = 0
+    for condition, of_condition in folders.items():
+        for group in load_groups(of_condition, device, encoder):
+            # Not to stdout, which may be read as JSON.
+            now, models = time.strftime("%H:%M:%S"), plural(len(group), "model")
+            line = f"{now}  {condition}: {models} on {plural(len(target.corpus.utterances), 'utterance')}"
+            print(f"{line}  | {done} of {len(pending)} models done", file=sys.stderr, flush=True)
+            for model, scaled in _predictions(group, target, parts):
+                about = model.description
+                trial = TrialDirectory(folder.path / trial_name(about.condition, about.fold, about.seed))
+                key = evaluation.trials[trial_name(about.condition, about.fold, about.seed)].key
+                _write(trial, key, model, parts[about.fold], evaluation, scaled)
+                done += 1
 
 
 def _predictions(
