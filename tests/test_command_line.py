@@ -23,6 +23,7 @@ from cvrunner.paths import default_config
 from cvrunner.run import commands
 from cvrunner.run.progress import Progress
 from tests.end_to_end.programs import REPOSITORY
+from tests.orchestration.test_gauges import epoch
 from tests.runs import make_run
 from tests.trials import tiny_trials
 
@@ -207,6 +208,17 @@ def test_no_color_is_respected(no_color: str, coloured: bool, tmp_path: Path, mo
     screen.print(progress._table())
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert bool(re.search(r"\x1b\[3[0-7]m", text)) is coloured
+
+
+def test_the_time_left_is_an_upper_bound_until_each_condition_has_a_measured_epoch(tmp_path: Path) -> None:
+    trials = tiny_trials(tmp_path, train={"epochs": 4})
+    frozen, unfrozen = (next(t for t in trials if t.condition == name) for name in ("frozen", "unfrozen"))
+    screen = Console(file=io.StringIO(), width=200)
+    progress = Progress([frozen, unfrozen], 1, screen)
+    progress.event(unfrozen, epoch(1, 4, seconds=10.0))
+    progress.event(frozen, epoch(1, 4, seconds=1.0))
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.partition("| ")[2] for line in lines] == ["1 of 8 epochs, ETA up to 70 s", "2 of 8 epochs, ETA 33 s"]
 
 
 def test_verbose_lets_libraries_speak() -> None:

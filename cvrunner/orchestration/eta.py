@@ -100,6 +100,12 @@ class Eta:
             measured.setdefault(progress.condition, []).extend(progress.epoch_s)
         return {condition: sum(s) / len(s) for condition, s in measured.items() if s}
 
+    @property
+    def all_measured(self) -> bool:
+        """Whether every condition that still trains has a finished epoch. If not, the time left is too long rather than
+        too short, since the slowest trials start first."""
+        return {p.condition for p in self.trials.values() if p.state not in ENDED} <= set(self.epoch_means_s())
+
     def trial_remaining_s(self, name: str) -> float | None:
         """Seconds of training left of a trial, without its waiting; None before the first epoch of the run."""
         progress, means_s = self.trials[name], self.epoch_means_s()
