@@ -86,7 +86,7 @@ class Progress:
         self._print(f"{trial.name}  {format_event(failure, self.dimensions)}{CONSEQUENCE[decision]}", important=True)
 
     def _epochs_left(self) -> str:
-        """Return a text such as `12 of 80 epochs, ETA 3 min`, or `ETA up to 3 min` if a condition was not measured yet."""
+        """Return a text such as `12 of 80 epochs, ETA 3 min`, with `up to` if a condition was not measured yet."""
         text = f"{self.eta.epochs_done} of {self.eta.epochs} epochs"
         if (remaining_s := self.eta.remaining_s()) is not None:
             text += f", ETA {'' if self.eta.all_measured else 'up to '}{format_duration(remaining_s)}"
