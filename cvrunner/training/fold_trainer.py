@@ -154,6 +154,7 @@ class FoldTrainer:
             memory = self.learner.fit_memory()
             state = LoopState(key=self.trial.key, batch_size=self.learner.batch_size, memory=memory)
             # Saved before any training: a disk that is too small shows now, not after an hour.
+            began = time.monotonic()
             self._save(state)
             self.checkpoints.wait()
             # The first checkpoint lacks the optimizer's moments, which later ones hold.

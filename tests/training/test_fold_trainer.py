@@ -6,9 +6,11 @@ import csv
 import itertools
 import json
 import shutil
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import audmetric
@@ -199,12 +201,23 @@ def test_damaged_weights_of_the_best_epoch_are_never_tested(tmp_path: Path, half
     assert outcome(tmp_path, halfway, "whole") == outcome(tmp_path, halfway, "parts")
 
 
-def test_a_start_tells_what_saving_takes(tmp_path: Path) -> None:
+def test_a_start_tells_what_saving_takes_and_not_what_came_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = pick(tiny_trials(tmp_path), "unfrozen")
+    hour, fit = [0], Learner.fit_linear_path
+    monkeypatch.setattr(fold_trainer, "time", SimpleNamespace(monotonic=lambda: 3600 * hour[0] + time.monotonic()))
+
+    def fit_for_an_hour(*args: Any) -> None:
+        fit(*args)
+        hour[0] += 1
+
+    monkeypatch.setattr(Learner, "fit_linear_path", fit_for_an_hour)
     events = trainer(trial, tmp_path).run()
     started = next(e for e in events if isinstance(e, TrialStarted))
+    assert hour == [1]
     assert started.checkpoint_mib * 2**20 == pytest.approx(3 * 4 * started.parameters.trainable)
-    assert started.checkpoint_s > 0
+    assert 0 < started.checkpoint_s < 3600
     assert [p.name for p in directory(tmp_path, trial).checkpoint.iterdir()] == ["0001-000000"]
     events.close()
 
