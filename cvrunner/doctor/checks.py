@@ -6,7 +6,7 @@ What a run takes is an estimate from the configuration; `plan` measures it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from packaging.specifiers import SpecifierSet
@@ -27,11 +27,7 @@ from cvrunner.doctor.facts import (
 )
 from cvrunner.orchestration.machine import Hardware, socket_path_bytes
 from cvrunner.orchestration.resources import logical_gpus, trials_that_fit
-from cvrunner.run.estimate import (
-    MOMENTS,
-    feature_bytes,
-    most_checkpoint_bytes,
-)
+from cvrunner.run.estimate import MOMENTS, feature_bytes, most_checkpoint_bytes
 from cvrunner.text import format_bytes
 
 TRIAL_BYTES = 2**30
@@ -79,13 +75,8 @@ def check_machine(facts: Facts) -> Iterator[Finding]:
 
 def check_gpus(facts: Facts) -> Finding:
     """Compare the driver's GPUs with CUDA_VISIBLE_DEVICES, torch's build and Ray's count."""
-    gpus, cluster, driver, hidden = (
-        facts.hardware.gpus,
-        facts.cluster,
-        facts.hardware.driver,
-        facts.hardware.hidden_gpus,
-    )
-    subject, torch = "GPUs", facts.packages.installed.get("torch")
+    hardware, cluster, torch = facts.hardware, facts.cluster, facts.packages.installed.get("torch")
+    subject, gpus, driver, hidden = "GPUs", hardware.gpus, hardware.driver, hardware.hidden_gpus
     if not gpus and hidden:
         what = f"CUDA_VISIBLE_DEVICES hides {'the only one' if hidden == 1 else f'all {hidden}'}: trials run on CPU"
         return warning(subject, what, "unset CUDA_VISIBLE_DEVICES, or --set train.device=cpu if that is meant")
@@ -180,9 +171,10 @@ def check_encoder(encoder: Encoder) -> Finding:
         return warning("Encoder", what, f"hf download {encoder.name} --include '*.json' '*.safetensors'")
     if encoder.error is not None:
         # The message has the command if files are missing.
-        typed = re.search(r"`((?:python -m cvrunner encoder|hf download) [^`]+)`", encoder.error)
-        other = "--set model.encoder=FOLDER with config.json and model.safetensors"
-        return problem("Encoder", encoder.error, typed[1] if typed else other)
+        do = "--set model.encoder=FOLDER with config.json and model.safetensors"
+        if typed := re.search(r"`((?:python -m cvrunner encoder|hf download) [^`]+)`", encoder.error):
+            do = typed[1]
+        return problem("Encoder", encoder.error, do)
     return ok("Encoder", f"{encoder.name}, {format_bytes(encoder.weights_bytes)}")
 
 
@@ -204,18 +196,15 @@ def check_corpus(facts: Facts) -> Finding:
 
 def check_storage(facts: Facts) -> Iterator[Finding]:
     """Run all checks of this section."""
-    yield from (check_store(store) for store in facts.stores)
+    for store in facts.stores:
+        if store.error is not None:
+            yield problem(store.key, store.error, f"--set {store.key}=/absolute/path/to/a/folder")
+        else:
+            yield ok(store.key, f"{short(store.path)} can be written")
     yield check_tracking(facts.config, facts.tracking_answers)
     yield from check_disks(facts)
     yield check_shared_memory(facts.hardware)
     yield check_temp(facts.hardware)
-
-
-def check_store(store: Store) -> Finding:
-    """Check that a store is absolute, outside of Ray's session folder, and writable."""
-    if store.error is not None:
-        return problem(store.key, store.error, f"--set {store.key}=/absolute/path/to/a/folder")
-    return ok(store.key, f"{short(store.path)} can be written")
 
 
 def check_tracking(config: Config, answers: bool | None) -> Finding:
@@ -250,26 +239,23 @@ def check_disks(facts: Facts) -> Iterator[Finding]:
         if store.error is None:
             by_disk.setdefault(store.disk, []).append(store)
     for stores in by_disk.values():
-        yield check_disk(stores, checkpoint_space(facts), feature_space(facts))
-
-
-def check_disk(stores: Sequence[Store], checkpoints: int, features: int) -> Finding:
-    """Check the disk that all `stores` share."""
-    keys, free = [store.key for store in stores], stores[0].free_bytes
-    results, cached = LEAST_DISK_BYTES, 0
-    if "results.root" in keys or "cluster.node_dir" in keys:
-        results += checkpoints
-    what = f"{', '.join(keys)}: {format_bytes(free)} free, up to {format_bytes(results)} for results"
-    if "cluster.cache_dir" in keys and features:
-        cached = features
-        what += f", {format_bytes(cached)} for features"
-    moved = "; ".join(f"--set {key}=/a/larger/disk" for key in keys)
-    if free < results:
-        return problem("Disk", what, moved)
-    if free < results + cached:
-        # Only a warning: features of earlier runs are used again.
-        return warning("Disk", f"{what} (less if they exist already)", moved)
-    return ok("Disk", what)
+        keys, free = [store.key for store in stores], stores[0].free_bytes
+        results, cached = LEAST_DISK_BYTES, 0
+        if "results.root" in keys or "cluster.node_dir" in keys:
+            results += checkpoint_space(facts)
+        if "cluster.cache_dir" in keys:
+            cached = feature_space(facts)
+        what = f"{', '.join(keys)}: {format_bytes(free)} free, up to {format_bytes(results)} for results"
+        if cached:
+            what += f", {format_bytes(cached)} for features"
+        moved = "; ".join(f"--set {key}=/a/larger/disk" for key in keys)
+        if free < results:
+            yield problem("Disk", what, moved)
+        elif free < results + cached:
+            # Only a warning: features of earlier runs are used again.
+            yield warning("Disk", f"{what} (less if they exist already)", moved)
+        else:
+            yield ok("Disk", what)
 
 
 def checkpoint_space(facts: Facts) -> int:
@@ -285,7 +271,9 @@ def checkpoint_space(facts: Facts) -> int:
 def feature_space(facts: Facts) -> int:
     """Return the size of all features: conv features once, hidden states once per layers and frame rate."""
     encoder, corpus = facts.encoder, facts.config.corpus
-    audio_s = corpus.demo.utterances * DEMO_UTTERANCE_S if corpus.format == "demo" else CORPUS_S
+    audio_s = CORPUS_S
+    if corpus.format == "demo":
+        audio_s = corpus.demo.utterances * DEMO_UTTERANCE_S
     hidden = set()
     for condition in facts.config.conditions:
         resolved = facts.config.for_condition(condition)

@@ -13,14 +13,7 @@ from cvrunner import paths
 from cvrunner.config.reading import load_config
 from cvrunner.config.schema import Config
 from cvrunner.doctor.access import check_access
-from cvrunner.doctor.checks import (
-    check_capacity,
-    check_disks,
-    check_gpus,
-    check_machine,
-    check_packages,
-    check_storage,
-)
+from cvrunner.doctor.checks import check_capacity, check_disks, check_gpus, check_machine, check_packages, check_storage
 from cvrunner.doctor.facts import Facts, Finding, collect_facts
 from cvrunner.errors import ClusterError
 from cvrunner.text import line_printer, plural
@@ -33,7 +26,10 @@ def doctor(config_path: Path | None, overrides: Sequence[str], as_json: bool, co
     """Print what is wrong with this machine for a configuration, and what to type. Exit code 1 for problems, else 0."""
     config = load_config(config_path or paths.default_config(), overrides)
     findings = diagnose(collect_facts(config))
-    line_printer(console)(findings_as_json(findings) if as_json else findings_as_text(findings))
+    text = findings_as_text(findings)
+    if as_json:
+        text = json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False)
+    line_printer(console)(text)
     return exit_code(findings)
 
 
@@ -63,15 +59,12 @@ def findings_as_text(findings: Sequence[Finding]) -> str:
             lines.append(f"{'':<7}  {'':<{width}}  -> {finding.do}")
     problems = sum(finding.level == "problem" for finding in findings)
     warnings = sum(finding.level == "warning" for finding in findings)
-    counts = [plural(problems, "problem") if problems else "no problems"]
+    summary = "no problems"
+    if problems:
+        summary = plural(problems, "problem")
     if warnings:
-        counts.append(plural(warnings, "warning"))
-    return "\n".join([*lines, ", ".join(counts)])
-
-
-def findings_as_json(findings: Sequence[Finding]) -> str:
-    """Return a list of objects with subject, level, what and do."""
-    return json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False)
+        summary += f", {plural(warnings, 'warning')}"
+    return "\n".join([*lines, summary])
 
 
 def exit_code(findings: Sequence[Finding]) -> int:

@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from cvrunner import paths
 from cvrunner.config.schema import Config
 from cvrunner.config.sections import ModelConfig
-from cvrunner.encoders.files import find_encoder
+from cvrunner.encoders.files import find_encoder, is_local
 from cvrunner.encoders.hub import ask_hub
 from cvrunner.errors import ConfigError, EncoderError
 from cvrunner.orchestration.machine import (
@@ -213,7 +213,9 @@ def find_encoder_facts(model: ModelConfig) -> Encoder:
     """Look for the encoder as `all-folds` does, but without a download."""
     name = model.encoder
     try:
-        where = _cached(model) if _is_hub_name(name) else name
+        where: str | None = name
+        if not is_local(name):
+            where = _cached(model)
         if where is None and ask_hub(name, model.revision) is None:
             return Encoder(name, None, True)
         # Without an answer of the hub, the search for its name shows what is missing.
@@ -244,11 +246,6 @@ def _cached(model: ModelConfig) -> str | None:
     except Exception as error:  # a name that the hub cannot have, a broken cache
         raise EncoderError(f"model.encoder {model.encoder}: {str(error).strip().partition(chr(10))[0]}") from None
     return folder if any(Path(folder).glob("model*.safetensors")) else None
-
-
-def _is_hub_name(name: str) -> bool:
-    is_folder = os.path.isdir(paths.expanded(name, "model.encoder"))
-    return name != "demo" and not is_folder and not name.startswith((".", "/", "~")) and name.count("/") <= 1
 
 
 def find_stores(config: Config) -> Iterator[Store]:

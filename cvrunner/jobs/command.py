@@ -56,12 +56,12 @@ def submit(
     check_configuration(command, folder, here)
     cluster = _cluster(address)
     job_id, job = jobs.free_id(jobs.usual_id(command, folder, os.environ, runtime_env, python), cluster.all())
-    if job is not None:
+    if job is None:
+        job, how = cluster.submit(job_id, python, command, folder, settings), "submitted"
+    else:
         how = f"runs already, submitted by {job.user or 'somebody'}"
         if job.started_s:
             how += f" and started at {datetime.fromtimestamp(job.started_s).isoformat(' ', 'seconds')}"
-    if job is None:
-        job, how = cluster.submit(job_id, python, command, folder, settings), "submitted"
     line_printer(console)(f"{job.id}: {how} on {cluster.address}")
     if wait:
         return _follow(cluster, job, console)
@@ -101,8 +101,9 @@ def check_configuration(command: Sequence[str], folder: Path, here: bool = False
 def status(job_id: str | None, address: str | None, as_json: bool, console: Console) -> int:
     """Print cvrunner's jobs on the cluster, newest first, or one of them."""
     cluster = _cluster(address)
-    newest_first = reversed(cluster.all().values())
-    chosen = [cluster.find(job_id)] if job_id else [job for job in newest_first if job.is_cvrunner]
+    chosen = [job for job in reversed(cluster.all().values()) if job.is_cvrunner]
+    if job_id:
+        chosen = [cluster.find(job_id)]
     records, rows, notes = [], [], ["`cvrunner status JOB` shows its command, its results folder and why it failed"]
     for job in chosen:
         started, ended = (
@@ -110,15 +111,16 @@ def status(job_id: str | None, address: str | None, as_json: bool, console: Cons
             for seconds in (job.started_s, job.ended_s)
         )
         found = _read_log(cluster, job)
-        failed = job.ended and job.exit_code not in jobs.OUTCOMES
-        reason = (found.error or job.message.strip() or None) if failed else None
+        reason = None
         if job.ended and job.process_code in jobs.KILLED:
             reason = "its process was killed; the same command continues the run"
+        elif job.ended and job.exit_code not in jobs.OUTCOMES:
+            reason = found.error or job.message.strip() or None
         record = {
             "id": job.id,
             "status": job.status,
             "outcome": job.outcome,
-            "exit_code": job.exit_code if job.ended else None,
+            "exit_code": None,
             "command": job.command,
             "started": started,
             "ended": ended,
@@ -126,19 +128,21 @@ def status(job_id: str | None, address: str | None, as_json: bool, console: Cons
             "owner": job.user,
             "trials": found.trials,
             "epochs": found.epochs,
-            "eta": None if job.ended else found.eta,
+            "eta": found.eta,
             "validation_ccc": found.validation_ccc,
             "reason": reason,
         }
+        if job.ended:
+            record |= {"exit_code": job.exit_code, "eta": None}
         records.append(record)
-        run = Path(found.results).name if found.results else DASH
         ccc = ", ".join(f"{name} {value:.4f}" for name, value in found.validation_ccc.items())
         progress = [found.trials, found.epochs, ccc, record["eta"]]
-        cells = [job.id, job.user, job.outcome, started, _duration(job), run, *progress]
+        cells = [job.id, job.user, job.outcome, started, _duration(job), Path(found.results or "").name, *progress]
         rows.append([str(cell or DASH) for cell in cells])
         if job_id:
             notes = [f"command  {job.command}", f"results  {found.results or DASH}"]
-            notes += [f"reason   {reason}; `cvrunner logs {job.id}` has the whole log"] if reason else []
+            if reason:
+                notes.append(f"reason   {reason}; `cvrunner logs {job.id}` has the whole log")
     text = f"no jobs of cvrunner's on {cluster.address}"
     if as_json:
         text = json.dumps(records, indent=2)

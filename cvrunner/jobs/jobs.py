@@ -113,8 +113,7 @@ class LogState:
 
 def read_log(text: str) -> LogState:
     """Read the state of a run from the lines that it has printed; of several runs in one log, the last counts."""
-    folders, counts = RESULTS.findall(text), list(TRIALS.finditer(text))
-    trials = None
+    trials, counts = None, list(TRIALS.finditer(text))
     if counts:
         done = int(counts[-1][2]) + len(set(DONE.findall(text, counts[-1].end())))
         trials = f"{done} of {counts[-1][1]}"
@@ -123,14 +122,14 @@ def read_log(text: str) -> LogState:
     by_condition: dict[str, list[float]] = {}
     for (condition, _), value in last.items():
         by_condition.setdefault(condition, []).append(value)
-    epochs, errors = EPOCHS.findall(text), ERROR.findall(text)
+    epochs, eta = next(reversed(EPOCHS.findall(text)), (None, None))
     return LogState(
-        results=folders[-1] if folders else None,
+        results=next(reversed(RESULTS.findall(text)), None),
         trials=trials,
-        epochs=epochs[-1][0] if epochs else None,
-        eta=epochs[-1][1] or None if epochs else None,
+        epochs=epochs,
+        eta=eta or None,
         validation_ccc={condition: fmean(values) for condition, values in by_condition.items()},
-        error=errors[-1].strip() if errors else None,
+        error=next(reversed(ERROR.findall(text)), "").strip() or None,
     )
 
 
@@ -162,10 +161,13 @@ def runtime_environment(file: Path, environment: Mapping[str, str]) -> dict[str,
 def check_for_secrets(command: Sequence[str]) -> None:
     """Raise UsageError if an argument has an address with a password: Ray shows a job's command to everyone."""
     for word in command:
-        key, _, value = word.partition("=")
-        if "@" in urlsplit(value or key).netloc:
+        name, _, value = word.partition("=")
+        # An address may itself contain the sign.
+        if not value or "://" in name:
+            name, value = "an argument", word
+        if "@" in urlsplit(value).netloc:
             raise UsageError(
-                f"{key if value else 'an argument'} holds a user name or password, and Ray shows a job's command to "
+                f"{name} holds a user name or password, and Ray shows a job's command to "
                 "everyone; MLflow also reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the cluster"
             )
 
@@ -184,7 +186,7 @@ def user_name() -> str:
 def usual_id(
     command: Sequence[str],
     folder: Path,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] = os.environ,
     runtime_env: Path | None = None,
     python: str = "python",
 ) -> str:
@@ -193,7 +195,6 @@ def usual_id(
     It is a hash of the arguments, the user, the variables that are passed on, the Python program, the files that the
     arguments name, `configs/*.yaml`, which may be their bases, the runtime environment and the code.
     """
-    environment = os.environ if environment is None else environment
     words = [*command, user_name(), *(f"{name}={environment.get(name, '')}" for name in PASSED_ON), python]
     found = hashlib.sha256("".join(f"{word}\n" for word in words).encode())
     named = [folder / word for word in command]

@@ -119,7 +119,7 @@ class Eta:
         means_s = self.epoch_means_s()
         if not means_s:
             return None
-        overhead_s = median(self.overhead_s) if self.overhead_s else 0.0
+        overhead_s = median(self.overhead_s or [0.0])
         running = [p.remaining_s(means_s) for p in self.trials.values() if p.state not in ("waiting", *ENDED)]
         waiting = [p.remaining_s(means_s) + overhead_s for p in self.trials.values() if p.state == "waiting"]
         free = [0.0] * max(0, self.slots - len(running))

@@ -31,13 +31,24 @@ def format_event(event: Event | Failure, dimensions: Sequence[str]) -> str | Non
         case FeatureProgress():
             return f"{event.kind}: {event.done} of {event.shards} shards in the cache"
         case TrialStarted():
-            return format_start(event)
+            parameters = event.parameters
+            groups = ", ".join(f"{name} {count:,}" for name, count in parameters.groups.items())
+            text = (
+                f"on {event.device} in {event.precision}: {parameters.total:,} parameters ({groups}), "
+                f"{parameters.trainable:,} trained, {event.updates_per_epoch} updates an epoch, saving takes about "
+                f"{event.checkpoint_s:.1f} s ({format_bytes(event.checkpoint_mib * 2**20)})"
+            )
+            if (event.resumed_epoch, event.resumed_update) != (1, 0):
+                text += f", resumes in epoch {event.resumed_epoch} after update {event.resumed_update}"
+            return text
         case EpochRecord():
             text = (
                 f"epoch {event.epoch}/{event.epochs}  loss {event.train_loss:.3f}  validation "
                 f"{format_ccc(event.validation_ccc, dimensions)}  {event.train_s + event.validation_s:.1f} s"
             )
-            return f"{text}  best" if event.best else text
+            if event.best:
+                text += "  best"
+            return text
         case TrialResult():
             return f"done: test {format_ccc(event.test_ccc, dimensions)} at epoch {event.best_epoch}"
         case ProbeResult():
@@ -47,19 +58,6 @@ def format_event(event: Event | Failure, dimensions: Sequence[str]) -> str | Non
         case Failure():
             return f"{event.kind.replace('_', ' ')}: {event.message}"
     return None
-
-
-def format_start(event: TrialStarted) -> str:
-    """Return what is trained, on which device, and from which epoch if it resumes."""
-    groups = ", ".join(f"{name} {count:,}" for name, count in event.parameters.groups.items())
-    text = (
-        f"on {event.device} in {event.precision}: {event.parameters.total:,} parameters ({groups}), "
-        f"{event.parameters.trainable:,} trained, {event.updates_per_epoch} updates an epoch, saving takes about "
-        f"{event.checkpoint_s:.1f} s ({format_bytes(event.checkpoint_mib * 2**20)})"
-    )
-    if (event.resumed_epoch, event.resumed_update) != (1, 0):
-        text += f", resumes in epoch {event.resumed_epoch} after update {event.resumed_update}"
-    return text
 
 
 def format_ccc(ccc: Ccc, dimensions: Sequence[str]) -> str:

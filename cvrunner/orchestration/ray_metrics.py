@@ -97,24 +97,21 @@ class Gauges:
             values[RETRIES] = {(self.run, kind): count for kind, count in self.retries.items()}
             if (remaining_s := self.eta.remaining_s()) is not None:
                 values[RUN_ETA][self.run,] = remaining_s
-            for trial in self.trials.values():
-                self._add_trial(values, trial)
+            for name, trial in self.trials.items():
+                labels = (self.run, trial.condition, str(trial.fold.number), str(trial.seed))
+                progress = self.eta.trials[name]
+                values[EPOCH][labels], values[EPOCHS][labels] = progress.epoch, progress.epochs
+                if (remaining_s := self.eta.trial_remaining_s(name)) is not None:
+                    values[ETA][labels] = remaining_s
+                if (record := self.last.get(name)) is None:
+                    continue
+                values[TRAIN_LOSS][labels] = record.train_loss
+                values[SPEED][labels] = record.utterances_per_s
+                values[MEMORY][labels] = record.peak_memory_mib
+                for dimension, value in record.validation_ccc.items():
+                    if value is not None:
+                        values[VALIDATION_CCC][*labels, dimension] = value
             return values
-
-    def _add_trial(self, values: dict[Metric, dict[Labels, float]], trial: Trial) -> None:
-        labels = (self.run, trial.condition, str(trial.fold.number), str(trial.seed))
-        progress = self.eta.trials[trial.name]
-        values[EPOCH][labels], values[EPOCHS][labels] = progress.epoch, progress.epochs
-        if (remaining_s := self.eta.trial_remaining_s(trial.name)) is not None:
-            values[ETA][labels] = remaining_s
-        if (record := self.last.get(trial.name)) is None:
-            return
-        values[TRAIN_LOSS][labels] = record.train_loss
-        values[SPEED][labels] = record.utterances_per_s
-        values[MEMORY][labels] = record.peak_memory_mib
-        for dimension, value in record.validation_ccc.items():
-            if value is not None:
-                values[VALIDATION_CCC][*labels, dimension] = value
 
 
 @contextlib.contextmanager

@@ -64,8 +64,7 @@ def found_resources(cluster: ClusterConfig, environment: Mapping[str, str]) -> R
 
     Raises ClusterError.
     """
-    ray = find_cluster(environment, find_listeners() or ()) if environment.get("RAY_ADDRESS") else None
-    if ray is not None:
+    if environment.get("RAY_ADDRESS") and (ray := find_cluster(environment, find_listeners() or ())) is not None:
         if ray.error is not None:
             raise ClusterError(f"RAY_ADDRESS {ray.address}: {ray.error}. Start Ray there, unset it, or give --gpus N")
         return _resources("the cluster", ray.nodes, ray.gpus, ray.cpus, cluster)
@@ -85,16 +84,21 @@ def device_type(requested: Literal["auto", "cuda", "cpu"], environment: Mapping[
     logical ones, here or in the cluster at RAY_ADDRESS."""
     if requested != "auto":
         return requested
+    if visible_gpus(find_gpus(), environment):
+        return "cuda"
     address = environment.get("RAY_ADDRESS", "local")
-    here = bool(visible_gpus(find_gpus(), environment))
     # A cluster's head may have no GPU, or its driver a GPU that no node of the cluster has.
-    return "cuda" if here or (address not in ("", "local", "auto") and _has_real_gpus(address)) else "cpu"
+    if address not in ("", "local", "auto") and _has_real_gpus(address):
+        return "cuda"
+    return "cpu"
 
 
 @functools.cache
 def _has_real_gpus(address: str) -> bool:
     """Whether Ray, asked once per process, has found the model of a GPU on a node; a logical GPU has none."""
-    nodes, _ = ask_nodes(address, ANSWER_S) if answers(address) else ([], None)
+    if not answers(address):
+        return False
+    nodes, _ = ask_nodes(address, ANSWER_S)
     return any(resource.startswith("accelerator_type:") for node in nodes for resource in node)
 
 

@@ -16,16 +16,7 @@ from cvrunner.config.sections import Claim
 from cvrunner.orchestration.resources import NODE_GPUS, possible_resources
 from cvrunner.orchestration.trials import plan_trials
 from cvrunner.plan.cards import find_card
-from cvrunner.run.estimate import (
-    TOLERANCE,
-    Assignment,
-    Disk,
-    Forecast,
-    RunOnResources,
-    Schedule,
-    as_json,
-    forecast,
-)
+from cvrunner.run.estimate import TOLERANCE, Assignment, Forecast, RunOnResources, as_json, forecast
 from cvrunner.run.prepare import prepare
 from cvrunner.text import DASH, Table, format_bytes, format_duration, line_printer, plural, tables_as_text
 
@@ -90,8 +81,11 @@ def plan(
 def plan_text(found: Forecast) -> str:
     """Return the whole screen; its last line is the answer."""
     first = found.runs[0]
+    by_seeds = [f"{plural(count, 'seed')} {format_duration(seconds)}" for count, seconds in first.by_seeds.items()]
+    # How many seeds a claim needs is a matter of hours.
+    seeds = f"on {_gpus(first)}: {', '.join(by_seeds)}. A claim needs two seeds, with a single fold three."
+    answer = f"all-folds would take about {format_duration(first.total_s)} on {_gpus(first)}"
     notes = "\n".join(textwrap.fill(note, WIDTH) for note in _notes(found))
-    seeds, answer = _by_seeds(first), f"all-folds would take about {format_duration(first.total_s)} on {_gpus(first)}"
     if (estimated := found.conditions[0].probe.estimate) is not None:
         seeds, answer = f"By this estimate, {seeds}", f"An estimate, never measured: {answer}, {estimated.card}"
     parts = [
@@ -102,12 +96,6 @@ def plan_text(found: Forecast) -> str:
         answer,
     ]
     return "\n\n".join(parts)
-
-
-def _by_seeds(run: RunOnResources) -> str:
-    """Return what one, two and three seeds take: how many a claim needs is a matter of hours."""
-    times = [f"{plural(count, 'seed')} {format_duration(seconds)}" for count, seconds in run.by_seeds.items()]
-    return f"on {_gpus(run)}: {', '.join(times)}. A claim needs two seeds, with a single fold three."
 
 
 def conditions_table(found: Forecast) -> Table:
@@ -186,7 +174,15 @@ def _notes(found: Forecast) -> Iterator[str]:
     )
     for condition in found.conditions:
         probe = condition.probe
-        yield from _batch_size_notes(probe)
+        if probe.batch_size < probe.configured:
+            cost = "counted" if probe.estimate else "measured"
+            yield (
+                f"{probe.condition}: train.batch_size {probe.configured} does not fit the longest batch; {cost} with "
+                f"{probe.batch_size}, to which exact accumulation would reduce it."
+            )
+        if probe.larger_mib:
+            sizes = [f"{format_bytes(mib * 2**20)} at batch_size {size}" for size, mib in probe.larger_mib.items()]
+            yield f"{probe.condition}: {', '.join(sizes)}."
         if probe.estimate is not None:
             yield _counted(probe, probe.estimate)
         if probe.plain_mamba_s is not None:
@@ -200,23 +196,15 @@ def _notes(found: Forecast) -> Iterator[str]:
     start, filling, fitting = map(
         format_duration, (found.runs[0].start_s, found.runs[0].features_s, found.runs[0].linear_probes_s)
     )
+    features = found.disk.features
+    kinds = ", ".join(f"{format_bytes(size)} {kind}" for kind, size in features.items())
     yield (
-        f"{_disk(found.disk)} Filling the feature cache takes {filling} once on each node; the linear probes, after "
+        f"Disk: features {format_bytes(sum(features.values()))} on each node ({kinds}); checkpoints at most "
+        f"{format_bytes(found.disk.checkpoints)} at a time; weights in the results {format_bytes(found.disk.weights)}. "
+        f"Filling the feature cache takes {filling} once on each node; the linear probes, after "
         f"the trials, about {fitting}; start-up and report {start}. The trials are expected to take less than their "
         "makespan where pausing some of them gains time (cluster.preempt)."
     )
-
-
-def _batch_size_notes(probe: ConditionProbe) -> Iterator[str]:
-    if probe.batch_size < probe.configured:
-        found = "measured" if probe.estimate is None else "counted"
-        yield (
-            f"{probe.condition}: train.batch_size {probe.configured} does not fit the longest batch; {found} with "
-            f"{probe.batch_size}, to which exact accumulation would reduce it."
-        )
-    if probe.larger_mib:
-        sizes = [f"{format_bytes(mib * 2**20)} at batch_size {size}" for size, mib in probe.larger_mib.items()]
-        yield f"{probe.condition}: {', '.join(sizes)}."
 
 
 def _counted(probe: ConditionProbe, estimate: Estimate) -> str:
@@ -230,14 +218,6 @@ def _counted(probe: ConditionProbe, estimate: Estimate) -> str:
         f"{probe.condition}, counted for the estimate: {'; '.join(updates)}. Weights and optimizer take "
         f"{format_bytes(estimate.fixed_bytes)}; activations, gradients and casts at most "
         f"{format_bytes(estimate.longest.peak_bytes)}."
-    )
-
-
-def _disk(disk: Disk) -> str:
-    features = ", ".join(f"{format_bytes(size)} {kind}" for kind, size in disk.features.items())
-    return (
-        f"Disk: features {format_bytes(sum(disk.features.values()))} on each node ({features}); checkpoints at most "
-        f"{format_bytes(disk.checkpoints)} at a time; weights in the results {format_bytes(disk.weights)}."
     )
 
 
@@ -265,18 +245,16 @@ def _bars(found: Forecast) -> list[str]:
     lines = [f"Each trial begins with its letter ({legend}); dots are idle."]
     for run in found.runs:
         lines.append(f"{run.resources.name}: {_gpus(run)}")
-        lines += _bars_of(run.schedule, letters)
+        rows = [run.schedule.of_gpu(gpu) for gpu in range(run.schedule.gpus)]
+        for conditions, alike in groupby(rows, key=lambda row: [one.job.condition for one in row]):
+            same = list(alike)
+            # Of GPUs that share a bar, the one that ends last stands for all.
+            shown = max(same, key=lambda row: max((one.end_s for one in row), default=0.0))
+            line = f"  {len(same):>3} x {bar_of(shown, run.schedule.makespan_s, letters)}"
+            if not conditions:
+                line += "  idle"
+            lines.append(line)
     return lines
-
-
-def _bars_of(schedule: Schedule, letters: dict[str, str]) -> Iterator[str]:
-    rows = [schedule.of_gpu(gpu) for gpu in range(schedule.gpus)]
-    for conditions, alike in groupby(rows, key=lambda row: [one.job.condition for one in row]):
-        same = list(alike)
-        # Of GPUs that share a bar, the one that ends last stands for all.
-        shown = max(same, key=lambda row: max((one.end_s for one in row), default=0.0))
-        line = f"  {len(same):>3} x {bar_of(shown, schedule.makespan_s, letters)}"
-        yield line if conditions else f"{line}  idle"
 
 
 def bar_of(assignments: Sequence[Assignment], makespan_s: float, letters: dict[str, str]) -> str:

@@ -174,8 +174,9 @@ def render(report: AuditReport, width: int = 120) -> str:
             speakers = str(sum(sizes.speakers.values()))
         else:
             speakers = " ".join(f"{count}{gender}" for gender, count in sizes.speakers.items())
-        counts = [sizes.dialogues, *([sizes.improvised, sizes.scripted] if has_kinds else [])]
-        cells = [sizes.session, str(sizes.utterances), f"{sizes.minutes:.1f}", speakers, *map(str, counts)]
+        cells = [sizes.session, str(sizes.utterances), f"{sizes.minutes:.1f}", speakers, str(sizes.dialogues)]
+        if has_kinds:
+            cells += [str(sizes.improvised), str(sizes.scripted)]
         session_rows.append(cells)
     labels = Table(
         "Labels",

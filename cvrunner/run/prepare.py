@@ -68,11 +68,13 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
                 )
         of_folds = [config.for_condition(condition, fold) for fold in config.folds_of(condition)]
         for resolved in (common, *of_folds) if for_training else ():
-            model, train, layers = resolved.model, resolved.train, resolved.model.layers
+            model, train = resolved.model, resolved.train
+            # Empty: all layers.
+            layers: tuple[int, ...] = () if model.layers == "all" else model.layers
             check_encoder(
                 model.encoder,
                 model.revision,
-                () if layers == "all" else layers,
+                layers,
                 resolved.adaptation.masks_input,
                 model.allow_tuned_encoder,
             )
@@ -85,7 +87,7 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
             if model.unfreeze_top_layers is not None:
                 check_depth(model, [model.unfreeze_top_layers], "model.unfreeze_top_layers")
             depth = encoder_settings(model.encoder, model.revision).depth
-            last = resolved.adaptation.last_start(depth, depth if layers == "all" else max(layers))
+            last = resolved.adaptation.last_start(depth, max(layers, default=depth))
             if last > train.epochs:
                 raise ConfigError(
                     f"train.unfreeze_layers_per_epoch {train.unfreeze_layers_per_epoch}: the lowest layer of "
@@ -161,8 +163,7 @@ def find_run_directory(run: Path) -> RunDirectory:
         if (path / "run.json").is_file():
             # Absolute, because the folder's own name is the name of the run, also if `.` was given.
             return RunDirectory(path.absolute())
-    near = difflib.get_close_matches(run.name, paths.run_names(), n=3, cutoff=0.3)
     hint = ""
-    if near:
+    if near := difflib.get_close_matches(run.name, paths.run_names(), n=3, cutoff=0.3):
         hint = f"; did you mean {' or '.join(near)}?"
     raise ResultsError(f"{run}: no run here (run.json is missing){hint}")

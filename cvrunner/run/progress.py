@@ -72,7 +72,10 @@ class Progress:
         # worker, and the trial's own first event counts.
         if isinstance(event, (WorkerStarted, TrialStarted)) and trial.name in self.attempts:
             number = self.attempts.pop(trial.name)
-            self._print(f"{trial.name}  starts" + (f", attempt {number}" if number > 1 else ""))
+            start = f"{trial.name}  starts"
+            if number > 1:
+                start += f", attempt {number}"
+            self._print(start)
         if text := format_event(event, self.dimensions):
             if isinstance(event, (EpochRecord, TrialResult)):
                 text += f"  | {self._epochs_left()}"
@@ -101,9 +104,10 @@ class Progress:
 
     def _table(self) -> Table:
         table = Table(caption=self._epochs_left(), caption_justify="left", box=None, pad_edge=False)
-        for column in ("trial", "state", "epoch", *map(ccc_label, self.dimensions), "s/epoch"):
-            is_text = column in ("trial", "state")
-            table.add_column(column, justify="left" if is_text else "right")
+        table.add_column("trial")
+        table.add_column("state")
+        for column in ("epoch", *map(ccc_label, self.dimensions), "s/epoch"):
+            table.add_column(column, justify="right")
         for name, row in self.eta.trials.items():
             scores = [format_score(row.ccc.get(d)) for d in self.dimensions]
             seconds = f"{row.epoch_s[-1]:.1f}" if row.epoch_s else ""

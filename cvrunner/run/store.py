@@ -38,7 +38,7 @@ from cvrunner.run.protocol import make_protocol
 from cvrunner.training.trial import Trial
 from cvrunner.verdict.floor import floor_csv, floor_predictions, floor_record
 from cvrunner.verdict.ledger import Look, added_after_look, looks_at, new_scores, read_ledger, record_look
-from cvrunner.verdict.protocol import Protocol, ProtocolFile, ProtocolVersion, changes, read_protocol
+from cvrunner.verdict.protocol import ProtocolFile, ProtocolVersion, changes, read_protocol
 
 if TYPE_CHECKING:
     from cvrunner.training.fold_trainer import Event
@@ -83,10 +83,12 @@ class RecordStore(Generic[RecordT]):
 
     def _end(self, complete: bool, stopped: bool, **changes: Any) -> RunStatus:
         """Set and return the final status, together with other changes."""
-        status: RunStatus = "STOPPED" if stopped else "INCOMPLETE"
-        # Also if it was stopped: the signal came too late to leave anything undone.
+        status: RunStatus = "INCOMPLETE"
         if complete:
+            # Also if it was stopped: the signal came too late to leave anything undone.
             status = "COMPLETE"
+        elif stopped:
+            status = "STOPPED"
         self._write(status=status, finished_at=datetime.now(UTC).isoformat(timespec="seconds"), **changes)
         return status
 
@@ -180,7 +182,9 @@ class RunStore(RecordStore[RunRecord]):
 
     def elsewhere(self) -> set[str]:
         """Return the names of the trials on which other commands work at this moment."""
-        names = set() if self.claims is None else self.record.trials.keys() - self.claims.keys()
+        if self.claims is None:
+            return set()
+        names = self.record.trials.keys() - self.claims.keys()
         return {name for name in names if is_held(self.directory.path / name / CLAIM)}
 
     @contextlib.contextmanager
@@ -198,28 +202,26 @@ class RunStore(RecordStore[RunRecord]):
         that were added after a look at test scores. Raises ResultsError if protocol.json cannot be read.
         """
         with self._latest():
-            self._declare(make_protocol(experiment, trials, self.record.conditions), experiment.config)
-
-    def _declare(self, protocol: Protocol, config: Config) -> None:
-        file = read_protocol(self.directory) or ProtocolFile(versions=[])
-        if file.versions and file.versions[-1].sha256 == protocol.sha256:
-            return
-        looks, declared = read_ledger(self.directory.path.parent), [version.protocol for version in file.versions]
-        version = ProtocolVersion(
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-            sha256=protocol.sha256,
-            test_scores=len(self.directory.results(self.record)),
-            looks=looks_at(looks, protocol.corpus_digest),
-            added_after_look=added_after_look(protocol, looks, declared),
-            changes=changes(declared[-1], protocol) if declared else [],
-            protocol=protocol,
-        )
-        file = ProtocolFile(versions=[*file.versions, version])
-        write_atomically(self.directory.protocol_file, file.to_json())
-        # The latest protocol is in force, so the report must find its margin and primary outcome.
-        write_atomically(self.directory.config, config_yaml(config))
-        self._write(protocol_sha256=file.versions[0].sha256)
-        self.changed = True
+            protocol = make_protocol(experiment, trials, self.record.conditions)
+            file = read_protocol(self.directory) or ProtocolFile(versions=[])
+            if file.versions and file.versions[-1].sha256 == protocol.sha256:
+                return
+            looks, declared = read_ledger(self.directory.path.parent), [version.protocol for version in file.versions]
+            version = ProtocolVersion(
+                time=datetime.now(UTC).isoformat(timespec="seconds"),
+                sha256=protocol.sha256,
+                test_scores=len(self.directory.results(self.record)),
+                looks=looks_at(looks, protocol.corpus_digest),
+                added_after_look=added_after_look(protocol, looks, declared),
+                changes=changes(declared[-1], protocol) if declared else [],
+                protocol=protocol,
+            )
+            file = ProtocolFile(versions=[*file.versions, version])
+            write_atomically(self.directory.protocol_file, file.to_json())
+            # The latest protocol is in force, so the report must find its margin and primary outcome.
+            write_atomically(self.directory.config, config_yaml(experiment.config))
+            self._write(protocol_sha256=file.versions[0].sha256)
+            self.changed = True
 
     def count_look(self, command: list[str], results: Mapping[str, TrialResult]) -> None:
         """Add a line to the ledger of the results folder if it does not know all test scores of these results yet."""
@@ -245,20 +247,18 @@ class RunStore(RecordStore[RunRecord]):
     def begin(self) -> None:
         """Mark the run as RUNNING; a trial is DONE if its result is on disk, and waits otherwise."""
         with self._latest():
-            elsewhere = self.elsewhere()
-            states = {
-                name: state if name in elsewhere else self._begun(state) for name, state in self.record.trials.items()
-            }
+            elsewhere, states = self.elsewhere(), dict(self.record.trials)
+            for name, state in states.items():
+                if name in elsewhere:
+                    continue
+                trial = self.directory.trial(state.condition, state.fold, state.seed)
+                status: TrialStatus = "WAITING"
+                if trial.result(state.key) is not None:
+                    status = "DONE"
+                    # A process killed after it wrote the result has left its checkpoint.
+                    shutil.rmtree(trial.checkpoint, ignore_errors=True)
+                states[name] = state.model_copy(update={"status": status, "error": None})
             self._write(trials=states, status="RUNNING", finished_at=None)
-
-    def _begun(self, state: TrialState) -> TrialState:
-        trial = self.directory.trial(state.condition, state.fold, state.seed)
-        status: TrialStatus = "WAITING"
-        if trial.result(state.key) is not None:
-            status = "DONE"
-            # A process killed after it wrote the result has left its checkpoint.
-            shutil.rmtree(trial.checkpoint, ignore_errors=True)
-        return state.model_copy(update={"status": status, "error": None})
 
     def end(self, stopped: bool) -> RunStatus:
         """Set and return the final status: COMPLETE only if every trial has its result.

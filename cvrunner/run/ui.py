@@ -59,13 +59,16 @@ def find_store(run: Path | None) -> tuple[RunDirectory | None, str]:
 
     A results folder stands for its newest run, or, without runs, for the database in it. Raises ResultsError.
     """
-    folder = run if run is not None else paths.lasting("results", "results.root")
-    names = [] if (folder / "run.json").is_file() else paths.run_names(folder)
-    if not names and (folder / "mlflow.db").is_file():
-        return None, f"sqlite:///{(folder / 'mlflow.db').absolute()}"
-    if run is None and not names:
-        raise ResultsError(f"{folder}: no runs here; `cvrunner ui RUN` takes the folder of a run or a results folder")
-    directory = find_run_directory(folder / names[0] if names else folder)
+    folder = run or paths.lasting("results", "results.root")
+    if not (folder / "run.json").is_file():
+        if names := paths.run_names(folder):
+            folder /= names[0]
+        elif (folder / "mlflow.db").is_file():
+            return None, f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+        elif run is None:
+            rule = "`cvrunner ui RUN` takes the folder of a run or a results folder"
+            raise ResultsError(f"{folder}: no runs here; {rule}")
+    directory = find_run_directory(folder)
     return directory, tracking_uri(directory.read_config(), directory.path.parent)
 
 

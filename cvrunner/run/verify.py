@@ -59,10 +59,9 @@ def verify(
         # Not `conclude`, which prints a comparison that one fold cannot give.
         status, _ = close(run, outcome)
         ended, test_ccc = trained(run, trial), None
-        if test:
-            result = run.store.trial_directory(trial).result(trial.key)
-            ended, test_ccc = (ended, result.test_ccc) if result is not None else (None, None)
-        if ended is None:
+        if test and (result := run.store.trial_directory(trial).result(trial.key)) is not None:
+            test_ccc = result.test_ccc
+        if ended is None or (test and test_ccc is None):
             raise_for_outcome(outcome, status)
             raise TrialError(f"{trial.name} has no result: {run.store.record.trials[trial.name].error}")
         print_line(verify_text(config, trial, ended, test_ccc, experiment.corpus.synthetic, console.width).rstrip())

@@ -58,18 +58,8 @@ def tune(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: b
     """Train the settings on Ray Tune, or continue an interrupted sweep; ends with `tuned-<sweep>.yaml`."""
     search = _plan(config_path, overrides)
     experiment, config = search.experiment, search.experiment.config
-    store = SweepStore.open(
-        experiment.results_root,
-        experiment.name,
-        sweep_key(config.tune, search.trials),
-        config,
-        experiment.corpus,
-        experiment.folds,
-        search.settings,
-        search.trials,
-        sys.argv,
-        new,
-    )
+    key = sweep_key(config.tune, search.trials)
+    store = SweepStore.open(experiment, key, search.settings, search.trials, sys.argv, new)
     uri = tracking_uri(config, experiment.results_root) if config.tracking.enabled else None
     tracker, stopped = SweepTracker(uri, line_printer(console)), False
     with lock(store.directory.path):
@@ -84,7 +74,7 @@ def tune(config_path: Path | None, overrides: Sequence[str], new: bool, quiet: b
                 _conclude(search, store, tracker, stopped, console)
         if stopped and store.pending:
             raise Stopped("stopped; the same command continues")
-    return 0 if store.record.status == "COMPLETE" else 1
+    return int(store.record.status != "COMPLETE")
 
 
 def _plan(config_path: Path | None, overrides: Sequence[str]) -> Search:
@@ -224,8 +214,10 @@ def line(record: SweepRecord, setting: str) -> str:
     last = state.epochs[-1]
     folds = ", ".join(f"{fold}: {format_score(ccc['avg'])}" for fold, ccc in last.folds.items())
     text = f"{setting}  epoch {last.epoch}/{record.epochs[state.condition]}"
-    text = f"{text}  validation CCC-Avg {format_score(last.score)} ({folds})"
-    return f"{text}  {OUTCOMES[state.status]}" if state.ended else text
+    text += f"  validation CCC-Avg {format_score(last.score)} ({folds})"
+    if state.ended:
+        text += f"  {OUTCOMES[state.status]}"
+    return text
 
 
 def settings_table(record: SweepRecord, condition: str) -> Table:
@@ -258,12 +250,11 @@ def tuned_config(config: Config, record: SweepRecord) -> Config:
         for fold, name in record.chosen(condition).items():
             tuned = with_setting(tuned, condition, record.settings[name].values, fold=fold)
     # A search of other conditions before this one still holds for them.
-    sweeps, samples = ([before.sweep] if before.sweep else []), dict(before.samples_per_condition)
-    samples |= {condition: len(record.settings_of(condition)) for condition in record.conditions}
+    samples = {condition: len(record.settings_of(condition)) for condition in record.conditions}
     origin = SettingsFrom(
         source="tune",
-        sweep=", ".join(dict.fromkeys([*sweeps, record.run])),
-        samples_per_condition=samples,
+        sweep=", ".join(dict.fromkeys(filter(None, (before.sweep, record.run)))),
+        samples_per_condition={**before.samples_per_condition, **samples},
         objective=_objective(record),
         nested=record.nested,
         note=before.note,
@@ -300,8 +291,10 @@ def tuned_yaml(tuned: Config, record: SweepRecord) -> str:
         ]
         for fold, name in record.chosen(condition).items():
             values = ", ".join(f"{key}: {_format_value(value)}" for key, value in settings[name].values.items())
-            place = "" if fold is None else f"fold {fold}: "
-            lines.append(f"  {place}{name}, {values}")
+            chosen = f"{name}, {values}"
+            if fold is not None:
+                chosen = f"fold {fold}: {chosen}"
+            lines.append(f"  {chosen}")
     tried = {condition: tuned.settings_from.samples(condition) for condition in tuned.conditions}
     if len(set(tried.values())) > 1:
         least = min(tried, key=tried.__getitem__)

@@ -49,10 +49,12 @@ def searched_values(config: Config, condition: str) -> dict[str, Any]:
     """Return the condition's values without a search, by those keys of the search space that change something."""
     resolved = config.for_condition(condition)
     data: dict[str, Any] = resolved.model_dump(mode="json")
-    idle = set() if resolved.adaptation.trains_encoder else ENCODER_KEYS
-    # With adapters, the encoder's own weights do not learn.
+    idle: set[str] = set()
     if resolved.adaptation.lora is not None and "model.lora.rank" not in config.tune.search_space:
+        # With adapters, the encoder's own weights do not learn.
         idle = {"train.encoder_lr"}
+    elif not resolved.adaptation.trains_encoder:
+        idle = ENCODER_KEYS
     return {
         key: functools.reduce(lambda section, part: section[part], key.split("."), data)
         for key in config.tune.search_space
@@ -100,7 +102,9 @@ def with_setting(
     """Return the configuration with a setting's values in one condition only, or only in one fold of it. Raises
     ConfigError."""
     data = config.model_dump(mode="json")
-    place = f"conditions.{condition}" if fold is None else f"conditions.{condition}.folds.{fold}"
+    place = f"conditions.{condition}"
+    if fold is not None:
+        place += f".folds.{fold}"
     for key, value in values.items():
         data = merge(data, nested(f"{place}.{key}", value))
     if epochs is not None:
@@ -171,7 +175,7 @@ class Objective:
         """Yield the epochs that every fold has finished, or stopped before, and that were not yielded yet."""
         training = [len(known) for fold, known in self.best.items() if fold not in self.ended]
         # The slowest fold decides; once all have ended, the one with the most epochs.
-        reached = min(training) if training else max(len(known) for known in self.best.values())
+        reached = min(training, default=max(map(len, self.best.values())))
         while reached > self.reported:
             self.reported += 1
             # A fold that has stopped early counts with its best epoch.

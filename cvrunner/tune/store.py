@@ -15,12 +15,10 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from cvrunner.config.schema import Config
-from cvrunner.data.folds import Fold
-from cvrunner.data.utterance import Corpus
 from cvrunner.records import legacy
 from cvrunner.records.results import Ccc, Provenance, Record, RunStatus
 from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.run.prepare import Experiment
 from cvrunner.run.store import RecordStore, choose_folder, provenance
 from cvrunner.text import format_score
 from cvrunner.training.trial import Trial
@@ -153,20 +151,20 @@ class SweepRecord(Provenance):
         data = ", on synthetic data" if self.synthetic else ""
         if not self.is_decided:
             return f"no setting is trained to the end yet{data}"
-        found = "; ".join(self._outcome(condition) for condition in self.conditions)
-        return f"{found}{data}; a setting was chosen by this value, which is therefore too optimistic"
-
-    def _outcome(self, condition: str) -> str:
-        chosen, settings = self.chosen(condition), self.settings_of(condition)
-        first, count = next(iter(settings)), len(settings)
-        score, configured = format_score(self.score(condition)), format_score(settings[first].score)
-        if set(chosen.values()) == {first}:
-            return f"{condition}: of {count} settings none is better than the configuration as it is, {score}"
-        best = ", ".join(dict.fromkeys(chosen.values()))
-        which = "is the best"
-        if self.nested:
-            which = "are the best per fold"
-        return f"{condition}: {best} {which} of {count}: mean validation CCC-Avg {score}, as configured {configured}"
+        found = []
+        for condition in self.conditions:
+            chosen, settings = dict.fromkeys(self.chosen(condition).values()), self.settings_of(condition)
+            first, count = next(iter(settings)), len(settings)
+            score, configured = format_score(self.score(condition)), format_score(settings[first].score)
+            text = f"of {count} settings none is better than the configuration as it is, {score}"
+            if list(chosen) != [first]:
+                best = ", ".join(chosen)
+                which = "is the best"
+                if self.nested:
+                    which = "are the best per fold"
+                text = f"{best} {which} of {count}: mean validation CCC-Avg {score}, as configured {configured}"
+            found.append(f"{condition}: {text}")
+        return f"{'; '.join(found)}{data}; a setting was chosen by this value, which is therefore too optimistic"
 
 
 class SweepDirectory:
@@ -206,25 +204,21 @@ class SweepStore(RecordStore[SweepRecord]):
     @classmethod
     def open(
         cls,
-        root: Path,
-        name: str,
+        experiment: Experiment,
         key: str,
-        config: Config,
-        corpus: Corpus,
-        folds: Sequence[Fold],
         settings: Mapping[str, Mapping[str, Any]],
         trials: Mapping[str, Sequence[Trial]],
         command: list[str],
         new: bool,
     ) -> SweepStore:
         """Continue the sweep of this key, or begin one; `new`: begin one in any case. Raises ResultsError."""
-        path, fresh = choose_folder(root, f"{name}-tune", key, "sweep.json", new)
+        path, fresh = choose_folder(experiment.results_root, f"{experiment.name}-tune", key, "sweep.json", new)
         directory = SweepDirectory(path)
         if not fresh:
             return cls(directory, directory.read())
-        first = next(iter(trials.values()))
+        first, config = next(iter(trials.values())), experiment.config
         record = SweepRecord(
-            **provenance(directory.name, key, config, corpus, first[0], command),
+            **provenance(directory.name, key, config, experiment.corpus, first[0], command),
             conditions=list(dict.fromkeys(some[0].condition for some in trials.values())),
             folds=[trial.fold.number for trial in first],
             seed=first[0].seed,
@@ -237,7 +231,7 @@ class SweepStore(RecordStore[SweepRecord]):
             },
         )
         store = cls(directory, record, fresh=True)
-        store.create_folder(config, folds)
+        store.create_folder(config, experiment.folds)
         return store
 
     @property

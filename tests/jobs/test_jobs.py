@@ -117,7 +117,15 @@ def test_an_id_belongs_to_a_user_the_code_and_the_variables_that_are_passed_on(
     assert len({first, *others}) == 5
 
 
-@pytest.mark.parametrize("word", ["tracking.uri=http://me:secret@host:5000", "https://secret@host"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "tracking.uri=http://me:secret@host:5000",
+        "https://secret@host",
+        "postgresql://me:secret@host/runs?sslmode=require",
+        "https://me:a=secret@host",
+    ],
+)
 def test_a_command_with_a_password_is_refused_without_showing_it(word: str) -> None:
     with pytest.raises(UsageError, match="holds a user name or password") as refused:
         jobs.check_for_secrets(["all-folds", "--set", word])

@@ -17,6 +17,7 @@ from cvrunner.errors import ClusterError, ConfigError
 from cvrunner.orchestration.resources import capacity_by_node
 from cvrunner.orchestration.trials import plan_trials
 from cvrunner.records.results import EpochRecord
+from cvrunner.run.prepare import Experiment
 from cvrunner.tune.command import settings_table, tuned_config, tuned_yaml
 from cvrunner.tune.settings import (
     Objective,
@@ -187,9 +188,8 @@ def store_of(
         settings |= drawn
         trials |= {n: plan_setting(config, condition, v, corpus, folds, [1, 2]) for n, v in drawn.items()}
     key = sweep_key(config.tune, trials)
-    return SweepStore.open(
-        folder / "results", "tiny", key, config, corpus, folds, settings, trials, ["cvrunner", "tune"], False
-    )
+    experiment = Experiment("tiny", config, corpus, folds, folder / "results", folder / "cache")
+    return SweepStore.open(experiment, key, settings, trials, ["cvrunner", "tune"], False)
 
 
 def epoch_of(folder: Path, number: int, score: float) -> SettingEpoch:
