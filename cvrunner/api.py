@@ -28,7 +28,7 @@ from cvrunner.report.tables import comparison_tables
 from cvrunner.run import commands
 from cvrunner.run.prepare import find_run_directory, prepare
 from cvrunner.text import plural
-from cvrunner.verdict.predictions import all_predictions
+from cvrunner.verdict.predictions import one_table, read_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +117,7 @@ class Run:
     def predictions(self) -> pd.DataFrame:
         """A row per test utterance of each trial that has a result, out of fold: utterance, speaker, session and
         dialogue, condition, fold, seed, `<dimension>_true` and `<dimension>_predicted`."""
-        return all_predictions(self.directory, self.record)
+        return one_table(list(read_tables(self.directory, self.directory.results(self.record)).values()))
 
     @property
     def summary(self) -> Summary:

@@ -41,6 +41,7 @@ from cvrunner.text import line_printer, plural, tables_as_text
 from cvrunner.tracking.mirror import sync_run
 from cvrunner.tracking.names import UI_ADDRESS
 from cvrunner.tracking.tracker import tracking_uri
+from cvrunner.verdict.comparison import missing_trials
 from cvrunner.verdict.floor import floor_csv
 from cvrunner.verdict.ledger import Look, new_scores, read_ledger, record_look
 from cvrunner.verdict.predictions import write_predictions
@@ -125,7 +126,7 @@ def evaluate_run(
 
 
 def _check_run(directory: RunDirectory, run: RunRecord, trained: Mapping[str, TrialResult]) -> None:
-    if missing := [name for name in run.trials if name not in trained]:
+    if missing := missing_trials(run, trained):
         raise ResultsError(
             f"{directory.path}: {plural(len(missing), 'trial')} of {len(run.trials)} without a result "
             f"({', '.join(missing)}), so nothing can be compared; the command that made the run trains what is missing"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from cvrunner.encoders.files import EncoderFiles, find_encoder
 from cvrunner.errors import CvrunnerError, EncoderError, ResultsError, UsageError
-from cvrunner.files import write_folder_atomically
+from cvrunner.files import link_or_copy, write_folder_atomically
 from cvrunner.records.model_folder import NOT_FOR, SYNTHETIC, ModelDescription, ModelFolder
 from cvrunner.records.results import ccc_label
 from cvrunner.records.run_directory import RunDirectory
@@ -151,8 +150,5 @@ def _gather(members: Sequence[ModelFolder], encoder: EncoderFiles, folder: Path)
         places |= {folder / "models" / name / path.name: path for path in member.files}
     for place, path in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
-        # A hard link does not copy gigabytes; MLflow does not follow symbolic links. It works within one disk only.
-        try:
-            place.hardlink_to(path.resolve())
-        except OSError:
-            shutil.copyfile(path, place)
+        # A hard link does not copy gigabytes; MLflow does not follow symbolic links.
+        link_or_copy(path.resolve(), place)

@@ -10,9 +10,10 @@ import html
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from cvrunner import __version__
@@ -155,10 +156,19 @@ def _ledger(directory: RunDirectory, run: RunRecord) -> Iterator[str]:
     if run.looks_before != own[-1]:
         yield f"run.json: looks_before is {run.looks_before}, but the ledger has {own[-1]}"
     recorded = {name: value for number in own for name, value in looks[number].scores.items()}
-    for name, value in recorded.items():
-        predictions = directory.path / name / "predictions.csv"
-        if predictions.is_file() and not sha256_of(predictions).startswith(value[:SHOWN_DIGITS]):
-            yield f"{name}/predictions.csv: is not the file that the ledger recorded: altered"
+    for trial in _other_than_recorded(directory.path, recorded):
+        yield f"{trial}/predictions.csv: is not the file that the ledger recorded: altered"
+
+
+def _other_than_recorded(folder: Path, recorded: Mapping[str, str]) -> Iterator[str]:
+    """Yield the trials whose predictions.csv does not have the SHA-256 in the ledger; a missing file is skipped.
+
+    `recorded`: first digits of the SHA-256, by trial.
+    """
+    for trial, digits in recorded.items():
+        predictions = folder / trial / "predictions.csv"
+        if predictions.is_file() and not sha256_of(predictions).startswith(digits[:SHOWN_DIGITS]):
+            yield trial
 
 
 # --- trials -----------------------------------------------------------------------------------------------------------
@@ -244,10 +254,8 @@ def _evaluations(report: Report) -> Iterator[str]:
         recorded = {
             n: value for look in looks if look.run == f"{report.run.run}/{name}" for n, value in look.scores.items()
         }
-        for trial, value in recorded.items():
-            predictions = folder.path / trial / "predictions.csv"
-            if predictions.is_file() and not sha256_of(predictions).startswith(value):
-                yield f"{name}/{trial}/predictions.csv: is not the file that the ledger recorded: altered"
+        for trial in _other_than_recorded(folder.path, recorded):
+            yield f"{name}/{trial}/predictions.csv: is not the file that the ledger recorded: altered"
         try:
             stored = json.loads(folder.summary_file.read_bytes())
         except (OSError, ValueError) as error:

@@ -74,7 +74,7 @@ def checks_table(report: Report) -> Table:
 
 
 def _trained(report: Report, condition: str) -> str:
-    of = {name: r for name, r in report.results.items() if r.condition == condition}
+    of = report.results_of(condition)
     encoder = [change for r in of.values() for group, change in r.weight_change.items() if group != "head"]
     adapters = any(group.startswith("lora") for r in of.values() for group in r.weight_change)
     head = [r.weight_change["head"] for r in of.values() if "head" in r.weight_change]
@@ -138,8 +138,7 @@ def _uniform_layers(report: Report, condition: str) -> str:
     """Say where the weights of the mixed layers are still those of the start, so that the mix is a plain mean."""
     weights = {
         f"{name} {dimension}": of
-        for name, r in report.results.items()
-        if r.condition == condition
+        for name, r in report.results_of(condition).items()
         for dimension, of in r.layer_weights.items()
         if len(of) > 1
     }

@@ -74,7 +74,7 @@ def _measured(report: Report, condition: str, quantity: str) -> float | None:
         if dimension not in report.summary.scores[condition]:
             return None
         return report.summary.scores[condition][dimension].mean
-    results = [r for r in report.results.values() if r.condition == condition]
+    results = report.results_of(condition).values()
     # The memory of a process and the time on a CPU say nothing about a claim on a GPU.
     # A GPU is recorded by its name, such as "NVIDIA GeForce RTX 4090".
     if any(r.device == "cpu" for r in results):

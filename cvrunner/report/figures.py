@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cvrunner.files import write_atomically
-from cvrunner.records.results import EpochRecord, TrialResult
+from cvrunner.records.results import EpochRecord
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.report import figures_comparison
 from cvrunner.report.evidence import minutes_per_epoch
@@ -93,7 +93,11 @@ def layer_weights(report: Report) -> tuple[Figure, str]:
     figure, panels = row_of_panels(len(report.run.dimensions), share_y=True, height_in=2.8)
     for axes, dimension in zip(panels, report.run.dimensions, strict=True):
         for condition, look in looks(report.run.conditions).items():
-            weights = [r.layer_weights[dimension] for r in _results(report, condition) if dimension in r.layer_weights]
+            weights = [
+                r.layer_weights[dimension]
+                for r in report.results_of(condition).values()
+                if dimension in r.layer_weights
+            ]
             # Trials that mix different numbers of layers have no common mean.
             if len({len(w) for w in weights}) != 1:
                 continue
@@ -116,7 +120,7 @@ def cost(report: Report) -> tuple[Figure, str]:
     if "cpu" not in devices:
         measured = "GPU"
     for y, (condition, look) in enumerate(looks(report.run.conditions).items()):
-        results = _results(report, condition)
+        results = report.results_of(condition).values()
         minutes = [minutes_per_epoch(result) for result in results]
         memory = [result.peak_memory_mib / 1024 for result in results]
         for axes, values in zip(panels, (minutes, memory), strict=True):
@@ -130,10 +134,6 @@ def cost(report: Report) -> tuple[Figure, str]:
         axes.grid(axis="y", visible=False)
         axes.set_xlim(left=0)
     return figure, f"Time and memory of each trial (points) and their mean (bars), on {', '.join(sorted(devices))}."
-
-
-def _results(report: Report, condition: str) -> list[TrialResult]:
-    return [result for result in report.results.values() if result.condition == condition]
 
 
 def mean_by_epoch(trials: list[list[EpochRecord]], dimension: str) -> dict[int, float]:

@@ -70,6 +70,10 @@ class Report:
         """The heading of each dimension, such as CCC-V; CCC-Avg is last."""
         return labels(self.run)
 
+    def results_of(self, condition: str) -> dict[str, TrialResult]:
+        """Return the results of one condition, by trial name."""
+        return {name: result for name, result in self.results.items() if result.condition == condition}
+
 
 def read_report(directory: RunDirectory, links: dict[str, str] | None = None, rescore: bool = False) -> Report:
     """Read a run's folder and compare its conditions; every file is read once.

@@ -50,6 +50,9 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
     if summary.missing:
         return []
     label, primary = labels(run), summary.primary
+    outcomes = list(label)
+    if only:
+        outcomes = [only]
     named = {f"{other} - {summary.baseline}": differences for other, differences in summary.differences.items()}
     leads = {
         f"{condition} - {name}": lead for name, of in summary.references.items() for condition, lead in of.leads.items()
@@ -67,10 +70,8 @@ def comparison_tables(run: RunRecord, summary: Summary, only: str | None = None)
         ),
         table_of_steps(summary),
         table_of_limits(named, primary, summary.margin, summary.cluster),
-        table_of_leads(leads, [primary] if only else list(label)),
-        table_of_folds(
-            "Test CCC by fold", summary.scores, named, run.folds, run.seeds, [only] if only else list(label)
-        ),
+        table_of_leads(leads, outcomes),
+        table_of_folds("Test CCC by fold", summary.scores, named, run.folds, run.seeds, outcomes),
     ]
     return [table for table in tables if table.rows]
 
@@ -106,7 +107,8 @@ def evaluation_table(record: Evaluation, summary: Summary, home: Scores) -> Tabl
             cells[0] = format_score(home[condition][primary].mean)
         if difference := summary.differences.get(condition, {}).get(primary):
             cells[1] = format_score(difference.mean, signed=True)
-            cells[2] = format_interval(difference.on_corpus.interval if difference.on_corpus else None)
+            if level := difference.on_corpus:
+                cells[2] = format_interval(level.interval)
         rows.append([condition, *(format_score(by_outcome[d].mean) for d in label), *cells])
     for name, scores in _ceilings(record).items():
         rows.append([name, *(format_score(scores[d].mean) for d in label), *dash])
@@ -232,7 +234,8 @@ def table_of_steps(summary: Summary) -> Table:
         gain, interval = DASH, DASH
         if difference := summary.differences.get(condition, {}).get(summary.primary):
             gain = format_score(difference.mean, signed=True)
-            interval = format_interval(difference.on_corpus.interval if difference.on_corpus else None)
+            if level := difference.on_corpus:
+                interval = format_interval(level.interval)
         score = format_score(summary.scores[condition][summary.primary].mean)
         rows.append([condition, f"{cost.parameters:,}", f"{cost.hours:.3g}", score, gain, interval])
     columns = ["condition", "trained parameters", "hours", label]

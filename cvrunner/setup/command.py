@@ -87,8 +87,9 @@ def init(
             raise UsageError(f"init: name the corpus; it {LAYOUT}")
         corpus = Path(ask("Corpus (IEMOCAP's folder, or a table)", ".")).expanduser()
     table = find_table(corpus)
-    root, folds = (table or corpus).absolute(), ""
+    root, corpus_format, folds = (table or corpus).absolute(), "manifest", ""
     if table is None:
+        corpus_format = "iemocap"
         print_line(f"IEMOCAP with {plural(len(session_folders(corpus)), 'session')} in {root}")
         variants = ("header", "observers", "all_raters")
         labels = labels or ask(f"Labels ({', '.join(variants)})", variants[0], variants.__contains__)
@@ -120,20 +121,22 @@ def init(
                     {"split", "sessions"}.__contains__,
                 )
                 split = answer == "split"
-            scheme = "manifest_split" if split else "leave_one_session_out"
-            folds = f"folds:\n  scheme: {scheme}   # or {'leave_one_session_out' if split else 'manifest_split'}\n"
+            schemes = {True: "manifest_split", False: "leave_one_session_out"}
+            folds = f"folds:\n  scheme: {schemes[split]}   # or {schemes[not split]}\n"
     base = paths.default_config("finetune.yaml")
     encoder = encoder or ask("Encoder (hub name or folder)", load_config(base, []).model.encoder)
     output = output or Path(ask("Configuration to write", f"{root.stem}.yaml"))
     if output.exists():
         raise UsageError(f"{output}: exists already; choose another --output, or delete it")
     # Relative inside of the working directory, which `submit` uploads as a whole.
-    inside = base.is_relative_to(Path.cwd()) and output.absolute().is_relative_to(Path.cwd())
+    shown_base = str(base)
+    if base.is_relative_to(Path.cwd()) and output.absolute().is_relative_to(Path.cwd()):
+        shown_base = os.path.relpath(base, output.absolute().parent)
     text = f"""\
 # Written by `cvrunner init`. All other settings come from the base; the documentation lists all keys.
-base: {quoted(os.path.relpath(base, output.absolute().parent) if inside else str(base))}
+base: {quoted(shown_base)}
 corpus:
-  format: {"iemocap" if table is None else "manifest"}
+  format: {corpus_format}
   root: {quoted(str(root))}
 """
     text += (

@@ -38,6 +38,9 @@ def write_encoder(
         raise UsageError(f"{folder}: exists; give the name of a new folder, or delete it")
     path = Path(name).expanduser()
     on_hub = not path.exists()
+    origin = called = name
+    if not on_hub:
+        origin, called = str(path.resolve()), path.resolve().name
     if on_hub and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UsageError(f"{name}: no such file or folder; give one, or the name of a checkpoint on the hub")
     if revision and (wheel or not on_hub):
@@ -49,15 +52,15 @@ def write_encoder(
             record = write_whisper(target, None if wheel else path, name)
         else:
             source, commit = _source(name, path, revision, trust_pickle)
-            record = {"source": name if on_hub else str(path.resolve()), "revision": commit}
-            record |= _write_weights(source, [path] if path.is_file() else [], target, name, trust_pickle)
+            record = {"source": origin, "revision": commit}
+            record |= _write_weights(source, path, target, name, trust_pickle)
         (target / RECORD).write_text(json.dumps(record | {"cvrunner": __version__}, indent=2) + "\n")
         # The library writes weights that only their owner can read.
         for weights in target.glob("*.safetensors"):
             shutil.copymode(target / RECORD, weights)
         _check(target, name)
         if not from_wheel:
-            _remember_name(target, name if on_hub else path.resolve().name)
+            _remember_name(target, called)
 
     write_folder_atomically(folder, fill)
     return find_encoder(os.path.abspath(folder), allow_tuned=True)
@@ -65,8 +68,11 @@ def write_encoder(
 
 def _source(name: str, path: Path, revision: str | None, trust_pickle: bool) -> tuple[Path, str | None]:
     """Return the folder of a checkpoint, and its commit on the hub."""
-    if path.exists():
-        folder, commit = path if path.is_dir() else path.parent, None
+    commit = None
+    if path.is_dir():
+        folder = path
+    elif path.exists():
+        folder = path.parent
     else:
         try:
             folder = from_hub(name, revision, DESCRIPTION + SAFETENSORS)
@@ -83,10 +89,14 @@ def _source(name: str, path: Path, revision: str | None, trust_pickle: bool) -> 
     return folder, commit
 
 
-def _write_weights(source: Path, given: list[Path], target: Path, name: str, trust_pickle: bool) -> dict[str, object]:
-    """Copy or convert the files of a checkpoint; return the digest of each file of weights, for the record."""
-    safe = [] if given else matching(source, SAFETENSORS)
-    pickled = given or sorted(source / file for file in matching(source, PICKLED))
+def _write_weights(source: Path, given: Path, target: Path, name: str, trust_pickle: bool) -> dict[str, object]:
+    """Copy or convert the files of a checkpoint; return the digest of each file of weights, for the record.
+
+    `given`: if it is a file, the pickled weights to convert, whatever else is next to it.
+    """
+    safe, pickled = matching(source, SAFETENSORS), sorted(source / file for file in matching(source, PICKLED))
+    if given.is_file():
+        safe, pickled = [], [given]
     for file in ("config.json", "preprocessor_config.json", "README.md", *safe, f"{SAFETENSORS[0]}.index.json"):
         if (source / file).is_file() and (safe or not file.endswith(".index.json")):
             shutil.copyfile(source / file, target / file)

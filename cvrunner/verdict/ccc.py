@@ -6,7 +6,7 @@ It is audmetric's, in float64; this file defines the edge cases. A mean over bat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,25 @@ def ccc_by_dimension(predicted: Mapping[str, npt.ArrayLike], true: Mapping[str, 
     scores: Ccc = {dimension: defined(ccc(predicted[dimension], true[dimension])) for dimension in true}
     scores["avg"] = mean_if_all(scores.values())
     return scores
+
+
+def ccc_of_rows(
+    predicted: npt.NDArray[np.float64],
+    truth: npt.NDArray[np.float64],
+    dimensions: Sequence[str],
+    rows: npt.NDArray[np.bool_] | None = None,
+) -> Ccc:
+    """Return the CCC of `[N, K]` over the labelled utterances (not NaN) of `rows` (None: all) per dimension, and `avg`.
+
+    Raises as `ccc`.
+    """
+    scores: Ccc = {}
+    for k, dimension in enumerate(dimensions):
+        known = ~np.isnan(truth[:, k])
+        if rows is not None:
+            known &= rows
+        scores[dimension] = defined(ccc(predicted[known, k], truth[known, k]))
+    return scores | {"avg": mean_if_all(scores.values())}
 
 
 def is_collapsed(prediction: npt.ArrayLike, truth: npt.ArrayLike) -> bool:

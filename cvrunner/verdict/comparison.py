@@ -24,11 +24,11 @@ from cvrunner.records.summary import (
     SubsetDifference,
     Summary,
 )
-from cvrunner.verdict.ccc import ccc, defined, mean_if_all
+from cvrunner.verdict.ccc import ccc_of_rows, mean_if_all
 from cvrunner.verdict.levels import ALPHA, corpus_levels, holm, p_value, speakers_level, too_few_seeds
 from cvrunner.verdict.predictions import IMPROVISED, Floats, OutOfFold
 from cvrunner.verdict.protocol import cluster_unit
-from cvrunner.verdict.sentence import confirmed, decide, sentence
+from cvrunner.verdict.sentence import confirmations, decide, sentence
 from cvrunner.verdict.statistics import Bootstrap, Compared, bootstrap
 
 AVG = "avg"
@@ -138,11 +138,7 @@ def compare_conditions(
         cluster=design.unit,
         clusters=design.drawn.clusters,
         decisions=decisions,
-        for_new_speakers={
-            other: confirmed(decision, differences[other][settings.primary])
-            for other, decision in decisions.items()
-            if decision.startswith(("better", "worse"))
-        },
+        for_new_speakers=confirmations(decisions, differences, settings.primary),
         references={
             name: _reference(run, data, design, scores, name, predicted) for name, predicted in references.items()
         },
@@ -199,7 +195,7 @@ def _cost(results: Sequence[TrialResult]) -> Cost:
 
 def _pooled(run: RunRecord, data: OutOfFold, condition: str, rows: npt.NDArray[np.bool_] | None = None) -> Ccc:
     """Return the CCC over `rows` (None: all) of all folds together, mean over seeds, per dimension and `avg`."""
-    by_seed = [ccc_of_rows(run, data, predicted, rows) for predicted in data.predicted[condition]]
+    by_seed = [ccc_of_rows(predicted, data.truth, run.dimensions, rows) for predicted in data.predicted[condition]]
     scores: Ccc = {dimension: mean_if_all(of[dimension] for of in by_seed) for dimension in run.dimensions}
     return scores | {AVG: mean_if_all(scores.values())}
 
@@ -223,7 +219,9 @@ def _subset_differences(
     found = {}
     for name, rows in subsets_of(data).items():
         both = {c: data.predicted[c][:, rows] for c in (baseline, condition)}
-        by_seed = {c: [ccc_of_rows(run, data, p, rows)[outcome] for p in data.predicted[c]] for c in both}
+        by_seed = {
+            c: [ccc_of_rows(p, data.truth, run.dimensions, rows)[outcome] for p in data.predicted[c]] for c in both
+        }
         values = [minus(one, other) for one, other in zip(by_seed[condition], by_seed[baseline], strict=True)]
         mean, interval = mean_if_all(values), None
         # Pooled, a part is like a single fold.
@@ -280,7 +278,12 @@ def paired_differences(
     found: dict[str, dict[str, Difference]] = {other: {} for other in others}
     for column, outcome in enumerate(scores[baseline]):
         below = scores[baseline][outcome]
-        by_trial = {other: _minus_by_trial(scores[other][outcome].by_trial, below.by_trial) for other in others}
+        by_trial = {
+            other: {
+                trial: minus(value, below.by_trial[trial]) for trial, value in scores[other][outcome].by_trial.items()
+            }
+            for other in others
+        }
         arrays = {name: array for name, values in by_trial.items() if (array := _by_fold_and_seed(values)) is not None}
         levels, reason = _levels_on_corpus(design, arrays, baseline, column)
         for other in others:
@@ -344,8 +347,8 @@ def _reference(
 ) -> Reference:
     """Return the scores of a predictor without seeds, and each condition's lead over it."""
     about_fold = data.about["fold"].to_numpy()
-    by_fold = {fold: ccc_of_rows(run, data, predicted[0], about_fold == fold) for fold in run.folds}
-    pooled = ccc_of_rows(run, data, predicted[0])
+    by_fold = {fold: ccc_of_rows(predicted[0], data.truth, run.dimensions, about_fold == fold) for fold in run.folds}
+    pooled = ccc_of_rows(predicted[0], data.truth, run.dimensions)
     own = {
         outcome: Aggregate(
             mean=mean_if_all(of[outcome] for of in by_fold.values()),
@@ -363,26 +366,11 @@ def _reference(
     return Reference(scores={d: Score(mean=a.mean, pooled=a.pooled) for d, a in own.items()}, leads=leads)
 
 
-def ccc_of_rows(run: RunRecord, data: OutOfFold, predicted: Floats, rows: npt.NDArray[np.bool_] | None = None) -> Ccc:
-    """Return the CCC of predictions `[N, K]` over `rows` (None: all) per dimension, and `avg`."""
-    scores: Ccc = {}
-    for k, dimension in enumerate(run.dimensions):
-        known = ~np.isnan(data.truth[:, k])
-        if rows is not None:
-            known &= rows
-        scores[dimension] = defined(ccc(predicted[known, k], data.truth[known, k]))
-    return scores | {AVG: mean_if_all(scores.values())}
-
-
 def minus(one: float | None, other: float | None) -> float | None:
     """Return a difference; None if a value is undefined."""
     if one is None or other is None:
         return None
     return one - other
-
-
-def _minus_by_trial(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {name: minus(value, other[name]) for name, value in one.items()}
 
 
 def _by_fold_and_seed(by_trial: Mapping[str, float | None]) -> Floats | None:

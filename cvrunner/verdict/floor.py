@@ -24,7 +24,7 @@ from cvrunner.data.utterance import Utterance
 from cvrunner.errors import ResultsError
 from cvrunner.records.results import FloorRecord, RunRecord, Score
 from cvrunner.records.run_directory import RunDirectory, trial_name
-from cvrunner.verdict.ccc import Ccc, ccc, ccc_by_dimension, defined, mean_if_all
+from cvrunner.verdict.ccc import Ccc, ccc, ccc_of_rows, defined, mean_if_all
 from cvrunner.verdict.ceiling import CeilingScore, human_ceiling, panel_of_raters
 from cvrunner.verdict.predictions import OutOfFold
 
@@ -160,18 +160,11 @@ def no_audio_floor(
     """Return the scores of `floor_predictions`, by predictor."""
     true = label_array([u for fold in folds for u in fold.test], dimensions)
     number = np.repeat([fold.number for fold in folds], [len(fold.test) for fold in folds])
-
-    def score(predicted: Floats, rows: npt.NDArray[np.bool_]) -> Ccc:
-        return ccc_by_dimension(
-            {d: predicted[rows, k] for k, d in enumerate(dimensions)},
-            {d: true[rows, k] for k, d in enumerate(dimensions)},
-        )
-
     floors = {}
     for name, predicted in predictions.items():
-        by_fold = {fold.number: score(predicted, number == fold.number) for fold in folds}
+        by_fold = {fold.number: ccc_of_rows(predicted, true, dimensions, number == fold.number) for fold in folds}
         mean = {d: mean_if_all(scores[d] for scores in by_fold.values()) for d in (*dimensions, "avg")}
-        floors[name] = FloorScore(by_fold, mean, score(predicted, np.full(len(true), True)))
+        floors[name] = FloorScore(by_fold, mean, ccc_of_rows(predicted, true, dimensions))
     return floors
 
 

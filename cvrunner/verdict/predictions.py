@@ -21,7 +21,7 @@ from cvrunner.errors import ResultsError
 from cvrunner.files import write_atomically
 from cvrunner.records.results import ProbeResult, RunRecord, TrialResult
 from cvrunner.records.run_directory import RunDirectory, probe_name, trial_name
-from cvrunner.verdict.ccc import Ccc, ccc, defined, mean_if_all
+from cvrunner.verdict.ccc import Ccc, ccc_of_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,11 +124,6 @@ def one_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def all_predictions(directory: RunDirectory, run: RunRecord) -> pd.DataFrame:
-    """Read the predictions of all trials that have a result, as one table."""
-    return one_table(list(read_tables(directory, directory.results(run)).values()))
-
-
 def out_of_fold(
     directory: RunDirectory, run: RunRecord, results: Mapping[str, TrialResult], tables: Mapping[str, pd.DataFrame]
 ) -> OutOfFold:
@@ -187,10 +182,7 @@ def read_probe(directory: RunDirectory, run: RunRecord, data: OutOfFold) -> Prob
 
 def recomputed_ccc(table: pd.DataFrame, dimensions: Sequence[str]) -> Ccc:
     """Return the CCC of a trial's predictions per dimension, over the utterances with a label, and `avg`."""
-    truth, predicted = _values(table, dimensions, "true"), _values(table, dimensions, "predicted")
-    known = ~np.isnan(truth)
-    scores: Ccc = {d: defined(ccc(predicted[known[:, k], k], truth[known[:, k], k])) for k, d in enumerate(dimensions)}
-    return scores | {"avg": mean_if_all(scores.values())}
+    return ccc_of_rows(_values(table, dimensions, "predicted"), _values(table, dimensions, "true"), dimensions)
 
 
 def _values(table: pd.DataFrame, dimensions: Sequence[str], kind: str) -> Floats:

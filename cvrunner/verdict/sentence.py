@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cvrunner.records.results import RunRecord, ccc_label
 from cvrunner.records.summary import Decision, Difference, Summary
@@ -38,6 +38,17 @@ def confirmed(decision: Decision, difference: Difference) -> bool:
     if decision.startswith("better"):
         return level.interval.low > 0
     return decision.startswith("worse") and level.interval.high < 0
+
+
+def confirmations(
+    decisions: Mapping[str, Decision], differences: Mapping[str, Mapping[str, Difference]], primary: str
+) -> dict[str, bool]:
+    """Return by condition whether level 2 confirms its decision for better or worse; other decisions are left out."""
+    return {
+        name: confirmed(decision, differences[name][primary])
+        for name, decision in decisions.items()
+        if decision.startswith(("better", "worse"))
+    }
 
 
 def sentence(run: RunRecord, summary: Summary) -> str:

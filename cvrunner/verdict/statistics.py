@@ -50,8 +50,6 @@ class Bootstrap:
     """Per predictor: `[R, S, K + 1]`; NaN where a CCC is undefined."""
     clusters: int
     """Number of clusters, over all folds and sessions."""
-    fewest: int
-    """Smallest number of clusters in a session."""
     df: int
     """Degrees of freedom of the variance over resamples: clusters minus sessions."""
     reason: str | None
@@ -80,9 +78,9 @@ def bootstrap(data: Compared, unit: str, resamples: int = RESAMPLES, seed: int =
     in `reason`.
     """
     sizes = _clusters_per_session(data)
-    clusters, fewest = sum(sizes.values()), min(sizes.values(), default=0)
+    clusters = sum(sizes.values())
     if reason := _why_not(sizes, unit):
-        return Bootstrap({}, clusters, fewest, 0, reason)
+        return Bootstrap({}, clusters, 0, reason)
     random = np.random.default_rng(seed)
     # Large values would cancel in the sums, and a common shift does not change a CCC.
     centre = np.nanmean(data.truth, axis=0)
@@ -104,7 +102,7 @@ def bootstrap(data: Compared, unit: str, resamples: int = RESAMPLES, seed: int =
             ccc = ccc_of_sums(np.tensordot(weights, sums, axes=1))
             total[name] = total[name] + np.concatenate([ccc, ccc.mean(axis=-1, keepdims=True)], axis=-1)
     averaged = {name: np.asarray(value, dtype=np.float64) / len(folds) for name, value in total.items()}
-    return Bootstrap(averaged, clusters, fewest, clusters - len(sizes), None)
+    return Bootstrap(averaged, clusters, clusters - len(sizes), None)
 
 
 def ccc_of_sums(sums: Floats) -> Floats:

@@ -27,12 +27,12 @@ from cvrunner.records.results import Ccc, FloorRecord, TrialResult
 from cvrunner.records.run_directory import RunDirectory
 from cvrunner.records.summary import Evaluation, SpeakersLevel, Summary
 from cvrunner.text import plural
-from cvrunner.verdict.ccc import mean_if_all
-from cvrunner.verdict.comparison import ccc_of_rows, compare_conditions, minus, mixed_precision
+from cvrunner.verdict.ccc import ccc_of_rows, mean_if_all
+from cvrunner.verdict.comparison import compare_conditions, minus, mixed_precision
 from cvrunner.verdict.floor import floor_predictions, floor_record, floor_references
 from cvrunner.verdict.levels import speakers_level
 from cvrunner.verdict.predictions import Floats, OutOfFold
-from cvrunner.verdict.sentence import clause, confirmed, design
+from cvrunner.verdict.sentence import clause, confirmations, design
 
 # --- who may score what -----------------------------------------------------------------------------------------------
 
@@ -178,11 +178,7 @@ def compare_elsewhere(
     summary = summary.model_copy(
         update={
             "differences": differences,
-            "for_new_speakers": {
-                other: confirmed(decision, differences[other][summary.primary])
-                for other, decision in summary.decisions.items()
-                if decision.startswith(("better", "worse"))
-            },
+            "for_new_speakers": confirmations(summary.decisions, differences, summary.primary),
         }
     )
     return summary.model_copy(update={"verdict": _sentence(evaluation, summary)})
@@ -224,7 +220,7 @@ def _over_sessions(
         rows = (session == name) & (fold == number)
         pairs = zip(data.predicted[condition], data.predicted[summary.baseline], strict=True)
         for one, other in pairs:
-            above, below = (ccc_of_rows(evaluation, data, predicted, rows) for predicted in (one, other))
+            above, below = (ccc_of_rows(p, data.truth, evaluation.dimensions, rows) for p in (one, other))
             within.setdefault(name, []).append({d: minus(above[d], below[d]) for d in above})
     ratio = 0.0
     if len(cells) < len(within) * len(evaluation.folds):
