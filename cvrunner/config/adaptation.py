@@ -53,8 +53,9 @@ class Adaptation:
         """
         if not self.trains_encoder:
             return "hidden"
-        frozen_below = self.top_layers is not None or self.lora is not None
-        return "boundary" if frozen_below and not self.masks_input else "conv"
+        if self.masks_input or (self.top_layers is None and self.lora is None):
+            return "conv"
+        return "boundary"
 
     @property
     def label(self) -> str:
@@ -72,7 +73,7 @@ class Adaptation:
     def last_start(self, depth: int, top: int) -> int:
         """Return the first epoch in which everything trains, in an encoder of `depth` layers of which `top` is the
         topmost mixed one; 0 if nothing does."""
-        lowest = depth + 1 - (depth if self.top_layers is None else self.top_layers)
+        lowest = depth + 1 - (self.top_layers or depth)
         if lowest == 1 and self.lora is None:
             # The input of the first layer trains with the whole encoder, as its own layer.
             lowest = 0
@@ -87,9 +88,13 @@ def adaptation_of(model: ModelConfig, train: TrainConfig | None = None) -> Adapt
     if model.freeze_speech_encoder:
         return FROZEN
     train = train or TrainConfig()
-    method: Method = "full" if model.unfreeze_top_layers is None else "top_layers"
+    method: Method = "full"
+    if model.unfreeze_top_layers is not None:
+        method = "top_layers"
+    if model.lora.rank:
+        method = "lora"
     return Adaptation(
-        "lora" if model.lora.rank else method,
+        method,
         start_epoch=1 + train.freeze_epochs,
         top_layers=model.unfreeze_top_layers,
         masks_input=model.spec_augment,

@@ -100,7 +100,16 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any
     if real in above:
         circle = " -> ".join(p.name for p in (*above[above.index(real) :], real))
         raise ConfigError(f"{path}: base files form a circle: {circle}; remove one `base`")
-    data = _parse_yaml(_read_text(path, above), str(path))
+    try:
+        # Some Windows editors put a byte order mark first.
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}, line {line}); save it as UTF-8") from None
+    except OSError as error:
+        needed = f" (the base of {above[-1].name})" if above else ""
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}{needed}") from None
+    data = _parse_yaml(text, str(path))
     # An empty file is valid: all defaults.
     if data is None:
         data = {}
@@ -116,18 +125,6 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any
     if "conditions" in data:
         below.pop("conditions", None)
     return merge(below, data), f"{path} over {name}"
-
-
-def _read_text(path: Path, above: tuple[Path, ...]) -> str:
-    try:
-        # Some Windows editors put a byte order mark first.
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}, line {line}); save it as UTF-8") from None
-    except OSError as error:
-        needed = f" (the base of {above[-1].name})" if above else ""
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}{needed}") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -178,25 +175,25 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 
 
 def _parse_yaml(text: str, where: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises ConfigError also if aliases make a value contain itself or multiply, or if nesting is deeper than any key's.
+    """
     try:
         data = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except RecursionError:
         raise ConfigError(f"{where}: nested far too deep") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
+        place = ""
+        if mark:
+            place = f", line {mark.line + 1}"
         raise ConfigError(f"{where}{place}: {getattr(error, 'problem', None) or error}") from None
-    _refuse_endless(data, where)
-    return data
-
-
-def _refuse_endless(data: Any, where: str) -> None:
-    """Raise ConfigError if aliases make a value contain itself or multiply, or if nesting is deeper than any key's."""
     # A loop with a budget, not a recursion: nine levels of nine aliases would be 10^9 values.
     values = [(data, 0)]
     for _ in range(MOST_VALUES):
         if not values:
-            return
+            return data
         value, depth = values.pop()
         if depth > DEEPEST:
             raise ConfigError(f"{where}: nested more than {DEEPEST} levels deep, or an alias (*) that contains itself")

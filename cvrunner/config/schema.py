@@ -87,7 +87,9 @@ class Config(Section):
     @classmethod
     def _fold_numbers_as_text(cls, conditions: Any) -> Any:
         """Return the conditions with folds named by text: YAML reads a number, JSON and `--set` a text."""
-        named = dict(conditions) if isinstance(conditions, dict) else {}
+        if not isinstance(conditions, dict):
+            return conditions
+        named = dict(conditions)
         for name, overrides in named.items():
             if isinstance(overrides, dict) and isinstance(overrides.get("folds"), dict):
                 folds: dict[str, Any] = {}
@@ -95,7 +97,7 @@ class Config(Section):
                     # Merged, because an override of fold 1 must not replace what the file says about it.
                     folds = merge(folds, {str(fold): changes})
                 named[name] = {**overrides, "folds": folds}
-        return named or conditions
+        return named
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -160,7 +162,9 @@ class Config(Section):
     @property
     def label_variant(self) -> str:
         """`corpus.labels`; a table of utterances has its own labels."""
-        return self.corpus.format if self.corpus.format in TABLES else self.corpus.labels
+        if self.corpus.format in TABLES:
+            return self.corpus.format
+        return self.corpus.labels
 
     @functools.cached_property
     def numerics(self) -> dict[str, Any]:
@@ -225,13 +229,6 @@ def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return keys
 
 
-def searchable_keys() -> list[str]:
-    """Return the keys of `model` and `train` that hold a value, not a section."""
-    keys = valid_keys()
-    sections = {key.rpartition(".")[0] for key in keys}
-    return [key for key in keys if key.startswith(("model.", "train.")) and key not in sections]
-
-
 def validate(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
     """Return the checked Config, after checking its conditions too.
 
@@ -258,15 +255,10 @@ def _check_fold_overrides(where: str, fold: str, changes: object) -> None:
             raise ValueError(f"{where}.{section}.{key}: must be the same in all folds of a condition")
 
 
-def _parse(data: Mapping[str, Any], where: str, overrides: Sequence[str]) -> Config:
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_problems(error, where, overrides))) from None
-
-
 def _check_search_space(config: Config, where: str, overrides: Sequence[str]) -> None:
     """Raise ConfigError if `tune.search_space` names a key that cannot be searched or a value its key cannot take."""
+    sections = {key.rpartition(".")[0] for key in valid_keys()}
+    searchable = [key for key in valid_keys() if key.startswith(("model.", "train.")) and key not in sections]
     problems = []
     for key, search in config.tune.search_space.items():
         full = f"tune.search_space.{key}"
@@ -275,8 +267,8 @@ def _check_search_space(config: Config, where: str, overrides: Sequence[str]) ->
             problems.append(f"{full} {source}: renamed to {RENAMED_KEYS[key]}")
         elif key in NOT_SEARCHED:
             problems.append(f"{full}: is {NOT_SEARCHED[key]} {source}")
-        elif key not in searchable_keys():
-            problems.append(f"{full}: no key of model or train {source}{_suggestion(key, searchable_keys())}")
+        elif key not in searchable:
+            problems.append(f"{full}: no key of model or train {source}{_suggestion(key, searchable)}")
         elif rule := next((rule for value in search.examples if (rule := _misfit(key, value))), None):
             problems.append(f"{full}: {rule} {source}")
     if problems:
@@ -305,12 +297,21 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _problems(error: ValidationError, where: str, overrides: Sequence[str]) -> list[str]:
-    """Return one line per problem that pydantic found."""
+def _parse(data: Mapping[str, Any], where: str, overrides: Sequence[str]) -> Config:
+    """Return the Config. Raises ConfigError with one line per problem that pydantic found."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        items = error.errors()
     lines = []
-    for item in error.errors():
+    for item in items:
         unknown = item["type"] == "extra_forbidden"
-        key = _dotted_key(item["loc"], unknown)
+        parts = [str(part) for part in item["loc"]]
+        # Pydantic adds the tags of union members, which no user wrote; they are not plain words.
+        plain = [part for part in parts if re.fullmatch(r"[A-Za-z0-9_.-]+", part)]
+        if unknown and parts[-1] not in plain:
+            plain.append(short(parts[-1]))
+        key = ".".join(plain)
         source = _source(key, where, overrides)
         if key in RENAMED_KEYS:
             lines.append(f"{key} ({source}): renamed to {RENAMED_KEYS[key]}")
@@ -328,16 +329,7 @@ def _problems(error: ValidationError, where: str, overrides: Sequence[str]) -> l
             if item["type"] != "value_error":
                 rule += f", not {short(item['input'])}"
         lines.append(f"{rule} ({source})")
-    return lines
-
-
-def _dotted_key(location: Sequence[int | str], unknown: bool) -> str:
-    parts = [str(part) for part in location]
-    # Pydantic adds the tags of union members, which no user wrote; they are not plain words.
-    plain = [part for part in parts if re.fullmatch(r"[A-Za-z0-9_.-]+", part)]
-    if unknown and parts[-1] not in plain:
-        plain.append(short(parts[-1]))
-    return ".".join(plain)
+    raise ConfigError("\n".join(lines))
 
 
 def _source(key: str, where: str, overrides: Sequence[str]) -> str:
@@ -364,4 +356,6 @@ def _suggestion(key: str, keys: Sequence[str]) -> str:
     likely = likely or [word for word in siblings if last in word]
     if likely:
         return f"; did you mean {likely[0]}?"
-    return f"; valid keys: {', '.join(siblings)}" if siblings else ""
+    if not siblings:
+        return ""
+    return f"; valid keys: {', '.join(siblings)}"

@@ -104,6 +104,7 @@ _LAYOUTS = {
     b"caff": _Layout(8, 4, 8, "big", 1),
     b"riff": _Layout(40, 16, 8, "little", 8, size_counts_header=True),  # Wave64
 }
+_SUN_ORDERS: dict[bytes, Order] = {b".snd": "big", b"dns.": "little"}
 
 
 def inspect_container(descriptor: int, size: int) -> Container:
@@ -112,8 +113,8 @@ def inspect_container(descriptor: int, size: int) -> Container:
     magic = head[:4]
     if magic in _LAYOUTS:
         return _inspect_chunks(descriptor, size, magic, _LAYOUTS[magic])
-    if magic in (b".snd", b"dns."):
-        order: Order = "big" if magic == b".snd" else "little"
+    if magic in _SUN_ORDERS:
+        order = _SUN_ORDERS[magic]
         start, declared = (int.from_bytes(head[at : at + 4], order) for at in (4, 8))
         return _compare(declared, size - start, _is_pipe_size(declared, 4), _Field(8, 4, order))
     if head.startswith(b"NIST_1A\n"):
@@ -124,10 +125,10 @@ def inspect_container(descriptor: int, size: int) -> Container:
         return _compare(found.get(b"sample_count", 0) * width, size - start, b"sample_count" not in found)
     if magic == b"OggS":
         return Container(_ogg_problem(descriptor, size))
-    if magic == b"fLaC" and len(head) >= 42:
-        # STREAMINFO: 20 bits rate, 3 bits channels - 1, 5 bits depth - 1, 36 bits samples; MD5 of zeros is none.
+    # STREAMINFO: 20 bits rate, 3 bits channels - 1, 5 bits depth - 1, 36 bits samples; MD5 of zeros is none.
+    if magic == b"fLaC" and len(head) >= 42 and any(head[26:42]):
         depth = 1 + (int.from_bytes(head[18:26], "big") >> 36 & 31)
-        return Container(flac=(depth, head[26:42]) if any(head[26:42]) else None)
+        return Container(flac=(depth, head[26:42]))
     return Container()
 
 
@@ -164,10 +165,14 @@ def _inspect_chunks(descriptor: int, size: int, magic: bytes, layout: _Layout) -
         end += -length % layout.align
         if not (_is_tidy(descriptor, size, layout, end) or _is_tidy(descriptor, size, layout, start + length)):
             found = Container(_leftover(length - before, size - start - length))
+    cut: int | None = None
+    patches = found.patches
     # libsndfile knows BW64 only by its older name.
-    renamed = ((0, b"RF64"),) if magic == b"BW64" else ()
-    cut = end if magic == b"riff" and end < size and not unknown else None
-    return replace(found, frame_bytes=frame_bytes, patches=(*found.patches, *renamed), end=cut)
+    if magic == b"BW64":
+        patches += ((0, b"RF64"),)
+    if magic == b"riff" and end < size and not unknown:
+        cut = end
+    return replace(found, frame_bytes=frame_bytes, patches=patches, end=cut)
 
 
 def _chunks(descriptor: int, size: int, layout: _Layout, at: int) -> Iterator[tuple[bytes, int, int]]:
@@ -179,7 +184,8 @@ def _chunks(descriptor: int, size: int, layout: _Layout, at: int) -> Iterator[tu
         if len(head) < header or (layout.id_bytes == 4 and not all(0x20 <= byte < 0x7F for byte in head[:4])):
             raise ValueError
         length = int.from_bytes(head[layout.id_bytes :], layout.order, signed=layout.size_bytes == 8)
-        length -= header if layout.size_counts_header else 0
+        if layout.size_counts_header:
+            length -= header
         yield head[:4], at + header, length
         if not 0 <= length <= size - at - header:
             raise ValueError
@@ -216,14 +222,11 @@ def _compare(
             return Container("has no length in its header and is too long for its format; write it again as FLAC")
         return Container(data_bytes=there, patches=((field.at, stated.to_bytes(field.size_bytes, field.order)),))
     if declared > there:
-        return Container(_truncated(there, declared))
+        text = f"is truncated: it has {max(there, 0)} of {declared} bytes of audio; copy it again"
+        return Container(text)
     if ends_file and declared < there:
         return Container(_leftover(declared, there - declared))
     return Container(data_bytes=declared)
-
-
-def _truncated(there: int, declared: int) -> str:
-    return f"is truncated: it has {max(there, 0)} of {declared} bytes of audio; copy it again"
 
 
 def _leftover(declared: int, more: int) -> str:
@@ -252,7 +255,9 @@ def _ogg_problem(descriptor: int, size: int) -> str | None:
             return damaged.format(number, "is missing")
         serial, last = page[14:18], bool(page[5] & 4)
         at, number = at + len(page), number + 1
-    return None if last else "is truncated: its Ogg stream has no last page; copy it again"
+    if not last:
+        return "is truncated: its Ogg stream has no last page; copy it again"
+    return None
 
 
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))

@@ -51,14 +51,12 @@ class Scenario:
     """Beginnings of sentences, which reveal the scenario but not the mood."""
 
 
-def _read_script() -> tuple[tuple[Scenario, ...], tuple[tuple[str, ...], ...]]:
-    """Return the scenarios, and the clauses by valence from one to five."""
-    script: dict[str, Any] = json.loads(Path(__file__).with_name("demo_script.json").read_text())
-    scenarios = [Scenario(s["name"], s["valence"], s["arousal"], tuple(s["openings"])) for s in script["scenarios"]]
-    return tuple(scenarios), tuple(tuple(clauses) for clauses in script["clauses"])
-
-
-SCENARIOS, _CLAUSES = _read_script()
+_SCRIPT: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("demo_script.json").read_text())
+SCENARIOS: Final = tuple(
+    Scenario(s["name"], s["valence"], s["arousal"], tuple(s["openings"])) for s in _SCRIPT["scenarios"]
+)
+_CLAUSES: Final[tuple[tuple[str, ...], ...]] = tuple(tuple(clauses) for clauses in _SCRIPT["clauses"])
+"""Clauses by valence from one to five."""
 
 _TRAILING_LETTERS: Final = {(2, "script03_2"): "a", (3, "impro05"): "a", (5, "script01_1"): "b"}
 """Letters in some names, as in the real corpus, where some dialogues were recorded in parts."""
@@ -157,8 +155,11 @@ def _exists(root: Path, marker: dict[str, int]) -> bool:
     """Return whether `root` is the corpus of this marker; False if empty. Raises ConfigError for anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    found = _read_marker(root)
-    if found is None:
+    try:
+        found = json.loads((root / SYNTHETIC_MARK).read_text())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("synthetic") is not True:
         raise ConfigError(f"corpus.root: {root} exists and is not a demo corpus: choose a folder that does not exist")
     if found != marker:
         raise ConfigError(
@@ -171,14 +172,6 @@ def _exists(root: Path, marker: dict[str, int]) -> bool:
             f"corpus.root: {root} has {audio} of {marker['utterances']} utterances: remove it, and it is made again"
         )
     return True
-
-
-def _read_marker(root: Path) -> dict[str, int] | None:
-    try:
-        marker = json.loads((root / SYNTHETIC_MARK).read_text())
-    except (OSError, ValueError):
-        return None
-    return marker if isinstance(marker, dict) and marker.get("synthetic") is True else None
 
 
 def _settings(marker: dict[str, int]) -> str:

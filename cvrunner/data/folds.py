@@ -35,16 +35,9 @@ class Fold:
         return (*self.train, *self.validation, *self.test)
 
     @property
-    def train_sessions(self) -> tuple[str, ...]:
-        return _sessions(self.train)
-
-    @property
-    def validation_sessions(self) -> tuple[str, ...]:
-        return _sessions(self.validation)
-
-    @property
-    def test_sessions(self) -> tuple[str, ...]:
-        return _sessions(self.test)
+    def sessions(self) -> dict[str, tuple[str, ...]]:
+        """Names of the sessions by part."""
+        return {part: tuple(sorted({u.session for u in some}, key=natural_order)) for part, some in self.parts.items()}
 
 
 def make_folds(corpus: Corpus, scheme: Scheme) -> tuple[Fold, ...]:
@@ -55,7 +48,12 @@ def make_folds(corpus: Corpus, scheme: Scheme) -> tuple[Fold, ...]:
     corpus does not allow the scheme.
     """
     if scheme == "manifest_split":
-        return (_own_split(corpus),)
+        parts = {part: tuple(u for u in corpus.utterances if u.part == part) for part in PARTS}
+        absent = [part for part, some in parts.items() if not some]
+        if absent:
+            rule = f"folds.scheme manifest_split needs a split column with {', '.join(PARTS)}; no utterance has"
+            raise CorpusError(corpus.name, [f"{rule} {' or '.join(absent)}"])
+        return (Fold(1, **parts),)
     sessions = corpus.sessions
     if len(sessions) < 3:
         raise CorpusError(
@@ -91,7 +89,7 @@ def split_table(folds: Sequence[Fold]) -> dict[str, Any]:
         "folds": [
             {"fold": fold.number}
             | {
-                part: {"sessions": list(_sessions(some)), "utterances": sorted(u.id for u in some)}
+                part: {"sessions": list(fold.sessions[part]), "utterances": sorted(u.id for u in some)}
                 for part, some in fold.parts.items()
             }
             for fold in folds
@@ -107,7 +105,7 @@ def find_leaks(folds: Iterable[Fold]) -> list[str]:
 def check_labels(corpus: Corpus, folds: Iterable[Fold], dimensions: Sequence[str]) -> None:
     """Raise CorpusError if all labels of a part are equal, such as in a part of one utterance: no CCC is defined."""
     problems = [
-        f"fold {fold.number}: {part} ({', '.join(_sessions(some))}): every {dimension} is {values.pop():g} "
+        f"fold {fold.number}: {part} ({', '.join(fold.sessions[part])}): every {dimension} is {values.pop():g} "
         f"({plural(len(some), 'utterance')}); labels must differ, or there is no CCC"
         for fold in folds
         for part, some in fold.parts.items()
@@ -122,19 +120,6 @@ def check_leaks(folds: Iterable[Fold]) -> None:
     """Raise LeakError with all leaks, if there are any."""
     if leaks := find_leaks(folds):
         raise LeakError("train, validation and test must share nothing", leaks)
-
-
-def _own_split(corpus: Corpus) -> Fold:
-    train, validation, test = (tuple(u for u in corpus.utterances if u.part == part) for part in PARTS)
-    absent = [part for part, some in zip(PARTS, (train, validation, test), strict=True) if not some]
-    if absent:
-        rule = f"folds.scheme manifest_split needs a split column with {', '.join(PARTS)}; no utterance has"
-        raise CorpusError(corpus.name, [f"{rule} {' or '.join(absent)}"])
-    return Fold(1, train, validation, test)
-
-
-def _sessions(utterances: Iterable[Utterance]) -> tuple[str, ...]:
-    return tuple(sorted({u.session for u in utterances}, key=natural_order))
 
 
 def _shared(fold: Fold, one: str, other: str) -> list[str]:

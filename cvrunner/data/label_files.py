@@ -135,7 +135,9 @@ def msp_podcast_rows(root: Path, findings: Findings) -> tuple[list[Row], list[Ro
                 kept.append(row)
         rows = kept
     detailed = root / "Labels" / "labels_detailed.csv"
-    return rows, list(_msp_ratings(detailed, findings)) if detailed.exists() else []
+    if not detailed.exists():
+        return rows, []
+    return rows, list(_msp_ratings(detailed, findings))
 
 
 def _msp_row(label: Row, findings: Findings) -> Row | None:
@@ -152,7 +154,9 @@ def _msp_row(label: Row, findings: Findings) -> Row | None:
     if cells["spkrid"].lower() in ("", "unknown"):
         findings.count("utterances of unknown speakers, who may be in the test set, left out", where)
         return None
-    gender = cells["gender"] if cells["gender"].lower() in ("female", "male") else ""
+    gender = cells["gender"]
+    if gender.lower() not in ("female", "male"):
+        gender = ""
     known = {"path": f"Audios/{cells['filename']}", "utterance": name[1], "speaker": cells["spkrid"], "split": part}
     place = {"session": cells["split_set"], "dialogue": name[2], "turn": name[3].replace("_", "."), "gender": gender}
     return Row(label.where, known | place | {dimension: cells[column] for dimension, column in MSP_COLUMNS.items()})

@@ -181,8 +181,7 @@ def _raters(cells: dict[str, str], scale: tuple[float, float], wrong: list[str])
     ratings: dict[str, dict[str, float]] = {}
     for column in cells:
         match = RATING.fullmatch(column)
-        value = _number(column, cells, wrong) if match else None
-        if match is None or value is None:
+        if match is None or (value := _number(column, cells, wrong)) is None:
             continue
         if not low <= value <= high:
             wrong.append(f"{column} is {value:g}, must be a number within corpus.scale {low:g}..{high:g}")
@@ -272,7 +271,8 @@ def _with_paths_as_on_disk(entries: Sequence[Entry]) -> list[Entry]:
                         for name in os.listdir(path) if os.path.isdir(path) and os.access(path, os.R_OK) else ():
                             names[path].setdefault(unicodedata.normalize("NFC", name), []).append(name)
                     same = names[path].get(unicodedata.normalize("NFC", part), [])
-                    part = same[0] if len(same) == 1 else part
+                    if len(same) == 1:
+                        part = same[0]
                 path /= part
         found.append(replace(entry, path=path))
     return found

@@ -140,7 +140,19 @@ class Synthesizer:
 
         Raises ConfigError for an unknown language and for text without sound.
         """
-        self._choose(voice)
+        variant = self._variants / voice.timbre.name
+        if not variant.exists():
+            variant.write_text(voice.timbre.variant())
+        if self._library.espeak_SetVoiceByName(f"{voice.language}+{voice.timbre.name}".encode()):
+            raise ConfigError(f"speech synthesis: espeak-ng has no language {voice.language!r} (one is en-us)")
+        levels = {
+            _RATE: voice.rate_wpm,
+            _PITCH: voice.pitch,
+            _PITCH_RANGE: voice.pitch_range,
+            _VOLUME: voice.volume,
+        }
+        for parameter, level in levels.items():
+            self._library.espeak_SetParameter(parameter, level, 0)
         self._pieces.clear()
         encoded = text.encode()
         code = self._library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded) + 1), 0, 1, 0, _UTF8, None, None)
@@ -156,21 +168,6 @@ class Synthesizer:
             # A copy: the library reuses its buffer.
             self._pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0
-
-    def _choose(self, voice: Voice) -> None:
-        variant = self._variants / voice.timbre.name
-        if not variant.exists():
-            variant.write_text(voice.timbre.variant())
-        if self._library.espeak_SetVoiceByName(f"{voice.language}+{voice.timbre.name}".encode()):
-            raise ConfigError(f"speech synthesis: espeak-ng has no language {voice.language!r} (one is en-us)")
-        levels = {
-            _RATE: voice.rate_wpm,
-            _PITCH: voice.pitch,
-            _PITCH_RANGE: voice.pitch_range,
-            _VOLUME: voice.volume,
-        }
-        for parameter, level in levels.items():
-            self._library.espeak_SetParameter(parameter, level, 0)
 
 
 @cache

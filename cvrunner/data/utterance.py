@@ -208,13 +208,13 @@ def _decode(path: Path, resample: bool, longest_s: float) -> tuple[Floats, int, 
                 source = io.BytesIO(content)
             with soundfile.SoundFile(source, closefd=False) as sound:
                 known = sound.frames < UNKNOWN_FRAMES
+                frames = sound.frames * known
                 # Before reading the samples: hours of audio must not fill the memory.
-                _check_header(sound.samplerate, sound.channels, sound.frames * known, resample, longest_s)
+                _check_header(sound.samplerate, sound.channels, frames, resample, longest_s)
                 if known and sound.seekable():
                     samples = sound.read(dtype="float32", always_2d=True)
                 else:
                     samples = _read_blocks(sound, longest_s)
-                frames = sound.frames if known else len(samples)
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip(" .") or "the decoder stopped within the file, which is damaged or truncated"
         raise AudioError(f"cannot be read as audio: {reason}; must be a WAV or FLAC file") from None
@@ -229,21 +229,23 @@ def _decode(path: Path, resample: bool, longest_s: float) -> tuple[Floats, int, 
         raise AudioError(f"is truncated: it has {len(samples)} of {frames} samples; copy it again")
     if problem := decoded_problem(container, samples, sound.subtype):
         raise AudioError(problem)
-    notes = [("audio files in a format that does not show whether they are complete", sound.format)]
-    return samples, sound.samplerate, sound.subtype, notes if sound.format in UNCHECKED else []
+    notes = []
+    if sound.format in UNCHECKED:
+        notes.append(("audio files in a format that does not show whether they are complete", sound.format))
+    return samples, sound.samplerate, sound.subtype, notes
 
 
 def _read_blocks(sound: soundfile.SoundFile, longest_s: float) -> Floats:
     """Return `[T, channels]` of a file whose length is not known before its end."""
     # soundfile would seek after each block, which fails at the unknown end; it has no public way to stop it.
     sound._info.seekable = 0
-    blocks: list[Floats] = []
+    blocks = [np.zeros((0, sound.channels), dtype=np.float32)]
     while len(block := sound.read(sound.samplerate, dtype="float32", always_2d=True)):
         blocks.append(block)
-        # Blocks of a second each.
-        if len(blocks) > longest_s + 1:
+        # Blocks of a second each, after the empty one.
+        if len(blocks) > longest_s + 2:
             break
-    samples = np.concatenate(blocks) if blocks else np.zeros((0, sound.channels), dtype=np.float32)
+    samples = np.concatenate(blocks)
     _check_header(sound.samplerate, sound.channels, len(samples), True, longest_s)
     return samples
 

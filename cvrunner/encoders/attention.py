@@ -41,15 +41,15 @@ def self_attention(attention: Any, hidden: Tensor, bias: Tensor | None, packing:
     hidden = hidden.to(attention.q_proj.weight.dtype)
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     inputs = torch.cat([projection(hidden) for projection in projections], dim=1)
-    # Apart: under autocast the gate is in float32, to which it would promote the others, at twice their memory.
-    gates = None if bias is None else _gate(attention, hidden)
     place: Place = attention.place
     # A fused kernel draws its dropout from one stream for the whole batch: so each utterance goes by itself.
     alone = place.drops and packing.draws.keys and hidden.device.type != "cpu"
     groups, context = packing.singles if alone else packing.groups, []
-    parts = packing.parts(inputs, groups)
-    gate_parts = parts if gates is None else packing.parts(gates, groups)
-    for group, part, gate in zip(groups, parts, gate_parts, strict=True):
+    parts = gates = packing.parts(inputs, groups)
+    if bias is not None:
+        # Apart: under autocast the gate is in float32, to which it would promote the others, at twice their memory.
+        gates = packing.parts(_gate(attention, hidden), groups)
+    for group, part, gate in zip(groups, parts, gates, strict=True):
         query, key, value = torch.split(group.pad(part), width, dim=2)
         # Added to the scores `[B, H, F, F]`: the gated bias, and -inf for padding.
         mask = None

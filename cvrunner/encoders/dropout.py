@@ -50,7 +50,9 @@ class Draws:
 
     def generator(self, utterance: int, kind: str, device: torch.device | str = "cpu") -> torch.Generator | None:
         """Return a generator for one utterance; None, which is torch's own, without keys."""
-        return torch.Generator(device).manual_seed(self.seed(utterance, kind)) if self.keys else None
+        if not self.keys:
+            return None
+        return torch.Generator(device).manual_seed(self.seed(utterance, kind))
 
     def mask(self, place: Place, width: int) -> Tensor:
         """Return `[S, width]`, True for what a dropout keeps."""
@@ -85,15 +87,6 @@ class Draws:
             yield
         finally:
             Draws.active = before
-
-    def around(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return `function` with these draws, whenever it is called."""
-
-        def drawing(*args: Any) -> Tensor:
-            with self.used():
-                return function(*args)
-
-        return drawing
 
 
 class Place(nn.Module):

@@ -100,7 +100,7 @@ class SpeechEncoder(nn.Module, abc.ABC):
         super().__init__()
         self.backbone = backbone
         self.depth = len(self.transformer)
-        self.layers = layers if layers is not None else tuple(range(self.depth + 1))
+        self.layers = layers or tuple(range(self.depth + 1))
         self.group = round(ENCODER_FRAME_RATE_HZ / frame_rate_hz)
         self.adaptation = adaptation
         self.width = int(backbone.config.hidden_size)
@@ -109,7 +109,7 @@ class SpeechEncoder(nn.Module, abc.ABC):
         self.gradient_checkpointing = gradient_checkpointing
         self.precision = precision
         self.casts = WeightCasts(precision)
-        self.below = 0 if adaptation.top_layers is None else self.depth - adaptation.top_layers
+        self.below = self.depth - (adaptation.top_layers or self.depth)
         """Number of transformer layers that stay frozen below those that train, and with them all below the first."""
         self.has_frozen_inputs = adaptation.trains_encoder and (self.below > 0 or adaptation.lora is not None)
         """Whether the input of the first transformer layer is frozen although layers above it train."""
@@ -184,8 +184,9 @@ class SpeechEncoder(nn.Module, abc.ABC):
         A norm after the last layer belongs to that layer; None is the front-end.
         """
         rows: list[tuple[str, int | None]] = [(f"backbone.{name}.*", None) for name in self.FRONT_END]
-        inputs = self.INPUTS if self.norm_is_last else (*self.INPUTS, self.NORM)
-        rows += [("backbone.masked_spec_embed", 0), *((f"backbone.{name}.*", 0) for name in inputs)]
+        rows += [("backbone.masked_spec_embed", 0), *((f"backbone.{name}.*", 0) for name in self.INPUTS)]
+        if not self.norm_is_last:
+            rows.append((f"backbone.{self.NORM}.*", 0))
         rows += [(f"backbone.{self.LAYERS}.{number}.*", number + 1) for number in range(self.depth)]
         return *rows, ("backbone.*", self.depth)
 
@@ -259,7 +260,7 @@ class SpeechEncoder(nn.Module, abc.ABC):
         with self._computing(packing):
             # The sums of layers stay in float32 if products do not: layer norms then need no cast and keep no copy.
             hidden = self.first(conv, packing).to(conv.dtype)
-            return self._above(0, hidden, packing, self.depth if top is None else top), packing
+            return self._above(0, hidden, packing, top), packing
 
     def from_boundary(self, boundary: Boundary, lengths: Tensor, keys: Sequence[int] = ()) -> Encoded:
         """Return the same as `forward`, from the states at the boundary."""
@@ -298,20 +299,18 @@ class SpeechEncoder(nn.Module, abc.ABC):
 
     @contextlib.contextmanager
     def _computing(self, packing: Packing) -> Iterator[None]:
-        gradient: Any = contextlib.nullcontext() if self.adaptation.trains_encoder else torch.no_grad()
+        gradient = torch.set_grad_enabled(torch.is_grad_enabled() and self.adaptation.trains_encoder)
         autocast = torch.autocast(packing.device.type, self.precision, enabled=self.precision != torch.float32)
         with gradient, autocast, packing.draws.used():
             yield
 
-    def _above(self, below: int, hidden: Tensor, packing: Packing, top: int) -> dict[int, Tensor]:
-        """Return hidden states `[S, D]` by layer, from those of layer `below` up to `top`."""
+    def _above(self, below: int, hidden: Tensor, packing: Packing, top: int | None) -> dict[int, Tensor]:
+        """Return hidden states `[S, D]` by layer, from those of layer `below` up to `top` (None: all)."""
         shared = self.shared_by_layers(packing)
         states = {below: hidden}
         for number, layer in enumerate(self.transformer[below:top], start=below + 1):
             if self.gradient_checkpointing and hidden.requires_grad:
-                # The backward pass runs the layer again, with the same draws.
-                run = packing.draws.around(self._layer)
-                hidden = checkpoint(run, layer, hidden, shared, packing, use_reentrant=False)
+                hidden = checkpoint(self._layer, layer, hidden, shared, packing, use_reentrant=False)
             else:
                 hidden = self._layer(layer, hidden, shared, packing)
             states[number] = hidden
@@ -320,5 +319,6 @@ class SpeechEncoder(nn.Module, abc.ABC):
         return states
 
     def _layer(self, layer: Any, hidden: Tensor, shared: Tensor | None, packing: Packing) -> Tensor:
-        with self.casts.used_by(layer):
+        # With gradient checkpointing the backward pass runs the layer again, and needs the same draws.
+        with packing.draws.used(), self.casts.used_by(layer):
             return self.layer(layer, hidden, shared, packing)

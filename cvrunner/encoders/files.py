@@ -28,6 +28,7 @@ from cvrunner.errors import EncoderError
 DEMO = Path(__file__).parent.parent / "demo_encoder"
 SAMPLE_RATE_HZ, FRAME_SAMPLES = 16_000, 320
 """All families hear 16 kHz and have a frame every 20 ms."""
+PREPROCESSING = "preprocessor_config.json"
 MASK_TIME_PROB = 0.05
 CONVOLUTIONS = {
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
@@ -90,11 +91,6 @@ class EncoderFiles:
     tuned: str | None = None
     """Why it was probably tuned on emotion data, if that was allowed."""
 
-    @property
-    def normalize(self) -> bool:
-        """Whether waveforms are scaled to mean 0 and variance 1."""
-        return self.settings.normalize
-
 
 def find_encoder(name: str, revision: str | None = None, allow_tuned: bool = False) -> EncoderFiles:
     """Return the encoder called `demo`, in a local folder, or on the hub (downloaded once, safetensors and JSON only).
@@ -104,7 +100,7 @@ def find_encoder(name: str, revision: str | None = None, allow_tuned: bool = Fal
     """
     # By its name first: what is refused need not be downloaded.
     _check_tuned(name, {}, allow_tuned)
-    local = _local(name)
+    local = local_folder(name)
     folder = local or from_hub(name, revision, DESCRIPTION + SAFETENSORS)
     config, settings = _read_settings(folder, name)
     tuned = _check_tuned(name, config, allow_tuned)
@@ -127,7 +123,7 @@ def check_encoder(
     `layers`: hidden states that the encoder must have. `masks_input`: SpecAugment will mask its frames.
     """
     _check_tuned(name, {}, allow_tuned)
-    local = _local(name)
+    local = local_folder(name)
     config, settings = _read_settings(local or from_hub(name, revision, DESCRIPTION), name)
     _check_tuned(name, config, allow_tuned)
     if local:
@@ -150,12 +146,7 @@ def check_masking(name: str, settings: EncoderSettings) -> None:
 
 def encoder_settings(name: str, revision: str | None) -> EncoderSettings:
     """Return what the JSON files of an encoder say; a hub encoder is not downloaded. Raises EncoderError."""
-    return _read_settings(_local(name) or from_hub(name, revision, DESCRIPTION), name)[1]
-
-
-def is_local(name: str) -> bool:
-    """Return whether an encoder comes with cvrunner or is in a folder, not on the hub. Raises EncoderError."""
-    return _local(name) is not None
+    return _read_settings(local_folder(name) or from_hub(name, revision, DESCRIPTION), name)[1]
 
 
 def stated_licence(files: EncoderFiles) -> str | None:
@@ -165,13 +156,15 @@ def stated_licence(files: EncoderFiles) -> str | None:
     except (OSError, ValueError, yaml.YAMLError):
         # A broken card must not cost a trained model.
         return None
-    return str(data["license"]) if data.get("license") else None
+    if not data.get("license"):
+        return None
+    return str(data["license"])
 
 
 # --- where ------------------------------------------------------------------------------------------------------------
 
 
-def _local(name: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
     """Return the folder of a local encoder; None for a name on the hub. Raises EncoderError for a missing folder."""
     if name == "demo":
         return DEMO
@@ -192,7 +185,7 @@ def _local(name: str) -> Path | None:
 def _check_tuned(name: str, config: Mapping[str, Any], allowed: bool) -> str | None:
     """Return why an encoder was probably tuned on emotion data, or None. Raises EncoderError unless that is allowed."""
     # Only the last part of a local path is the model's name: a parent folder may well be called iemocap.
-    local = _local(name)
+    local = local_folder(name)
     names = [local.name if local else name, str(config.get("_name_or_path", ""))]
     reason = None
     for model, source in zip(names, ("", "config.json says that it is {}, which "), strict=True):
@@ -214,7 +207,8 @@ def _check_tuned(name: str, config: Mapping[str, Any], allowed: bool) -> str | N
 
 def _read_settings(folder: Path, name: str) -> tuple[dict[str, Any], EncoderSettings]:
     """Return `config.json` and what it and `preprocessor_config.json` say. Raises EncoderError."""
-    config, preprocessing = (_json(folder / file, name) for file in ("config.json", "preprocessor_config.json"))
+    files = {file: _json(folder / file, name) for file in ("config.json", PREPROCESSING)}
+    config, preprocessing = files.values()
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         what = "model of unknown type" if kind is None else repr(kind)
@@ -225,22 +219,21 @@ def _read_settings(folder: Path, name: str) -> tuple[dict[str, Any], EncoderSett
     if (rate_hz := preprocessing.get("sampling_rate", SAMPLE_RATE_HZ)) != SAMPLE_RATE_HZ:
         raise EncoderError(f"model.encoder {name}: expects audio of {rate_hz} Hz, must be {SAMPLE_RATE_HZ}")
 
-    def number(file: dict[str, Any], key: str, default: int) -> int:
-        value = file.get(key, default)
+    def number(key: str, default: int, file: str = "config.json") -> int:
+        value = files[file].get(key, default)
         if type(value) is not int or value < 1:
-            where = "config.json" if file is config else "preprocessor_config.json"
-            raise EncoderError(f"model.encoder {name}: {key} is {value!r} in {where}, must be a whole number above 0")
+            raise EncoderError(f"model.encoder {name}: {key} is {value!r} in {file}, must be a whole number above 0")
         return value
 
     if kind == "whisper":
-        window, hop = number(preprocessing, "n_fft", 400), number(preprocessing, "hop_length", 160)
-        mels = number(config, "num_mel_bins", 80)
+        window, hop = (number(key, default, PREPROCESSING) for key, default in (("n_fft", 400), ("hop_length", 160)))
+        mels = number("num_mel_bins", 80)
         _check_frame(2 * hop, "2 x hop_length in preprocessor_config.json", name)
         if (size := preprocessing.get("feature_size", 80)) != mels:
             rule = f"must be feature_size in preprocessor_config.json, {size!r}"
             raise EncoderError(f"model.encoder {name}: num_mel_bins is {mels} in config.json, {rule}")
-        width, depth = number(config, "d_model", 384), number(config, "encoder_layers", 4)
-        longest = number(config, "max_source_positions", 1500) * FRAME_SAMPLES
+        width, depth = number("d_model", 384), number("encoder_layers", 4)
+        longest = number("max_source_positions", 1500) * FRAME_SAMPLES
         normalize = preprocessing.get("do_normalize") is True
         return config, EncoderSettings(kind, depth, width, width, window, longest, normalize, 0)
     for key in ("adapter_attn_dim", "add_adapter", "conv_adapter"):
@@ -250,8 +243,9 @@ def _read_settings(folder: Path, name: str) -> tuple[dict[str, Any], EncoderSett
                 "checkpoint that it was adapted from"
             )
     layers = [config.get(key, default) for key, default in CONVOLUTIONS.items()]
-    counts = {len(one) if isinstance(one, list) and all(map(_is_size, one)) else 0 for one in layers}
-    if len(counts) > 1 or not 0 < counts.pop() < 100:
+    # Not bool, which is an int.
+    fine = all(isinstance(one, list) and all(type(size) is int and 0 < size < 10_000 for size in one) for one in layers)
+    if not fine or len(set(map(len, layers))) > 1 or not 0 < len(layers[0]) < 100:
         rule = "must be lists of whole numbers above 0, of the same length"
         raise EncoderError(f"model.encoder {name}: {', '.join(CONVOLUTIONS)} in config.json {rule}")
     kernels, strides, widths = layers
@@ -261,18 +255,14 @@ def _read_settings(folder: Path, name: str) -> tuple[dict[str, Any], EncoderSett
         samples = (samples - 1) * stride + kernel
     return config, EncoderSettings(
         model_type=kind,
-        depth=number(config, "num_hidden_layers", 12),
-        width=number(config, "hidden_size", 768),
+        depth=number("num_hidden_layers", 12),
+        width=number("hidden_size", 768),
         front_end_width=widths[-1],
         shortest_samples=samples,
         longest_samples=None,
         normalize=bool(preprocessing.get("do_normalize", True)),
         mask_time_prob=config.get("mask_time_prob", MASK_TIME_PROB),
     )
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 < value < 10_000
 
 
 def _check_frame(samples: int, key: str, name: str) -> None:
@@ -311,7 +301,7 @@ def _weights(folder: Path, name: str) -> list[Path]:
     if missing := needed - {path.name for path in weights}:
         raise EncoderError(
             f"model.encoder {name}: its download is incomplete: {min(missing)} is missing in {folder}"
-            f"{': copy the folder again' if _local(name) else download(name)}"
+            f"{': copy the folder again' if local_folder(name) else download(name)}"
         )
     return weights
 
@@ -321,7 +311,16 @@ def _check_weights(weights: Sequence[Path], settings: EncoderSettings, name: str
 
     Quick, before anything is loaded; `load_backbone` compares all weights.
     """
-    shapes = {plain_name(key): shape for path in weights for key, shape in _shapes(path, name).items()}
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, list[int]] = {}
+    for path in weights:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                # Not a mapping, so it must be asked for its keys.
+                shapes |= {plain_name(key): file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise EncoderError(f"model.encoder {name}: {path} cannot be read, copy it again: {error}") from None
     expected = [settings.width] * 2
     kind = settings.model_type
     attention = "self_attn" if kind == "whisper" else "attention"
@@ -346,17 +345,6 @@ def plain_name(key: str) -> str:
     for prefix in WEIGHT_PREFIXES:
         key = key.removeprefix(prefix)
     return key
-
-
-def _shapes(path: Path, name: str) -> dict[str, list[int]]:
-    """Return the shapes of all weights of a file, from its header."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise EncoderError(f"model.encoder {name}: {path} cannot be read, copy it again: {error}") from None
 
 
 @cache

@@ -16,6 +16,7 @@ from cvrunner.config.adaptation import Adaptation
 from cvrunner.config.sections import ModelConfig
 from cvrunner.encoders.encoder import SpeechEncoder
 from cvrunner.encoders.files import EncoderFiles, check_masking, plain_name
+from cvrunner.encoders.hub import first_line
 from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.encoders.whisper import PaddedWhisperEncoder, WhisperEncoder
 from cvrunner.errors import EncoderError
@@ -28,6 +29,7 @@ MODELS: dict[str, Any] = {
     "whisper": modeling_whisper.WhisperEncoder,
 }
 """Class of transformers by `model_type`."""
+WHISPERS = {family.WINDOW: family for family in (WhisperEncoder, PaddedWhisperEncoder)}
 
 
 def build_encoder(
@@ -45,14 +47,14 @@ def build_encoder(
         "layers": None if config.layers == "all" else config.layers,
         "frame_rate_hz": config.frame_rate_hz,
         "adaptation": adaptation,
-        "normalize": files.normalize,
+        "normalize": files.settings.normalize,
         "limits": (files.settings.shortest_samples, files.settings.longest_samples),
         "gradient_checkpointing": gradient_checkpointing,
         "precision": precision,
     }
     if files.settings.model_type == "whisper":
         preprocessing = json.loads((files.folder / "preprocessor_config.json").read_bytes())
-        family = PaddedWhisperEncoder if config.whisper_window == "30s" else WhisperEncoder
+        family = WHISPERS[config.whisper_window]
         # Dither adds random noise, so that features would differ from one run to the next.
         extractor = WhisperFeatureExtractor(**preprocessing | {"dither": 0.0})  # type: ignore[no-untyped-call]
         return family(backbone, extractor, **settings)
@@ -86,7 +88,7 @@ def load_backbone(files: EncoderFiles, dropout: float | None = None) -> Any:
             **changes,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise EncoderError(f"model.encoder {files.name}: {str(error).strip().partition(chr(10))[0]}") from None
+        raise EncoderError(f"model.encoder {files.name}: {first_line(error)}") from None
     finally:
         logging.set_verbosity(verbosity)
     backbone, info = loaded

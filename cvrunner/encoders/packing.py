@@ -67,7 +67,9 @@ class Group:
         """Return the real frames of `[B, F, ...]` as `[s, D]`."""
         count, frames = len(self.lengths), self.frames
         x = x.reshape(count * frames, -1)
-        return x if self.places is None else x.index_select(0, self.places)
+        if self.places is not None:
+            x = x.index_select(0, self.places)
+        return x
 
 
 class Packing:
@@ -105,11 +107,6 @@ class Packing:
         """Split `[S, D]` into the frames of each group. The gradient of one split is one concatenation; that of a slice
         for each group would be a tensor of zeros for each, and their sum."""
         return torch.split(x, [sum(group.lengths) for group in groups])
-
-    @property
-    def padded_frames(self) -> int:
-        """Number of frames of all groups, with padding."""
-        return sum(len(group.lengths) * group.frames for group in self.groups)
 
     @cached_property
     def owned(self) -> Tensor:

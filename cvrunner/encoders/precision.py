@@ -29,13 +29,6 @@ class _Weight:
         """What a cast is valid for: a version of the weight, and whether it trains."""
         return self.parameter._version, self.parameter.requires_grad
 
-    @property
-    def is_cast(self) -> bool:
-        return self.cast is not None and self.made_of == self.state
-
-    def use(self, tensor: Tensor | None) -> None:
-        self.module._parameters[self.name] = tensor  # type: ignore[assignment]
-
 
 class WeightCasts:
     """Casts of the linear weights of an encoder to `dtype`; none in float32."""
@@ -73,7 +66,8 @@ class WeightCasts:
         weights = self._parts[part]
         for trains in (True, False):
             # Apart: all results of a call have a gradient if one of them does.
-            missing = [w for w in weights if w.parameter.requires_grad == trains and not w.is_cast]
+            of_kind = [w for w in weights if w.parameter.requires_grad == trains]
+            missing = [w for w in of_kind if w.cast is None or w.made_of != w.state]
             if missing:
                 # With gradient also in a pass without, since the next pass may need it.
                 with torch.enable_grad():
@@ -82,11 +76,11 @@ class WeightCasts:
                     weight.cast, weight.made_of = cast, weight.state
         try:
             for weight in weights:
-                weight.use(weight.cast)
+                weight.module._parameters[weight.name] = weight.cast  # type: ignore[assignment]
             yield
         finally:
             for weight in weights:
-                weight.use(weight.parameter)
+                weight.module._parameters[weight.name] = weight.parameter
 
 
 class _Cast(torch.autograd.Function):

@@ -35,7 +35,9 @@ class WaveformEncoder(SpeechEncoder):
         parts = super().always_in_evaluation()
         # The statistics of this batch norm, which some HuBERTs have, are those of the pretraining.
         batch_norm = getattr(self.backbone.encoder.pos_conv_embed, "batch_norm", None)
-        return parts if batch_norm is None else [*parts, batch_norm]
+        if batch_norm is not None:
+            parts.append(batch_norm)
+        return parts
 
     def frames(self, samples: int) -> int:
         for kernel, stride in zip(self.backbone.config.conv_kernel, self.backbone.config.conv_stride, strict=True):
@@ -63,8 +65,10 @@ class WaveformEncoder(SpeechEncoder):
 
     def shared_by_layers(self, packing: Packing) -> Tensor | None:
         attention = self.transformer[0].attention
+        if not hasattr(attention, "rel_attn_embed"):
+            return None
         # All layers of a WavLM share the position bias of the first one.
-        return relative_position_bias(attention, packing.whole.frames) if hasattr(attention, "rel_attn_embed") else None
+        return relative_position_bias(attention, packing.whole.frames)
 
     def layer(self, layer: Any, hidden: Tensor, shared: Tensor | None, packing: Packing) -> Tensor:
         if self.norm_is_last:

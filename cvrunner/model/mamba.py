@@ -30,16 +30,10 @@ from cvrunner.encoders.packing import Group, Packing
 LONGEST = 128
 """Longest sequence for the dual form; beyond, the scan in chunks takes less time and memory."""
 
-
-def kernels_installed() -> bool:
-    """Whether mamba-ssm and causal-conv1d can be imported; the kernels of the former call those of the latter."""
-    try:
-        return bool(importlib.import_module("causal_conv1d") and importlib.import_module("mamba_ssm"))
-    except Exception:  # not installed, or built for another torch or CUDA
-        return False
-
-
-KERNELS = kernels_installed()
+try:
+    KERNELS = bool(importlib.import_module("causal_conv1d") and importlib.import_module("mamba_ssm"))
+except Exception:  # not installed, or built for another torch or CUDA
+    KERNELS = False
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from cvrunner.encoders.packing import Packing
 from cvrunner.model.mamba import MambaStack
 
 EMA_RANGE = (0.6, 0.9)
+MIDDLE = {"linear": 0.5, "sigmoid": 0.0}
+"""Output in the middle of the scale, with which training starts."""
 
 
 class LayerMix(nn.Module):
@@ -97,6 +99,12 @@ class AttentiveStatisticsPooling(nn.Module):
         return torch.cat([mean, torch.sqrt(variance + 1e-5)], dim=-1)
 
 
+POOLINGS: dict[str, type[MeanPooling] | type[AttentiveStatisticsPooling]] = {
+    "mean": MeanPooling,
+    "attentive_statistics": AttentiveStatisticsPooling,
+}
+
+
 class TurnEma(nn.Module):
     """`c_t = a c_(t-1) + (1 - a) u_t` with `c_0 = 0` and one `a` in .6 ... .9 per dimension."""
 
@@ -136,8 +144,7 @@ class Head(nn.Module):
         self.output_dropout = Dropout(config.dropout, "head outputs")
         self.linear_path = LinearPath(dimensions, layers, encoder_width) if config.linear_path else None
         self.frame_mamba = MambaStack(config.width, config.mamba.layers, config.mamba, config.mamba.bidirectional)
-        pooling = MeanPooling if config.pooling == "mean" else AttentiveStatisticsPooling
-        self.pooling = pooling(config.width)
+        self.pooling = POOLINGS[config.pooling](config.width)
         context = 0
         if config.protocol == "dialogue":
             context = config.width
@@ -145,8 +152,7 @@ class Head(nn.Module):
             self.turn_mamba = MambaStack(config.width, 1, config.mamba)
             self.turn_ema = TurnEma(dimensions, config.ema)
         self.weight = nn.Parameter(torch.empty(dimensions, self.pooling.width + context))
-        # Outputs start in the middle of the scale: 0.5 directly, or 0 before a sigmoid.
-        self.bias = nn.Parameter(torch.full((dimensions,), 0.0 if config.output == "sigmoid" else 0.5))
+        self.bias = nn.Parameter(torch.full((dimensions,), MIDDLE[config.output]))
         nn.init.xavier_uniform_(self.weight)
 
     def encode(self, encoded: Encoded, keys: Sequence[int] = ()) -> Tensor:
@@ -223,5 +229,7 @@ class MambaEMAModel(nn.Module):
 
     def ema_decay(self) -> list[float]:
         """Return `a` per dimension; empty without dialogues."""
-        decay: list[float] = self.head.turn_ema.decay.tolist() if self.head.protocol == "dialogue" else []
+        if self.head.protocol != "dialogue":
+            return []
+        decay: list[float] = self.head.turn_ema.decay.tolist()
         return decay

@@ -33,8 +33,7 @@ from cvrunner.data.utterance import Utterance
 from cvrunner.encoders.encoder import ENCODER_FRAME_RATE_HZ, Boundary, Encoded, SpeechEncoder
 from cvrunner.errors import MemoryLimitError, UsageError
 from cvrunner.plan.cards import Card
-from cvrunner.training.accumulation import averaged_backward, exact_backward
-from cvrunner.training.inputs import Batch
+from cvrunner.training.accumulation import MicroBatch, averaged_backward, exact_backward
 from cvrunner.training.learner import MANY, Learner
 from cvrunner.training.linear_probe import estimated_s
 from cvrunner.training.memory import MARGIN
@@ -281,7 +280,7 @@ def _count_prediction(learner: Learner, utterances: Sequence[Utterance], batch_s
     return calls.total
 
 
-def _batches(learner: Learner, utterances: Sequence[Utterance], batch_size: int) -> tuple[Update, list[Batch]]:
+def _batches(learner: Learner, utterances: Sequence[Utterance], batch_size: int) -> tuple[Update, list[MicroBatch]]:
     """Return these utterances as one update, and its micro-batches on `meta`, as `Inputs.batches` reads them."""
     config, encoder = learner.trial.config, learner.inputs.encoder
     update = evaluation_update(utterances, batch_size, config.model.protocol == "dialogue", config.train.max_batch_s)
@@ -297,14 +296,14 @@ def _batches(learner: Learner, utterances: Sequence[Utterance], batch_size: int)
 
         frames = int(lengths.sum())
         if encoder.adaptation.cached == "hidden":
-            batches.append(Batch(encoded(len(encoder.layers)), averaged, positions))
+            batches.append(MicroBatch(encoded(len(encoder.layers)), averaged, positions))
         elif encoder.starts_at_boundary:
             mixed = encoded(len(encoder.layers_below)) if encoder.layers_below else None
             features = Boundary(torch.empty(frames, encoder.width, device=META), mixed)
-            batches.append(Batch(features, lengths, positions))
+            batches.append(MicroBatch(features, lengths, positions))
         else:
             conv = torch.empty(frames, learner.trial.encoder.settings.front_end_width, device=META)
-            batches.append(Batch(conv, lengths, positions))
+            batches.append(MicroBatch(conv, lengths, positions))
     return update, batches
 
 

@@ -117,7 +117,7 @@ def audit(corpus: Corpus, folds: Sequence[Fold], config: Config) -> AuditReport:
         folds=tuple(
             FoldSizes(
                 fold.number,
-                {"train": fold.train_sessions, "validation": fold.validation_sessions, "test": fold.test_sessions},
+                fold.sessions,
                 {part: len(utterances) for part, utterances in fold.parts.items()},
             )
             for fold in folds

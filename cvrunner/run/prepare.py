@@ -16,7 +16,7 @@ from cvrunner.config.sections import ModelConfig
 from cvrunner.data.corpus import has_synthetic_speech, load_corpus
 from cvrunner.data.folds import Fold, check_labels, check_leaks, make_folds
 from cvrunner.data.utterance import SAMPLE_RATE_HZ, SHORTEST_SAMPLES, Corpus
-from cvrunner.encoders.files import check_encoder, encoder_settings, is_local
+from cvrunner.encoders.files import check_encoder, encoder_settings, local_folder
 from cvrunner.errors import ConfigError, CorpusError, CvrunnerError, EncoderError, ResultsError, UsageError
 from cvrunner.records.run_directory import RunDirectory
 
@@ -95,7 +95,7 @@ def prepare_config(config: Config, name: str, for_training: bool = True) -> Expe
                 )
         # `audit` works without a network and without an encoder.
         with contextlib.nullcontext() if for_training else contextlib.suppress(EncoderError, ConfigError):
-            if for_training or is_local(encoder):
+            if for_training or local_folder(encoder):
                 fields.append(encoder_settings(encoder, revision).shortest_samples)
     scheme = config.folds.scheme if "scheme" in config.folds.model_fields_set else None
     corpus = load_corpus(config.corpus, root, scheme, max(fields, default=SHORTEST_SAMPLES))
@@ -122,7 +122,7 @@ def check_durations(config: Config, corpus: Corpus, for_training: bool) -> None:
     for name, revision in dict.fromkeys((model.encoder, model.revision) for model in models):
         try:
             # `audit` works without a network and without an encoder.
-            if not for_training and not is_local(name):
+            if not for_training and not local_folder(name):
                 continue
             settings = encoder_settings(name, revision)
         except EncoderError:

@@ -15,6 +15,7 @@ So `batch_size` affects memory only: at any time one micro-batch has a graph thr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -34,19 +35,17 @@ class Encodes(Protocol):
     def predict(self, z: Tensor, turns: list[int], keys: Sequence[int]) -> Tensor: ...
 
 
-class MicroBatch(Protocol):
-    """Utterances that are encoded at once."""
+@dataclass(frozen=True)
+class MicroBatch:
+    """`b` utterances that are encoded at once."""
 
-    @property
-    def features(self) -> Features: ...
-
-    @property
-    def lengths(self) -> Tensor: ...
-
-    @property
-    def positions(self) -> Sequence[int]:
-        """Places of these `b` utterances in the effective batch."""
-        ...
+    features: Features
+    """On the device, in float32: conv features `[S, C]`, the boundary of an encoder whose top layers train, or what a
+    frozen encoder returns."""
+    lengths: Tensor
+    """`[b]` real frames, on the CPU."""
+    positions: tuple[int, ...]
+    """Places of the utterances in the effective batch."""
 
 
 def batch_ccc(predicted: Tensor, true: Tensor) -> Tensor:
@@ -104,10 +103,9 @@ def averaged_backward(
     """Add the mean of the CCC gradients of each micro-batch, as the old script did; return the mean loss, detached."""
     total = torch.zeros((), device=labels.device)
     for batch in batches:
-        positions = list(batch.positions)
-        own = [keys[i] for i in positions]
+        own = [keys[i] for i in batch.positions]
         z = model.encode(batch.features, batch.lengths, own)
-        loss = ccc_loss(model.predict(z, [turns[i] for i in positions], own), labels[positions])
+        loss = ccc_loss(model.predict(z, [turns[i] for i in batch.positions], own), labels[list(batch.positions)])
         (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / len(batches)
     return total

@@ -125,8 +125,10 @@ class Checkpoints:
         """
         self.wait()
         copied = {name: {n: t.detach().to("cpu", copy=True) for n, t in vars(tensors)[name].items()} for name in GROUPS}
-        evaluated = "averages" if tensors.averages else "weights"
-        self._pending = self._writer.submit(self._write, state, asdict(state), copied, evaluated if best else None)
+        evaluated = None
+        if best:
+            evaluated = "averages" if tensors.averages else "weights"
+        self._pending = self._writer.submit(self._write, state, asdict(state), copied, evaluated)
 
     def wait(self) -> None:
         """Wait until the last generation is durable. Raises what went wrong with it, such as OSError."""

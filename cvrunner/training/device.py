@@ -27,14 +27,16 @@ ALLOCATION_FAILURES = (
 
 def choose_precision(requested: str, device: torch.device) -> torch.dtype:
     """Return the encoder's dtype for `train.precision`."""
-    if requested == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if requested == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        requested = "bfloat16"
     return torch.bfloat16 if requested == "bfloat16" else torch.float32
 
 
 def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or `cpu`."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if device.type != "cuda":
+        return "cpu"
+    return torch.cuda.get_device_name(device)
 
 
 def use_deterministic_algorithms(device: torch.device, requested: bool) -> None:

@@ -55,8 +55,7 @@ def rules(encoder: SpeechEncoder, train: TrainConfig) -> tuple[Rule, ...]:
     adaptation, table = encoder.adaptation, []
     peak = train.encoder_lr if adaptation.lora is None else train.lora_lr
     for pattern, group, height in encoder.parameter_groups():
-        start = None if height is None else adaptation.start_of(height)
-        if height is None or start is None:
+        if height is None or (start := adaptation.start_of(height)) is None:
             table.append(Rule(f"encoder.{pattern}", group, NEVER, 0.0))
         else:
             rate = peak * adaptation.layer_lr_decay**height

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +26,7 @@ from cvrunner.encoders.encoder import Features as ModelFeatures
 from cvrunner.encoders.files import EncoderFiles
 from cvrunner.encoders.packing import Packing
 from cvrunner.records.results import FeatureProgress
+from cvrunner.training.accumulation import MicroBatch
 
 Waveform = npt.NDArray[np.float32]
 Compute = Callable[[Sequence[Utterance]], Iterator[Features]]
@@ -34,19 +34,6 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 FILL_S = 30.0
 """Seconds of audio that a frozen encoder processes at once: on a CPU, 60 s are not faster, and 10 s are slower."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch."""
-
-    features: ModelFeatures
-    """On the device, in float32: conv features `[S, C]`, the boundary of an encoder whose top layers train, or what a
-    frozen encoder returns."""
-    lengths: Tensor
-    """`[b]` real frames, on the CPU."""
-    positions: tuple[int, ...]
-    """Places of the `b` utterances in the effective batch."""
 
 
 def _tensors(features: ModelFeatures) -> Iterator[Tensor]:
@@ -66,16 +53,16 @@ class Reader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def submit(self, read: Callable[[], Batch]) -> Callable[[], Batch]:
+    def submit(self, read: Callable[[], MicroBatch]) -> Callable[[], MicroBatch]:
         """Start to read; return a function that waits for the batch, on the GPU without blocking the host."""
 
-        def copied() -> tuple[Batch, torch.cuda.Event]:
+        def copied() -> tuple[MicroBatch, torch.cuda.Event]:
             with torch.cuda.stream(self._stream):
                 return read(), self._stream.record_event()
 
         future = self._thread.submit(copied)
 
-        def arrive() -> Batch:
+        def arrive() -> MicroBatch:
             batch, event = future.result()
             current = torch.cuda.current_stream(self.device)
             current.wait_event(event)
@@ -106,11 +93,11 @@ class Inputs:
         self.encoder = encoder
         self.device = device
         self._reader = Reader(device) if device.type == "cuda" else None
-        self._ahead: tuple[Update, list[Callable[[], Batch]]] | None = None
+        self._ahead: tuple[Update, Iterable[Callable[[], MicroBatch]]] | None = None
         self._resident: dict[str, Tensor] | None = None
         self.utterances = utterances
         self.resample = resample
-        recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.normalize, window=encoder.WINDOW)
+        recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.settings.normalize, window=encoder.WINDOW)
         # Hidden states in bfloat16 differ from those in float32, so the precision is part of their recipe.
         precision = str(encoder.precision).removeprefix("torch.")
         rate_hz = ENCODER_FRAME_RATE_HZ / encoder.group
@@ -134,39 +121,39 @@ class Inputs:
         statistics = ("statistics", self.statistics, self._statistics)
         if self.encoder.adaptation.cached == "hidden":
             return [conv, hidden, statistics]
-        if self.encoder.starts_at_boundary:
-            mixed = [hidden] if self.encoder.layers_below else []
-            boundary = ("hidden states at the boundary", self.boundary, self._boundary_states)
-            return [conv, *mixed, statistics, boundary]
-        return [conv, statistics]
+        if not self.encoder.starts_at_boundary:
+            return [conv, statistics]
+        boundary = ("hidden states at the boundary", self.boundary, self._boundary_states)
+        if not self.encoder.layers_below:
+            return [conv, statistics, boundary]
+        return [conv, hidden, statistics, boundary]
 
-    def fill_cache(self) -> Iterator[FeatureProgress]:
-        """Compute the features that are missing; several trials on one node share the work."""
-        yield from self._fill(self.passes)
+    def fill_cache(self, only_statistics: bool = False) -> Iterator[FeatureProgress]:
+        """Compute the features that are missing; several trials on one node share the work.
 
-    def fill_statistics(self) -> Iterator[FeatureProgress]:
-        """Compute the statistics of the hidden states that are missing: all of them if no condition is frozen."""
-        yield from self._fill([one for one in self.passes if one[0] in ("conv features", "statistics")])
-
-    def _fill(self, passes: Sequence[tuple[str, FeatureStore, Compute]]) -> Iterator[FeatureProgress]:
-        first, *later = passes
-        missing = [one for one in later if one[1].missing()]
+        `only_statistics`: of the hidden states; all are missing if no condition is frozen.
+        """
+        conv, *later = self.passes
+        missing = [one for one in later if one[1].missing() and (one[0] == "statistics" or not only_statistics)]
         self.encoder.eval()
         # Conv features alone are of no use if all later features are cached.
-        for kind, store, compute in [first, *missing] if missing or not later else []:
+        if missing:
+            missing.insert(0, conv)
+        for kind, store, compute in missing:
             for done, shards in store.fill(compute):
                 yield FeatureProgress(kind=kind, done=done, shards=shards)
         # Training may use other layers, or none.
         self.encoder.casts.clear()
 
-    def batches(self, update: Update) -> Iterator[Batch]:
+    def batches(self, update: Update) -> Iterator[MicroBatch]:
         """Yield the micro-batches of an update; for a GPU, the one after it is being read meanwhile."""
         if self._reader is None:
             yield from (self._batch(update, positions) for positions in update.micro_batches)
             return
         ahead, self._ahead = self._ahead, None
-        arrivals = ahead[1] if ahead is not None and ahead[0] is update else self._submitted(update)
-        for arrive in one_ahead(arrivals):
+        if ahead is None or ahead[0] is not update:
+            ahead = update, self._submitted(update)
+        for arrive in one_ahead(ahead[1]):
             yield arrive()
 
     def read_ahead(self, update: Update) -> None:
@@ -183,27 +170,24 @@ class Inputs:
             self._resident = {}
         return self._resident is not None
 
-    def _submitted(self, update: Update) -> Iterator[Callable[[], Batch]]:
+    def _submitted(self, update: Update) -> Iterator[Callable[[], MicroBatch]]:
         assert self._reader is not None
         for positions in update.micro_batches:
             yield self._reader.submit(partial(self._batch, update, positions))
 
-    def _batch(self, update: Update, positions: tuple[int, ...]) -> Batch:
-        features, lengths = self._read([update.utterances[i] for i in positions])
-        return Batch(features, lengths, positions)
-
-    def _read(self, utterances: Sequence[Utterance]) -> tuple[ModelFeatures, Tensor]:
-        """Return the features of a micro-batch and the number of frames `[b]` of each utterance."""
-        encoder = self.encoder
+    def _batch(self, update: Update, positions: tuple[int, ...]) -> MicroBatch:
+        """Read a micro-batch."""
+        encoder, utterances = self.encoder, [update.utterances[i] for i in positions]
         if encoder.adaptation.cached == "hidden":
             encoded = self._encoded(utterances, range(len(encoder.layers)))
-            return encoded, encoded.lengths
+            return MicroBatch(encoded, encoded.lengths, positions)
         store = self.boundary if encoder.starts_at_boundary else self.conv
-        features = [store.read(u) for u in utterances]
-        packed, lengths = self._to_device(features), torch.tensor([len(array) for array in features])
-        if not encoder.starts_at_boundary:
-            return packed, lengths
-        return Boundary(packed, self._encoded(utterances, below) if (below := encoder.layers_below) else None), lengths
+        arrays = [store.read(u) for u in utterances]
+        features: ModelFeatures = self._to_device(arrays)
+        if encoder.starts_at_boundary:
+            mixed = self._encoded(utterances, encoder.layers_below) if encoder.layers_below else None
+            features = Boundary(features, mixed)
+        return MicroBatch(features, torch.tensor([len(array) for array in arrays]), positions)
 
     def _encoded(self, utterances: Sequence[Utterance], places: Sequence[int]) -> Encoded:
         """Read what the frozen encoder returned, of the mixed layers at these places."""
@@ -218,8 +202,9 @@ class Inputs:
         else:
             hidden = [self.hidden.read(u) for u in utterances]
             # Whole arrays need no copy.
-            whole = len(places) == len(self.encoder.layers)
-            states = self._to_device(hidden if whole else [array[:, places] for array in hidden])
+            if len(places) < len(self.encoder.layers):
+                hidden = [array[:, places] for array in hidden]
+            states = self._to_device(hidden)
         return Encoded(states, lengths, statistics)
 
     def _to_device(self, features: Sequence[Features], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -241,7 +226,7 @@ class Inputs:
                 frames = [self.encoder.frames(update.utterances[i].samples) for i in positions]
                 real += sum(frames)
                 if self.encoder.adaptation.trains_encoder:
-                    padded += Packing(frames, CPU).padded_frames
+                    padded += sum(len(group.lengths) * group.frames for group in Packing(frames, CPU).groups)
                 else:
                     padded += max(frames) * len(frames)
         return 1 - real / padded if padded else 0.0

@@ -46,7 +46,7 @@ def fit_fold(probe: LinearProbe, context: TrialContext) -> Iterator[Event]:
     precision = choose_precision(config.train.precision, context.device)
     encoder = build_encoder(probe.encoder, config.model, FROZEN, precision).to(context.device).eval()
     inputs = Inputs(encoder, probe.encoder, fold.utterances, context.cache_dir, context.device, config.corpus.resample)
-    yield from inputs.fill_statistics()
+    yield from inputs.fill_cache(only_statistics=True)
     store = inputs.statistics
     # A large encoder needs as much memory as the fit.
     del inputs, encoder

@@ -54,7 +54,9 @@ def write_outcome(
         for number in (state.best_epoch, state.epoch - 1)
     )
     trial_id = (trial.condition, fold.number, trial.seed)
-    adapters = () if trial.config.adaptation.lora is None else ("peft",)
+    packages = ["torch", "transformers", "numpy"]
+    if trial.config.adaptation.lora is not None:
+        packages.append("peft")
     sha256 = write_predictions(directory.predictions, fold.test, trial_id, truth, predictions)
     result = TrialResult(
         key=trial.key,
@@ -96,7 +98,7 @@ def write_outcome(
         peak_memory_mib=peak_memory_mib,
         train_s=state.train_s,
         total_s=total_s,
-        versions={name: version(name) for name in ("torch", "transformers", "numpy", *adapters)},
+        versions={name: version(name) for name in packages},
         predictions_sha256=sha256,
     )
     write_model(directory.model, trial, result, weights)
@@ -107,8 +109,23 @@ def write_outcome(
 
 def write_model(folder: ModelFolder, trial: Trial, result: TrialResult, weights: Mapping[str, Tensor]) -> None:
     """Write the model's folder, completely or not at all."""
-    config, description = trial.config.corpus, describe_model(trial)
-    licence = stated_licence(trial.encoder)
+    config, licence = trial.config.corpus, stated_licence(trial.encoder)
+    # Everything that is needed to rebuild the model, except for the weights.
+    description = ModelDescription(
+        model=trial.config.model,
+        encoder_revision=trial.encoder.revision,
+        encoder_digest=trial.encoder.digest,
+        encoder_normalize=trial.encoder.settings.normalize,
+        precision=trial.config.train.precision,
+        dimensions=list(config.dimensions),
+        scale=config.scale,
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        condition=trial.condition,
+        fold=trial.fold.number,
+        seed=trial.seed,
+        trial_key=trial.key,
+        synthetic=config.format == "demo",
+    )
 
     def fill(path: Path) -> None:
         new = ModelFolder(path)
@@ -120,22 +137,3 @@ def write_model(folder: ModelFolder, trial: Trial, result: TrialResult, weights:
     # An attempt that was killed before its result was written may have left one.
     shutil.rmtree(folder.path, ignore_errors=True)
     write_folder_atomically(folder.path, fill)
-
-
-def describe_model(trial: Trial) -> ModelDescription:
-    """Return everything that is needed to rebuild a trial's model, except for the weights."""
-    return ModelDescription(
-        model=trial.config.model,
-        encoder_revision=trial.encoder.revision,
-        encoder_digest=trial.encoder.digest,
-        encoder_normalize=trial.encoder.normalize,
-        precision=trial.config.train.precision,
-        dimensions=list(trial.config.corpus.dimensions),
-        scale=trial.config.corpus.scale,
-        sample_rate_hz=SAMPLE_RATE_HZ,
-        condition=trial.condition,
-        fold=trial.fold.number,
-        seed=trial.seed,
-        trial_key=trial.key,
-        synthetic=trial.config.corpus.format == "demo",
-    )

@@ -158,12 +158,12 @@ def probe(
     device: torch.device,
     folder: Path,
     base_mib: float | None = None,
-    enlarge: bool | None = None,
+    enlarge: bool = False,
 ) -> ConditionProbe:
     """Measure a condition with a warm-up and a few timed updates.
 
-    `base_mib`: size of the process before the first probe; None: now. `enlarge`: look for the largest batch_size; None:
-    only on a GPU. Raises MemoryLimitError if a single utterance does not fit.
+    `base_mib`: size of the process before the first probe; None: now. `enlarge`: look for the largest
+    batch_size on a CPU too. Raises MemoryLimitError if a single utterance does not fit.
     """
     longest, typical = longest_batch(trial).utterances, typical_batch(trial)
     by_length = sorted(trial.fold.validation, key=lambda u: u.samples)
@@ -172,7 +172,7 @@ def probe(
     train = tuple({u.id: u for u in (*longest, *typical)}.values())
     # A fold of only these utterances: features of the whole corpus would take minutes.
     few = replace(trial, fold=replace(trial.fold, train=train, validation=validated, test=()))
-    with _host_growth(resident_mib() if base_mib is None else base_mib) as growth_mib:
+    with _host_growth(base_mib or resident_mib()) as growth_mib:
         learner, load_s, seconds = _prepared(few, folder / "cache" / trial.condition, device)
         configured = learner.batch_size
         batch_size = largest_batch_size(lambda size: _fits(learner, longest, size), configured, configured)
@@ -191,19 +191,25 @@ def probe(
         validation_s = _time(lambda: learner.predict(validated), device) / len(validated)
     encoder = learner.inputs.encoder
     statistics = 2 * (encoder.depth + 1) * encoder.width
-    on_gpu = device.type == "cuda"
-    peak_mib = peak_memory_mib(device) if on_gpu else growth_mib()
-    fits, larger_mib = _larger(learner, longest, batch_size) if enlarge or on_gpu else (None, {})
+    memory: Literal["GPU", "host"] = "host"
+    fits: int | None = None
+    peak_mib, larger_mib = growth_mib(), dict[int, float]()
+    if device.type == "cuda":
+        memory, peak_mib = "GPU", peak_memory_mib(device)
+    if enlarge or memory == "GPU":
+        fits, larger_mib = _larger(learner, longest, batch_size)
+    elif batch_size < configured:
+        fits = batch_size
     return ConditionProbe(
         condition=trial.condition,
         device=device_name(device),
         precision=learner.precision_name,
-        memory="GPU" if on_gpu else "host",
+        memory=memory,
         peak_memory_mib=peak_mib,
         larger_mib=larger_mib,
         configured=configured,
         batch_size=batch_size,
-        fits=batch_size if fits is None and batch_size < configured else fits,
+        fits=fits,
         typical=timed[0],
         longest=timed[1],
         plain_mamba_s=plain_mamba_s,
@@ -245,7 +251,12 @@ def typical_batch(trial: Trial) -> tuple[Utterance, ...]:
     """Return an effective batch from the middle of the utterances, or dialogues, sorted by length."""
     groups, count = _by_length(trial), trial.config.train.effective_batch
     needed = -(-count * len(groups) // len(trial.fold.train))
-    return _take(groups[max(0, (len(groups) - needed) // 2) :], count)
+    # Whole groups, until they hold enough utterances.
+    taken: list[Utterance] = []
+    for group in groups[max(0, (len(groups) - needed) // 2) :]:
+        if len(taken) < count:
+            taken += group
+    return tuple(taken)
 
 
 def largest_batch_size(fits: Callable[[int], bool], start: int, limit: int) -> int:
@@ -281,15 +292,6 @@ def _by_length(trial: Trial) -> list[list[Utterance]]:
     return sorted(groups, key=lambda g: sum(sorted((u.samples for u in g), reverse=True)[:batch_size]), reverse=True)
 
 
-def _take(groups: Sequence[Sequence[Utterance]], count: int) -> tuple[Utterance, ...]:
-    """Return whole groups from the front, until they hold at least `count` utterances."""
-    taken: list[Utterance] = []
-    for group in groups:
-        if len(taken) < count:
-            taken += group
-    return tuple(taken)
-
-
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
@@ -319,10 +321,10 @@ def _feature_passes(learner: Learner, seconds: Mapping[str, float]) -> Iterator[
     # Statistics that are written along with hidden states are no separate pass.
     stores = [(store, seconds[name]) for name, store, _ in learner.inputs.passes if name in seconds]
     utterances = {u.audio_digest: u for u in learner.trial.fold.utterances}.values()
-    audio_s = sum(u.duration_s for u in utterances)
+    heard_s = audio_s(utterances)
     for store, took_s in stores:
         size = sum(store.read(u).nbytes for u in utterances)
-        yield FeaturePass(store.folder.parent.name, store.folder.name, took_s / audio_s, size / audio_s)
+        yield FeaturePass(store.folder.parent.name, store.folder.name, took_s / heard_s, size / heard_s)
 
 
 def _timed_update(learner: Learner, batch: Sequence[Utterance], batch_size: int) -> TimedUpdate:
@@ -369,8 +371,10 @@ def _larger(learner: Learner, batch: Sequence[Utterance], batch_size: int) -> tu
             peaks[size] = peak_memory_mib(learner.device)
         return size == batch_size or size in peaks
 
-    limit = len(batch) if batch_size == learner.batch_size else batch_size
-    return largest_batch_size(fits, batch_size, limit), peaks
+    if batch_size < learner.batch_size:
+        # The configured size is known not to fit.
+        return batch_size, peaks
+    return largest_batch_size(fits, batch_size, len(batch)), peaks
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def choose(deviations: Floats, labels: Floats, centre: Floats) -> list[Choice]:
             stretch = best_stretch(deviation, labels[:, k] - centre[k])
             score = defined(ccc(centre[k] + stretch * deviation, labels[:, k]))
             candidates.append(Choice(penalty, stretch, score))
-        choices.append(max(candidates, key=lambda c: (-math.inf if c.ccc is None else c.ccc, c.penalty)))
+        choices.append(max(candidates, key=lambda c: (c.ccc is not None, c.ccc or 0.0, c.penalty)))
     return choices
 
 

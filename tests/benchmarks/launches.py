@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.plan.counting import counted
 from cvrunner.text import Table, tables_as_text
-from cvrunner.training.accumulation import exact_backward
+from cvrunner.training.accumulation import MicroBatch, exact_backward
 
 SECONDS = (1.8, 2.4, 3.0, 3.6, 4.4, 5.2, 6.6, 9.6)
 """Lengths of eight utterances, as IEMOCAP has them."""
@@ -35,16 +34,6 @@ LARGE: dict[str, Any] = {
     "num_attention_heads": 16,
     "num_hidden_layers": 24,
 }
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Utterances that are encoded at once."""
-
-    features: Tensor
-    lengths: Any
-    """An array of the numbers of frames: a tensor on `meta` has no values."""
-    positions: tuple[int, ...]
 
 
 def large_model() -> MambaEMAModel:
@@ -87,7 +76,9 @@ def _batches(seconds: Sequence[float], batch_size: int) -> Iterator[MicroBatch]:
     for first in range(0, len(seconds), batch_size):
         frames = [int(50 * s) - 1 for s in seconds[first : first + batch_size]]
         features = torch.empty(sum(frames), LARGE["conv_dim"][-1], device="meta")
-        yield MicroBatch(features, np.array(frames), tuple(range(first, first + len(frames))))
+        # An array: a tensor on `meta` has no values.
+        lengths: Any = np.array(frames)
+        yield MicroBatch(features, lengths, tuple(range(first, first + len(frames))))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Material:
     def waveform(self, utterance: Utterance) -> Tensor:
         """`[T]`, normalised where the checkpoint asks for it."""
         samples = read_audio(utterance.path, self.trial.config.corpus.resample)
-        if self.trial.encoder.normalize:
+        if self.trial.encoder.settings.normalize:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         return torch.from_numpy(samples)
 

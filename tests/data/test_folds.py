@@ -59,9 +59,9 @@ def test_validation_is_the_next_session_in_a_circle(some: Corpus) -> None:
     folds, sessions = make_folds(some, LOSO), some.sessions
     assert [fold.number for fold in folds] == list(range(1, len(sessions) + 1))
     for index, fold in enumerate(folds):
-        assert fold.test_sessions == (sessions[index],)
-        assert fold.validation_sessions == (sessions[(index + 1) % len(sessions)],)
-        assert set(fold.train_sessions) == set(sessions) - {*fold.test_sessions, *fold.validation_sessions}
+        assert fold.sessions["test"] == (sessions[index],)
+        assert fold.sessions["validation"] == (sessions[(index + 1) % len(sessions)],)
+        assert set(fold.sessions["train"]) == set(sessions) - {*fold.sessions["test"], *fold.sessions["validation"]}
 
 
 @property_of
@@ -113,7 +113,7 @@ def test_digest_changes_when_an_utterance_is_left_out() -> None:
 
 def test_sessions_are_numbered_by_value() -> None:
     some = Corpus(tuple(utterance(f"Ses0{n}F_impro01_F000", session=str(n + 7)) for n in range(1, 5)), "four", "header")
-    assert [fold.test_sessions for fold in make_folds(some, LOSO)] == [("8",), ("9",), ("10",), ("11",)]
+    assert [fold.sessions["test"] for fold in make_folds(some, LOSO)] == [("8",), ("9",), ("10",), ("11",)]
 
 
 @pytest.mark.parametrize(("sessions", "count"), [(0, "0 sessions"), (1, "1 session "), (2, "2 sessions")])
@@ -128,7 +128,7 @@ def test_manifest_split_is_one_fold_with_the_parts_of_the_corpus() -> None:
     own = [replace(u, part=parts[int(u.session[3:]) - 1]) for u in some.utterances]
     (fold,) = make_folds(replace(some, utterances=tuple(own)), "manifest_split")
     assert (fold.number, len(fold.train), len(fold.validation), len(fold.test)) == (1, 24, 8, 8)
-    assert fold.validation_sessions == ("Ses04",)
+    assert fold.sessions["validation"] == ("Ses04",)
     check_leaks([fold])
 
 

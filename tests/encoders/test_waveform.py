@@ -140,7 +140,7 @@ def test_layers_beyond_the_encoder_are_refused() -> None:
 class TestFiles:
     def test_a_saved_encoder_is_found_and_loads_equal(self, tmp_path: Path) -> None:
         files = find_encoder(str(save_encoder(tmp_path / "wavlm", normalize=True)))
-        assert files.normalize
+        assert files.settings.normalize
         assert files == find_encoder(str(tmp_path / "wavlm"))
         torch.manual_seed(0)
         expected = tiny_wavlm().state_dict()

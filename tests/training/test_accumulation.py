@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -16,23 +15,16 @@ from transformers import WhisperFeatureExtractor
 
 from cvrunner.config.sections import MambaConfig, ModelConfig
 from cvrunner.encoders.dropout import Draws, Dropout
-from cvrunner.encoders.encoder import Encoded, Features, SpeechEncoder
+from cvrunner.encoders.encoder import Encoded, SpeechEncoder
 from cvrunner.encoders.waveform import WaveformEncoder
 from cvrunner.encoders.whisper import WhisperEncoder
 from cvrunner.model.mamba_ema import MambaEMAModel
 from cvrunner.plan.counting import autocast
-from cvrunner.training.accumulation import averaged_backward, ccc_loss, exact_backward
+from cvrunner.training.accumulation import MicroBatch, averaged_backward, ccc_loss, exact_backward
 from tests.tiny_encoders import FULL, MASKED, tiny_encoder, tiny_wavlm, tiny_whisper
 from tests.training.test_waits import Waits
 
 CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]
-
-
-@dataclass
-class Batch:
-    features: Features
-    lengths: Tensor
-    positions: tuple[int, ...]
 
 
 class Linear(nn.Module):
@@ -61,7 +53,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def cut(features: Sequence[Any], size: int, order: list[int]) -> list[Batch]:
+def cut(features: Sequence[Any], size: int, order: list[int]) -> list[MicroBatch]:
     """Micro-batches of `size` in this order, one utterance after the other."""
     batches = []
     for start in range(0, len(features), size):
@@ -73,7 +65,7 @@ def cut(features: Sequence[Any], size: int, order: list[int]) -> list[Batch]:
             joined = Encoded(states, lengths, statistics)
         else:
             joined = torch.cat(members)
-        batches.append(Batch(joined, lengths, tuple(positions)))
+        batches.append(MicroBatch(joined, lengths, tuple(positions)))
     return batches
 
 
@@ -89,7 +81,7 @@ def test_without_dropout_every_cut_gives_the_gradient_of_the_whole_in_float64(si
     loss = ccc_loss(model.predict(model.encode(x, x), []), LABELS)
     loss.backward()
     expected = gradients(model)
-    batches = [Batch(x[i], torch.ones(len(i)), tuple(i)) for i in (ORDER[s : s + size] for s in range(0, 8, size))]
+    batches = [MicroBatch(x[i], torch.ones(len(i)), tuple(i)) for i in (ORDER[s : s + size] for s in range(0, 8, size))]
     assert len(batches) == steps
     assert exact_backward(model, batches, LABELS, [1] * 8, KEYS).item() == pytest.approx(loss.item(), abs=1e-12)
     for name, gradient in gradients(model).items():
@@ -102,7 +94,7 @@ def test_with_dropout_it_equals_one_graph_over_the_whole(size: int, steps: int) 
     x = torch.randn(8, 5, dtype=torch.float64)
     ccc_loss(model.predict(model.encode(x, x, KEYS), [], KEYS), LABELS).backward()
     expected, state = gradients(model), torch.get_rng_state()
-    batches = [Batch(x[s : s + size], torch.ones(size), tuple(range(s, s + size))) for s in range(0, 8, size)]
+    batches = [MicroBatch(x[s : s + size], torch.ones(size), tuple(range(s, s + size))) for s in range(0, 8, size)]
     assert len(batches) == steps
     exact_backward(model, batches, LABELS, [1] * 8, KEYS)
     for name, gradient in gradients(model).items():
@@ -113,7 +105,7 @@ def test_with_dropout_it_equals_one_graph_over_the_whole(size: int, steps: int) 
 def test_each_earlier_micro_batch_is_encoded_twice_and_the_last_once() -> None:
     model = Linear(dropout=0.0)
     x = torch.randn(8, 5, dtype=torch.float64)
-    batches = [Batch(x[s : s + 2], torch.ones(2), tuple(range(s, s + 2))) for s in range(0, 8, 2)]
+    batches = [MicroBatch(x[s : s + 2], torch.ones(2), tuple(range(s, s + 2))) for s in range(0, 8, 2)]
     exact_backward(model, batches, LABELS, [1] * 8, KEYS)
     assert model.encoded == [-2, -2, -2, 2, 2, 2, 2]
 
@@ -187,7 +179,7 @@ def test_averaged_accumulation_is_another_gradient() -> None:
     """The old script's: the mean of the micro-batches' CCCs, kept to reproduce it."""
     model = Linear(dropout=0.0)
     x = torch.randn(8, 5, dtype=torch.float64)
-    batches = [Batch(x[s : s + 4], torch.ones(4), tuple(range(s, s + 4))) for s in (0, 4)]
+    batches = [MicroBatch(x[s : s + 4], torch.ones(4), tuple(range(s, s + 4))) for s in (0, 4)]
     loss = averaged_backward(model, batches, LABELS, [1] * 8, KEYS)
     averaged = gradients(model)
     halves = []
@@ -287,7 +279,7 @@ def test_a_cast_follows_its_weight_and_outlives_the_update_only_if_that_is_froze
 def test_forward_and_backward_pass_never_wait_for_the_device() -> None:
     model, labels = half_model().to("meta"), torch.empty(8, 2, device="meta")
     batches = [
-        Batch(batch.features.to("meta"), batch.lengths, batch.positions) for batch in cut(HALF_FEATURES, 4, ORDER)
+        MicroBatch(batch.features.to("meta"), batch.lengths, batch.positions) for batch in cut(HALF_FEATURES, 4, ORDER)
     ]
     with mock.patch("torch.autocast", autocast), model.encoder.casts.kept(), Waits() as waits:
         exact_backward(model, batches, labels, [1] * 8, KEYS)

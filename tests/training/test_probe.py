@@ -33,7 +33,7 @@ from tests.trials import pick, tiny_trials
 CPU = torch.device("cpu")
 
 
-def probed(folder: Path, condition: str, enlarge: bool | None = None, **sections: Any) -> ConditionProbe:
+def probed(folder: Path, condition: str, enlarge: bool = False, **sections: Any) -> ConditionProbe:
     return probe(pick(tiny_trials(folder, **sections), condition), CPU, folder / "probe", enlarge=enlarge)
 
 
