@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from cvrunner import paths
 from cvrunner.config.schema import Config
 from cvrunner.config.sections import ModelConfig
-from cvrunner.encoders.files import find_encoder, is_local
+from cvrunner.encoders.files import find_encoder, local_folder
 from cvrunner.encoders.hub import ask_hub
 from cvrunner.errors import ConfigError, EncoderError
 from cvrunner.orchestration.machine import (
@@ -214,7 +214,7 @@ def find_encoder_facts(model: ModelConfig) -> Encoder:
     name = model.encoder
     try:
         where: str | None = name
-        if not is_local(name):
+        if local_folder(name) is None:
             where = _cached(model)
         if where is None and ask_hub(name, model.revision) is None:
             return Encoder(name, None, True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cvrunner import paths
 from cvrunner.config.reading import load_config
@@ -116,7 +116,7 @@ def status(job_id: str | None, address: str | None, as_json: bool, console: Cons
             reason = "its process was killed; the same command continues the run"
         elif job.ended and job.exit_code not in jobs.OUTCOMES:
             reason = found.error or job.message.strip() or None
-        record = {
+        record: dict[str, Any] = {
             "id": job.id,
             "status": job.status,
             "outcome": job.outcome,

@@ -183,11 +183,11 @@ class Inputs:
             return MicroBatch(encoded, encoded.lengths, positions)
         store = self.boundary if encoder.starts_at_boundary else self.conv
         arrays = [store.read(u) for u in utterances]
-        features: ModelFeatures = self._to_device(arrays)
-        if encoder.starts_at_boundary:
-            mixed = self._encoded(utterances, encoder.layers_below) if encoder.layers_below else None
-            features = Boundary(features, mixed)
-        return MicroBatch(features, torch.tensor([len(array) for array in arrays]), positions)
+        packed, lengths = self._to_device(arrays), torch.tensor([len(array) for array in arrays])
+        if not encoder.starts_at_boundary:
+            return MicroBatch(packed, lengths, positions)
+        mixed = self._encoded(utterances, encoder.layers_below) if encoder.layers_below else None
+        return MicroBatch(Boundary(packed, mixed), lengths, positions)
 
     def _encoded(self, utterances: Sequence[Utterance], places: Sequence[int]) -> Encoded:
         """Read what the frozen encoder returned, of the mixed layers at these places."""
