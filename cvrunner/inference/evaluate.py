@@ -92,7 +92,9 @@ def evaluate_run(
         _check_run(directory, record, trained)
         folder = directory.evaluation(name)
         evaluation, target = _prepare(directory, record, config, trained, other, name, speakers_differ)
-        before = _stored(folder)
+        before = None
+        if folder.evaluation_file.is_file():
+            before = Evaluation.from_json(folder.evaluation_file.read_bytes(), str(folder.evaluation_file))
         if before is not None and before.key != evaluation.key:
             raise UsageError(
                 f"{folder.path}: holds an evaluation with other inputs (corpus, scale, dimensions or speakers); choose "
@@ -109,7 +111,11 @@ def evaluate_run(
             _finish(directory, folder, evaluation)
             write_report(directory)
             if config.tracking.enabled:
-                _sync(directory, config)
+                try:
+                    sync_run(directory, tracking_uri(config, directory.path.parent), UI_ADDRESS)
+                except CvrunnerError as error:
+                    later = f"`cvrunner sync {directory.path}` uploads it later"
+                    print(f"warning: {error}; {later}", file=sys.stderr, flush=True)
         report = read_report(directory)
     (found,) = (one for one in report.evaluations if one.record.run == name)
     if as_json:
@@ -238,12 +244,6 @@ def _own_utterances(directory: RunDirectory, run: RunRecord, config: Config) -> 
     return own
 
 
-def _stored(folder: RunDirectory) -> Evaluation | None:
-    if not folder.evaluation_file.is_file():
-        return None
-    return Evaluation.from_json(folder.evaluation_file.read_bytes(), str(folder.evaluation_file))
-
-
 def _scored(folder: RunDirectory, name: str, state: TrialState) -> Result | None:
     """Return the result of a trial in an evaluation; None if there is none with its key."""
     return TrialDirectory(folder.path / name).read_result(Result, state.key)
@@ -366,11 +366,3 @@ def _finish(directory: RunDirectory, folder: RunDirectory, evaluation: Evaluatio
         "trials": {n: state.model_copy(update={"status": "DONE"}) for n, state in evaluation.trials.items()},
     }
     write_atomically(folder.evaluation_file, evaluation.model_copy(update=changes).to_json())
-
-
-def _sync(directory: RunDirectory, config: Config) -> None:
-    """Upload to MLflow; a failure is a warning."""
-    try:
-        sync_run(directory, tracking_uri(config, directory.path.parent), UI_ADDRESS)
-    except CvrunnerError as error:
-        print(f"warning: {error}; `cvrunner sync {directory.path}` uploads it later", file=sys.stderr, flush=True)

@@ -240,7 +240,10 @@ def _gpus(run: RunOnResources) -> str:
 
 def _bars(found: Forecast) -> list[str]:
     """Return a bar for each GPU; GPUs with the same conditions in the same order share one."""
-    letters = _letters([condition.probe.condition for condition in found.conditions])
+    names = [condition.probe.condition for condition in found.conditions]
+    letters = {name: name[0].upper() for name in names}
+    if len(set(letters.values())) < len(names):
+        letters = {name: chr(ord("a") + index % 26) for index, name in enumerate(names)}
     legend = ", ".join(f"{letter} {name}" for name, letter in letters.items())
     lines = [f"Each trial begins with its letter ({legend}); dots are idle."]
     for run in found.runs:
@@ -266,11 +269,3 @@ def bar_of(assignments: Sequence[Assignment], makespan_s: float, letters: dict[s
         # A trial that is too short for a column shows its letter all the same.
         bar[min(begin, BAR - 1)] = letters[one.job.condition]
     return "".join(bar)
-
-
-def _letters(conditions: Sequence[str]) -> dict[str, str]:
-    """Return a letter for each condition: its first if these differ, else a, b, c."""
-    first = [name[0].upper() for name in conditions]
-    if len(set(first)) == len(first):
-        return dict(zip(conditions, first, strict=True))
-    return {name: chr(ord("a") + index % 26) for index, name in enumerate(conditions)}

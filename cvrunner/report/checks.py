@@ -34,6 +34,9 @@ def checks_table(report: Report) -> Table:
     splits = {report.run.split_digest, *(r.split_digest for r in results)}
     corpora = {report.run.corpus_digest, *(r.corpus_digest for r in results)}
     variant = report.config.label_variant
+    precision = f"{', '.join(sorted({r.precision for r in results}))}, as requested on every device"
+    if mixed := mixed_precision(report.config, results):
+        precision = f"NOT THE SAME on all devices, so nothing is compared: {mixed}"
     rows = [[f"did {condition} train the right weights?", _trained(report, condition)] for condition in conditions]
     rows += [
         [f"does {condition} beat the {name}?", _beats(report, of, condition)]
@@ -56,7 +59,7 @@ def checks_table(report: Report) -> Table:
             "encoder weights",
             _same("weights", {f"{r.encoder}, SHA-256 {r.encoder_digest[:SHOWN_DIGITS]}" for r in results}),
         ],
-        ["precision", _precision(report)],
+        ["precision", precision],
         ["split", _same("split", {f"digest {digest[:SHOWN_DIGITS]}" for digest in splits})],
         ["corpus", _same("corpus", {f"digest {digest[:SHOWN_DIGITS]}" for digest in corpora})],
     ]
@@ -191,12 +194,6 @@ def _out_of_memory(report: Report) -> str:
         return "never: every trial kept its batch_size"
     listed = ", ".join(f"{name}: {size}" for name, size in smaller.items())
     return f"batch_size was reduced, with the same effective batch size ({listed})"
-
-
-def _precision(report: Report) -> str:
-    if mixed := mixed_precision(report.config, report.results.values()):
-        return f"NOT THE SAME on all devices, so nothing is compared: {mixed}"
-    return f"{', '.join(sorted({r.precision for r in report.results.values()}))}, as requested on every device"
 
 
 def _outside_scale(report: Report) -> str:

@@ -100,7 +100,9 @@ def compare_runs(
     chosen = choose(runs[0], runs[1], condition, with_)
     if first.path.resolve() == second.path.resolve() and any(one == other for one, other in chosen):
         raise UsageError(f"{first.name}: the same run twice; choose two conditions with --condition and --with")
-    names = _names(first, second)
+    names = (first.name, second.name)
+    if first.name == second.name and first.path.resolve() != second.path.resolve():
+        names = (f"{first.name} (1)", f"{second.name} (2)")
     if unpaired:
         because = obstacles(*runs) or ["--unpaired was given"]
         return _side_by_side((first, second), runs, names, chosen, because)
@@ -188,13 +190,6 @@ def read_side(directory: RunDirectory, run: RunRecord, condition: str, seeds: Se
     shown["encoder weights, SHA-256"] = ", ".join(sorted({r.encoder_digest[:12] for r in results.values()}))
     shown["cvrunner"] = run.cvrunner_version
     return Side(f"{name}/{condition}", condition, results, data, scores, shown)
-
-
-def _names(first: RunDirectory, second: RunDirectory) -> tuple[str, str]:
-    """Return the runs' names, with a number if two folders have the same name."""
-    if first.name != second.name or first.path.resolve() == second.path.resolve():
-        return first.name, second.name
-    return f"{first.name} (1)", f"{second.name} (2)"
 
 
 def _pair(

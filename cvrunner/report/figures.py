@@ -44,18 +44,13 @@ def draw(report: Report) -> dict[str, tuple[Figure, str]]:
 
 
 def save_figures(directory: RunDirectory, figures: dict[str, tuple[Figure, str]]) -> None:
-    """Save each figure as `figures/<name>.png` and `figures/<name>.svg`."""
+    """Save each figure as `figures/<name>.png`, on white, and `figures/<name>.svg`."""
     for name, (figure, _) in figures.items():
-        write_atomically(directory.figures / f"{name}.png", to_png(figure))
+        png = io.BytesIO()
+        with style():
+            figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
+        write_atomically(directory.figures / f"{name}.png", png.getvalue())
         write_atomically(directory.figures / f"{name}.svg", to_svg(figure))
-
-
-def to_png(figure: Figure) -> bytes:
-    """Return a PNG on white."""
-    file = io.BytesIO()
-    with style():
-        figure.savefig(file, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
-    return file.getvalue()
 
 
 def to_svg(figure: Figure, transparent: bool = False) -> str:

@@ -59,8 +59,10 @@ def write_encoder(
         for weights in target.glob("*.safetensors"):
             shutil.copymode(target / RECORD, weights)
         _check(target, name)
-        if not from_wheel:
-            _remember_name(target, called)
+        if not from_wheel and find_encoder(os.path.abspath(target), allow_tuned=True).tuned is None:
+            # One that was tuned on emotion is then recognised in a folder of any name.
+            config = json.loads((target / "config.json").read_bytes())
+            (target / "config.json").write_text(json.dumps(config | {"_name_or_path": called}, indent=2) + "\n")
 
     write_folder_atomically(folder, fill)
     return find_encoder(os.path.abspath(folder), allow_tuned=True)
@@ -122,10 +124,3 @@ def _check(target: Path, name: str) -> None:
     except EncoderError as error:
         # The temporary folder that the message names is gone when it is read.
         raise EncoderError(f"{name}: {str(error).partition(': ')[2].replace(str(target), 'the checkpoint')}") from None
-
-
-def _remember_name(target: Path, name: str) -> None:
-    """Store the checkpoint's name: one that was tuned on emotion is then recognised in a folder of any name."""
-    if find_encoder(os.path.abspath(target), allow_tuned=True).tuned is None:
-        config = json.loads((target / "config.json").read_bytes())
-        (target / "config.json").write_text(json.dumps(config | {"_name_or_path": name}, indent=2) + "\n")

@@ -6,7 +6,7 @@ protocol.json holds the first version for good; each later change is appended, w
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from cvrunner.config.schema import digest, flatten
@@ -162,12 +162,16 @@ def protocol_text(protocol: Protocol) -> str:
         if condition.seeds != protocol.seeds:
             text += f"; seeds {_listed(condition.seeds)}"
         facts.append((f"condition {name}", f"{text}; settings {condition.digest[:12]}"))
+    origin = "not recorded"
+    if protocol.settings_from is not None:
+        settings = flatten(protocol.settings_from).items()
+        origin = ", ".join(f"{key} {value}" for key, value in settings if value not in ("", None, {}))
     facts += [
         ("seeds", _listed(protocol.seeds)),
         ("folds", f"{_listed(protocol.folds)} ({protocol.scheme.replace('_', ' ')})"),
         ("model selection", protocol.selection),
         *(("decision", rule) for rule in protocol.decision),
-        ("settings from", _origin(protocol.settings_from)),
+        ("settings from", origin),
         ("corpus", protocol.corpus),
         ("corpus digest", protocol.corpus_digest),
         ("split digest", protocol.split_digest),
@@ -198,9 +202,3 @@ def written_text(version: ProtocolVersion) -> str:
 
 def _listed(values: Sequence[int]) -> str:
     return ", ".join(map(str, values))
-
-
-def _origin(settings_from: Mapping[str, Any] | None) -> str:
-    if settings_from is None:
-        return "not recorded"
-    return ", ".join(f"{key} {value}" for key, value in flatten(settings_from).items() if value not in ("", None, {}))

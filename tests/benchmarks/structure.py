@@ -59,12 +59,7 @@ TARGETS = {
 }
 """Targets by measure."""
 
-LIMITS = TARGETS | {
-    "lines": Target(27_000),
-    "files": Target(154),
-    "functions per 100 code lines": Target(7.9),
-    "conditional expressions per 1,000 lines": Target(13.3),
-}
+LIMITS = TARGETS | {"lines": Target(26_900), "files": Target(154)}
 """What `make check` enforces: the targets that are met, and for the others today's value. The targets for size were set
 before the two-level verdict, the encoder families, the adaptation methods and the checks of bad data."""
 
