@@ -250,10 +250,10 @@ class RayExecutor:
         gets by with the other slots: it must not wait for a GPU it gave away.
         """
         # An own trial that waits for a GPU may wait for the one that an idle actor holds.
-        wanted = any(not a.placed and time.monotonic() - a.started > LOOK_EVERY_S for a in self.attempts)
+        needed = any(not a.placed and time.monotonic() - a.started > LOOK_EVERY_S for a in self.attempts)
         for index in self._idle():
             long = time.monotonic() - self.occupied[index].idle_since > RELEASE_S
-            if wanted or long:
+            if needed or long:
                 ray.kill(self.occupied.pop(index).actor)
             if long:
                 self.most = len(self.occupied)

@@ -108,7 +108,9 @@ class FoldTrainer:
             self.learner.begin_epoch(state.epoch)
             padding_share = self._train_epoch(state)
             validation_began = time.monotonic()
-            validation_ccc = self._validate()
+            with self.learner.averages.applied():
+                predicted = self.learner.predict(self.fold.validation)
+            validation_ccc = ccc_by_dimension(predicted, self._truth(self.fold.validation))
             record = self._judge_epoch(state, validation_ccc, time.monotonic() - validation_began, padding_share)
             state = self._keep(state, record)
             yield record
@@ -216,11 +218,6 @@ class FoldTrainer:
             state.epoch_s = before + time.monotonic() - began
         return padding_share
 
-    def _validate(self) -> Ccc:
-        with self.learner.averages.applied():
-            predicted = self.learner.predict(self.fold.validation)
-        return ccc_by_dimension(predicted, self._truth(self.fold.validation))
-
     def _judge_epoch(
         self, state: LoopState, validation_ccc: Ccc, validation_s: float, padding_share: float
     ) -> EpochRecord:
@@ -264,8 +261,7 @@ class FoldTrainer:
         following = state.next_epoch()
         following.train_s += record.train_s + record.validation_s
         if record.best:
-            following.best_epoch = record.epoch
-            following.best_ccc = record.validation_ccc["avg"]
+            following.best_epoch, following.best_ccc = record.epoch, record.validation_ccc["avg"]
         # The line before the checkpoint: an epoch that a checkpoint calls done has its line. A kill in between repeats
         # the epoch; of its two lines, which are the same, the last one counts.
         append_event(self.journal, "epoch", **record.model_dump())

@@ -214,7 +214,7 @@ def test_at_the_end_of_a_trial_a_run_with_more_than_its_share_gives_the_gpu_to_a
         events += [event for _, event in theirs.poll(0.1)]
         mine.poll(0.1)
     assert [attempt.placed for attempt in mine.attempts] == [True, False]
-    # The other run, which has no more than its share, keeps its actor for its next trial; then mine goes on.
+    # The other run, which has no more than its share, keeps its actor for its next trial; then mine continues.
     theirs.start(short, TrialDirectory(tmp_path / "theirs again"))
     while theirs.attempts:
         theirs.poll(0.1)

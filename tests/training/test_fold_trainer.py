@@ -476,7 +476,7 @@ def test_early_stopping_ends_after_so_many_epochs_without_a_better_one(
 ) -> None:
     trial = pick(tiny_trials(tmp_path, train={"epochs": 30, "early_stopping_patience": 2}), "frozen")
     scores = iter([0.1, 0.3, 0.2, 0.4, 0.3, 0.39, 0.9])
-    monkeypatch.setattr(fold_trainer.FoldTrainer, "_validate", lambda self: {"avg": next(scores)})
+    monkeypatch.setattr(fold_trainer, "ccc_by_dimension", lambda *_: {"avg": next(scores)})
     result = train(trial, tmp_path)[-1]
     assert isinstance(result, TrialResult)
     assert (result.best_epoch, result.epochs_run) == (4, 6)
