@@ -64,11 +64,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             others.append(item)
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
-    # With `-n 2`: what starts Ray or a whole run comes one after the other in one process, the other files in the rest.
-    for item in items:
-        heavy = {"cluster", "end_to_end"} & {marker.name for marker in item.iter_markers()}
-        whole = heavy or "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("runs" if whole else str(item.path)))
 
 
 @pytest.fixture(scope="session")
