@@ -28,14 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No token, no cluster, no waiting; what is set in the environment is taken back."""
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        # Set first: pytest does not take back what a test sets after the removal of a variable that did not exist.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_jobs, "POLL_S", 0.0)
 
 
