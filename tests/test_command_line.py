@@ -139,7 +139,7 @@ def test_debug_shows_where_a_users_error_was_raised(arguments: list[str]) -> Non
         main(arguments)
 
 
-def test_debug_that_is_passed_on_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_that_is_passed_on_is_not_ours(capsys: pytest.CaptureFixture[str], without_cluster: None) -> None:
     code, _, err = says(capsys, "submit", "--address", "http://127.0.0.1:9", "--", "report", "nothing", "--debug")
     assert (code, err.count("\n")) == (2, 1)
     assert "Traceback" not in err
