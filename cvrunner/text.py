@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -45,6 +46,11 @@ def format_bytes(count: float) -> str:
 def plural(count: int, word: str) -> str:
     """Return `1 fold` or `5 folds`."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def timed(text: str) -> str:
+    """Return a line of a log: the time of day, two spaces, and the text."""
+    return f"{time.strftime('%H:%M:%S')}  {text}"
 
 
 def line_printer(console: Console) -> Callable[[str], None]:

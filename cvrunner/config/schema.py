@@ -257,8 +257,9 @@ def _check_fold_overrides(where: str, fold: str, changes: object) -> None:
 
 def _check_search_space(config: Config, where: str, overrides: Sequence[str]) -> None:
     """Raise ConfigError if `tune.search_space` names a key that cannot be searched or a value its key cannot take."""
-    sections = {key.rpartition(".")[0] for key in valid_keys()}
-    searchable = [key for key in valid_keys() if key.startswith(("model.", "train.")) and key not in sections]
+    keys = valid_keys()
+    sections = {key.rpartition(".")[0] for key in keys}
+    searchable = [key for key in keys if key.startswith(("model.", "train.")) and key not in sections]
     problems = []
     for key, search in config.tune.search_space.items():
         full = f"tune.search_space.{key}"

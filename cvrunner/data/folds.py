@@ -89,8 +89,8 @@ def split_table(folds: Sequence[Fold]) -> dict[str, Any]:
         "folds": [
             {"fold": fold.number}
             | {
-                part: {"sessions": list(fold.sessions[part]), "utterances": sorted(u.id for u in some)}
-                for part, some in fold.parts.items()
+                part: {"sessions": list(sessions), "utterances": sorted(u.id for u in fold.parts[part])}
+                for part, sessions in fold.sessions.items()
             }
             for fold in folds
         ],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,7 +36,7 @@ from cvrunner.report.tables import evaluation_table
 from cvrunner.report.write import write_report
 from cvrunner.run.prepare import find_run_directory
 from cvrunner.run.store import lock
-from cvrunner.text import line_printer, plural, tables_as_text
+from cvrunner.text import line_printer, plural, tables_as_text, timed
 from cvrunner.tracking.mirror import sync_run
 from cvrunner.tracking.names import UI_ADDRESS
 from cvrunner.tracking.tracker import tracking_uri
@@ -272,9 +271,9 @@ def _rate(
     for condition, of_condition in folders.items():
         for group in load_groups(of_condition, device, encoder):
             # Not to stdout, which may be read as JSON.
-            now, models = time.strftime("%H:%M:%S"), plural(len(group), "model")
-            line = f"{now}  {condition}: {models} on {plural(len(target.corpus.utterances), 'utterance')}"
-            print(f"{line}  | {done} of {len(pending)} models done", file=sys.stderr, flush=True)
+            line = f"{plural(len(group), 'model')} on {plural(len(target.corpus.utterances), 'utterance')}"
+            line = timed(f"{condition}: {line}  | {done} of {len(pending)} models done")
+            print(line, file=sys.stderr, flush=True)
             for model, scaled in _predictions(group, target, parts):
                 about = model.description
                 trial = TrialDirectory(folder.path / trial_name(about.condition, about.fold, about.seed))

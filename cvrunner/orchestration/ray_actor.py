@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Failure
 from cvrunner.records.results import WorkerStarted
 from cvrunner.records.run_directory import TrialDirectory
+from cvrunner.text import timed
 from cvrunner.training.faults import Chaos
 from cvrunner.training.trial import Trial
 
@@ -53,7 +53,7 @@ class FoldActor:
         for event in attempt(trial, context):
             # Printed lines are the actor's log in Ray's dashboard.
             if text := format_event(event, (*trial.config.corpus.dimensions, "avg")):
-                print(f"{time.strftime('%H:%M:%S')}  {trial.name}  {text}", flush=True)
+                print(timed(f"{trial.name}  {text}"), flush=True)
             if isinstance(event, Failure) and event.details:
                 print(event.details, flush=True)
             yield event

@@ -165,9 +165,7 @@ def report(run: Path, console: Console, as_json: bool = False, check: bool = Fal
     """Rebuild tables, figures and report.html from the files of a run alone; `check`: compare with them instead."""
     if check:
         checked = check_run(find_run_directory(run))
-        text = check_text(checked)
-        if as_json:
-            text = json.dumps(asdict(checked), indent=1)
+        text = json.dumps(asdict(checked), indent=1) if as_json else check_text(checked)
         line_printer(console)(text)
         return int(bool(checked.problems))
     built = write_report(find_run_directory(run))
@@ -187,9 +185,7 @@ def compare(
 ) -> int:
     """Compare two runs, paired by utterance, fold and seed; refused if they cannot be paired."""
     found = compare_runs(find_run_directory(first), find_run_directory(second), condition, with_, unpaired)
-    text = comparison_text(found, console.width)
-    if as_json:
-        text = found.to_json().rstrip()
+    text = found.to_json().rstrip() if as_json else comparison_text(found, console.width)
     line_printer(console)(text)
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from cvrunner.orchestration.events import format_event
 from cvrunner.orchestration.failures import Decision, Failure
 from cvrunner.records.results import EpochRecord, TrialResult, TrialStarted, Waiting, WorkerStarted, ccc_label
 from cvrunner.records.run_directory import TrialDirectory
-from cvrunner.text import format_duration, format_score
+from cvrunner.text import format_duration, format_score, line_printer, timed
 from cvrunner.training.trial import Trial
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Progress:
     def _print(self, text: str, important: bool = False) -> None:
         # The live table already shows ordinary events, so only important ones get a line above it.
         if self.live is None and (important or not self.quiet):
-            self.console.print(f"{time.strftime('%H:%M:%S')}  {text}", markup=False, highlight=False, soft_wrap=True)
+            line_printer(self.console)(timed(text))
         elif self.live is not None and important:
             self.live.console.print(text, markup=False, highlight=False)
 
@@ -120,7 +119,7 @@ class ProbeProgress:
     """An observer of linear probes: prints a line per event, and stores the reason of a probe that failed."""
 
     def __init__(self, console: Console, quiet: bool, directory: Callable[[Trial], TrialDirectory]) -> None:
-        self.console = console
+        self.print_line = line_printer(console)
         self.quiet = quiet
         self.directory = directory
 
@@ -129,7 +128,7 @@ class ProbeProgress:
     def event(self, trial: Trial, event: Event) -> None:
         text = format_event(event, (*trial.config.corpus.dimensions, "avg"))
         if text and not self.quiet:
-            self._print(trial, text)
+            self.print_line(timed(f"{trial.name}  {text}"))
 
     def failed(self, trial: Trial, failure: Failure, decision: Decision) -> None:
         consequence = ""
@@ -138,8 +137,4 @@ class ProbeProgress:
         elif decision is not Decision.STOP:
             write_atomically(self.directory(trial).error, failure.message)
             consequence = "; no trial depends on it, and the same command tries again"
-        self._print(trial, f"{format_event(failure, ())}{consequence}")
-
-    def _print(self, trial: Trial, text: str) -> None:
-        line = f"{time.strftime('%H:%M:%S')}  {trial.name}  {text}"
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.print_line(timed(f"{trial.name}  {format_event(failure, ())}{consequence}"))

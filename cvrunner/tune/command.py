@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from cvrunner.records.results import ccc_label
 from cvrunner.run.prepare import Experiment, check_depth, check_fold, prepare_config
 from cvrunner.run.session import stop_on_signals, stop_window
 from cvrunner.run.store import lock
-from cvrunner.text import Table, format_score, line_printer, plural, tables_as_text
+from cvrunner.text import Table, format_score, line_printer, plural, tables_as_text, timed
 from cvrunner.tracking.tracker import tracking_uri
 from cvrunner.training.trial import Trial
 from cvrunner.tune.settings import draw_settings, plan_setting, rungs, searched_values, sweep_key, with_setting
@@ -131,7 +130,7 @@ def _train(search: Search, store: SweepStore, tracker: SweepTracker, quiet: bool
 
     config, print_line = search.experiment.config, line_printer(console)
     if not quiet:
-        store.listeners.append(lambda record, name: print_line(f"{time.strftime('%H:%M:%S')}  {line(record, name)}"))
+        store.listeners.append(lambda record, name: print_line(timed(line(record, name))))
     store.listeners.append(tracker.update)
     with contextlib.ExitStack() as stack:
         try:
