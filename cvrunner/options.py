@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +20,8 @@ class LateModule:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __getattr__(self, function: str) -> Any:
-        return getattr(importlib.import_module(self.name), function)
+    def __getattr__(self, function: str) -> Callable[..., Any]:
+        return lambda *arguments: getattr(importlib.import_module(self.name), function)(*arguments)
 
 
 if TYPE_CHECKING:

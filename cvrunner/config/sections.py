@@ -48,9 +48,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """A part of the configuration: immutable, without unknown keys, and strict: a quoted number is no number."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DemoCorpus(Section):

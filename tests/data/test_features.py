@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
+from cvrunner.data import features as features_module
 from cvrunner.data.features import Features, FeatureStore, Recipe, all_finite
 from cvrunner.data.utterance import Utterance
 from cvrunner.errors import EncoderError
@@ -116,6 +118,35 @@ def test_another_recipe_has_other_features(tmp_path: Path, changes: dict[str, ob
     fill(store(tmp_path))
     other = store(tmp_path, recipe=replace(RECIPE, **changes))  # type: ignore[arg-type]
     assert other.missing() == list(other.shards)
+
+
+@pytest.mark.parametrize("limit_s", [0, 3600])
+def test_progress_is_reported_shard_by_shard_but_not_too_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_s: float
+) -> None:
+    monkeypatch.setattr(features_module, "PROGRESS_S", limit_s)
+    count = len(store(tmp_path).shards)
+    assert count > 1
+    seen = [(present, count) for present in range(count)]
+    assert list(store(tmp_path).fill(compute)) == (seen if limit_s == 0 else seen[:1])
+
+
+def test_who_waits_for_another_process_reports_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "PROGRESS_S", 0)
+    one, waits = store(tmp_path), []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        # The other process is slow.
+        if len(waits) == 3:
+            lock.release()
+
+    monkeypatch.setattr("cvrunner.data.features.time.sleep", wait)
+    one.folder.mkdir(parents=True)
+    with FileLock(one.shards[0].path.with_suffix(".lock")) as lock:
+        seen = list(store(tmp_path).fill(compute))
+    assert len(waits) == 3
+    assert seen == [(present, len(one.shards)) for present in range(len(one.shards))]
 
 
 def test_identical_audio_is_stored_once(tmp_path: Path) -> None:
