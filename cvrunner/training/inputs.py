@@ -97,9 +97,9 @@ class Inputs:
         self._resident: dict[str, Tensor] | None = None
         self.utterances = utterances
         self.resample = resample
-        recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.settings.normalize, window=encoder.WINDOW)
         # Hidden states in bfloat16 differ from those in float32, so the precision is part of their recipe.
         precision = str(encoder.precision).removeprefix("torch.")
+        recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.settings.normalize, window=encoder.WINDOW)
         rate_hz = ENCODER_FRAME_RATE_HZ / encoder.group
         self.conv = FeatureStore(cache_dir, recipe("conv"), utterances, encoder.frames)
         # The same recipe as in the frozen condition: up to the boundary the states are equal, so the files are shared.
@@ -107,10 +107,7 @@ class Inputs:
         self.hidden = FeatureStore(cache_dir, hidden, utterances, encoder.averaged_frames)
         boundary = recipe("boundary", layers=(encoder.below,), precision=precision)
         self.boundary = FeatureStore(cache_dir, boundary, utterances, encoder.frames)
-        # Neither the mixed layers nor the model's frame rate are part of the recipe: statistics are of all layers, at
-        # the encoder's own frame rate. One row per utterance.
-        statistics = recipe("statistics", frame_rate_hz=ENCODER_FRAME_RATE_HZ, precision=precision)
-        self.statistics = FeatureStore(cache_dir, statistics, utterances, lambda samples: 1)
+        self.statistics = statistics_store(files, encoder.WINDOW, precision, utterances, cache_dir)
 
     @property
     def passes(self) -> list[tuple[str, FeatureStore, Compute]]:
@@ -264,6 +261,25 @@ class Inputs:
                 computed = compute([self.conv.read(utterances[i]) for i in positions])
                 found |= zip(positions, computed, strict=True)
         return [found[i] for i in range(len(utterances))]
+
+
+def statistics_store(
+    files: EncoderFiles, window: str, precision: str, utterances: Sequence[Utterance], cache_dir: Path
+) -> FeatureStore:
+    """Return the store of the statistics of all hidden states, one row per utterance; to read it takes no encoder.
+
+    Neither the mixed layers nor the model's frame rate are part of its recipe: statistics are of all layers, at the
+    encoder's own frame rate. `window`: as `model.whisper_window`; `precision`: of the encoder, such as `float32`.
+    """
+    recipe = Recipe(
+        "statistics",
+        files.digest,
+        files.settings.normalize,
+        window=window,
+        frame_rate_hz=ENCODER_FRAME_RATE_HZ,
+        precision=precision,
+    )
+    return FeatureStore(cache_dir, recipe, utterances, lambda samples: 1)
 
 
 def conv_features(encoder: SpeechEncoder, waveform: Waveform, device: torch.device) -> Features:

@@ -16,7 +16,7 @@ from cvrunner.files import remove_leftovers, write_atomically
 from cvrunner.records.results import ProbeResult
 from cvrunner.training.device import choose_precision, device_name, free_memory
 from cvrunner.training.fold_trainer import Event, TrialContext
-from cvrunner.training.inputs import Inputs
+from cvrunner.training.inputs import Inputs, statistics_store
 from cvrunner.training.ridge import MOST_TRAINING, PENALTIES, evenly, fit, labels_of, reader
 from cvrunner.training.trial import LinearProbe
 from cvrunner.verdict.ccc import ccc_by_dimension, mean_if_all
@@ -41,16 +41,19 @@ def fit_fold(probe: LinearProbe, context: TrialContext) -> Iterator[Event]:
     # A result of other code or data must not be read if this attempt fails.
     directory.result_file.unlink(missing_ok=True)
 
-    # Features: those that a frozen trial has written, or else computed now.
+    # Features: those that a frozen trial has written, or else computed now. To load the encoder takes seconds.
     torch.set_num_threads(config.cluster.cpus_per_trial)
-    precision = choose_precision(config.train.precision, context.device)
-    encoder = build_encoder(probe.encoder, config.model, FROZEN, precision).to(context.device).eval()
-    inputs = Inputs(encoder, probe.encoder, fold.utterances, context.cache_dir, context.device, config.corpus.resample)
-    yield from inputs.fill_cache(only_statistics=True)
-    store = inputs.statistics
-    # A large encoder needs as much memory as the fit.
-    del inputs, encoder
-    free_memory(context.device)
+    dtype = choose_precision(config.train.precision, context.device)
+    precision, cache_dir = str(dtype).removeprefix("torch."), context.cache_dir
+    store = statistics_store(probe.encoder, config.model.whisper_window, precision, fold.utterances, cache_dir)
+    if store.missing():
+        encoder = build_encoder(probe.encoder, config.model, FROZEN, dtype).to(context.device).eval()
+        resample = config.corpus.resample
+        inputs = Inputs(encoder, probe.encoder, fold.utterances, cache_dir, context.device, resample)
+        yield from inputs.fill_cache(only_statistics=True)
+        # A large encoder needs as much memory as the fit.
+        del inputs, encoder
+        free_memory(context.device)
 
     # Fit on the training part, choose on the validation part, predict the test part once.
     dimensions, should_stop = config.corpus.dimensions, context.should_stop
@@ -83,7 +86,7 @@ def fit_fold(probe: LinearProbe, context: TrialContext) -> Iterator[Event]:
         encoder=probe.encoder.name,
         encoder_digest=probe.encoder.digest,
         device=device_name(context.device),
-        precision=str(precision).removeprefix("torch."),
+        precision=precision,
         total_s=time.monotonic() - began,
     )
     write_atomically(directory.result_file, result.to_json())

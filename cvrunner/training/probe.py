@@ -249,8 +249,12 @@ def memory_weight(update: Update) -> float:
 
 def typical_batch(trial: Trial) -> tuple[Utterance, ...]:
     """Return an effective batch from the middle of the utterances, or dialogues, sorted by length."""
-    groups, count = _by_length(trial), trial.config.train.effective_batch
-    needed = -(-count * len(groups) // len(trial.fold.train))
+    train, settings = trial.fold.train, trial.config.train
+    groups = dialogues(train) if trial.config.model.protocol == "dialogue" else [[u] for u in train]
+    # Dialogues by their longest utterances, of which `batch_size` are encoded at once; longest first.
+    groups.sort(key=lambda g: -sum(sorted((u.samples for u in g), reverse=True)[: settings.batch_size]))
+    count = settings.effective_batch
+    needed = -(-count * len(groups) // len(train))
     # Whole groups, until they hold enough utterances.
     taken: list[Utterance] = []
     for group in groups[max(0, (len(groups) - needed) // 2) :]:
@@ -280,16 +284,6 @@ def audio_s(utterances: Iterable[Utterance]) -> float:
 def resident_mib() -> float:
     """Return the resident memory of this process."""
     return float(psutil.Process().memory_info().rss) / 2**20
-
-
-# --- which utterances -------------------------------------------------------------------------------------------------
-
-
-def _by_length(trial: Trial) -> list[list[Utterance]]:
-    """Return the training utterances, or whole dialogues by their longest `batch_size` utterances; longest first."""
-    train, batch_size = trial.fold.train, trial.config.train.batch_size
-    groups = dialogues(train) if trial.config.model.protocol == "dialogue" else [[u] for u in train]
-    return sorted(groups, key=lambda g: sum(sorted((u.samples for u in g), reverse=True)[:batch_size]), reverse=True)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

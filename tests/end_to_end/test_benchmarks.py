@@ -35,6 +35,14 @@ def test_a_simulated_makespan_comes_out_as_a_table() -> None:
     assert all(float(cells[2].split()[0]) >= 1 for cells in rows)
 
 
+def test_rivals_compute_the_loss_of_cvrunner_before_they_are_timed() -> None:
+    finished = benchmarks("unfrozen-demo", "--quick", "--threads", "1")
+    assert finished.returncode == 0, finished.stderr
+    assert "first losses: {'cvrunner': " in finished.stderr
+    rows = [line for line in finished.stdout.splitlines() if line.startswith("| unfrozen epoch")]
+    assert len(rows) == 4
+
+
 def test_an_unknown_measurement_is_refused_with_the_choices() -> None:
     finished = benchmarks("nonsense")
     assert finished.returncode == 2
