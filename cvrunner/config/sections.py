@@ -48,7 +48,10 @@ NonNegative = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """A part of the configuration: immutable, without unknown keys, and strict: a quoted number is no number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # The docstrings of the fields are the reference of the configuration in the documentation.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class DemoCorpus(Section):

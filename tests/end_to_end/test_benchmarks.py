@@ -35,6 +35,7 @@ def test_a_simulated_makespan_comes_out_as_a_table() -> None:
     assert all(float(cells[2].split()[0]) >= 1 for cells in rows)
 
 
+@pytest.mark.suites("all")
 def test_rivals_compute_the_loss_of_cvrunner_before_they_are_timed() -> None:
     finished = benchmarks("unfrozen-demo", "--quick", "--threads", "1")
     assert finished.returncode == 0, finished.stderr
