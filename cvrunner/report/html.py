@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup, escape
+
 from cvrunner.report.evidence import evidence_tables, facts
 from cvrunner.report.figures import to_svg
 from cvrunner.report.panels import INK
@@ -14,7 +16,6 @@ from cvrunner.report.tables import comparison_tables, evaluation_tables
 from cvrunner.text import Table
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 TEMPLATE = "report.html.j2"
@@ -61,8 +62,6 @@ def render_html(report: Report, figures: dict[str, tuple[Figure, str]]) -> str:
 
 def inline_svg(name: str, figure: Figure, caption: str) -> Markup:
     """Return a figure for use in a page: text in the page's colour, unique names, its caption for screen readers."""
-    from markupsafe import Markup, escape
-
     svg = to_svg(figure, transparent=True)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
