@@ -57,9 +57,7 @@ def complete_settings(incomplete: str) -> list[str]:
     # pydantic takes as long to import as everything else that `--help` needs.
     from cvrunner.config.schema import valid_keys
 
-    keys = valid_keys()
-    sections = {key.rpartition(".")[0] for key in keys}
-    return [f"{key}=" for key in keys if key not in sections and f"{key}=".startswith(incomplete)]
+    return [f"{key}=" for key in valid_keys(sections=False) if f"{key}=".startswith(incomplete)]
 
 
 def complete_conditions(incomplete: str) -> list[str]:

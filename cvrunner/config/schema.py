@@ -218,14 +218,17 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]
     return flat
 
 
-def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Return every key of the schema, such as `train.lr`, and every section."""
+def valid_keys(model: type[BaseModel] = Config, prefix: str = "", sections: bool = True) -> list[str]:
+    """Return every key of the schema that holds a value, such as `train.lr`, and every section, unless left out."""
     keys = []
     for name, field in model.model_fields.items():
-        keys.append(prefix + name)
+        below: list[str] = []
         # Lists of sections, such as claims, have no keys that an override could name.
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += valid_keys(field.annotation, f"{prefix}{name}.")
+            below = valid_keys(field.annotation, f"{prefix}{name}.", sections)
+        if sections or not below:
+            keys.append(prefix + name)
+        keys += below
     return keys
 
 
@@ -257,9 +260,7 @@ def _check_fold_overrides(where: str, fold: str, changes: object) -> None:
 
 def _check_search_space(config: Config, where: str, overrides: Sequence[str]) -> None:
     """Raise ConfigError if `tune.search_space` names a key that cannot be searched or a value its key cannot take."""
-    keys = valid_keys()
-    sections = {key.rpartition(".")[0] for key in keys}
-    searchable = [key for key in keys if key.startswith(("model.", "train.")) and key not in sections]
+    searchable = [key for key in valid_keys(sections=False) if key.startswith(("model.", "train."))]
     problems = []
     for key, search in config.tune.search_space.items():
         full = f"tune.search_space.{key}"

@@ -26,8 +26,10 @@ def doctor(config_path: Path | None, overrides: Sequence[str], as_json: bool, co
     """Print what is wrong with this machine for a configuration, and what to type. Exit code 1 for problems, else 0."""
     config = load_config(config_path or paths.default_config(), overrides)
     findings = diagnose(collect_facts(config))
-    found = [asdict(finding) for finding in findings]
-    text = json.dumps(found, indent=1, ensure_ascii=False) if as_json else findings_as_text(findings)
+    if as_json:
+        text = json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False)
+    else:
+        text = findings_as_text(findings)
     line_printer(console)(text)
     return exit_code(findings)
 

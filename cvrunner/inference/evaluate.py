@@ -271,8 +271,8 @@ def _rate(
     for condition, of_condition in folders.items():
         for group in load_groups(of_condition, device, encoder):
             # Not to stdout, which may be read as JSON.
-            line = f"{plural(len(group), 'model')} on {plural(len(target.corpus.utterances), 'utterance')}"
-            line = timed(f"{condition}: {line}  | {done} of {len(pending)} models done")
+            work = f"{plural(len(group), 'model')} on {plural(len(target.corpus.utterances), 'utterance')}"
+            line = timed(f"{condition}: {work}  | {done} of {len(pending)} models done")
             print(line, file=sys.stderr, flush=True)
             for model, scaled in _predictions(group, target, parts):
                 about = model.description
