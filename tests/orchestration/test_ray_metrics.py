@@ -25,16 +25,20 @@ from cvrunner.orchestration.ray_executor import RayExecutor  # noqa: E402
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
 
+RUN = "a-run"
+
 
 def series(name: str) -> dict[tuple[str, ...], float]:
-    """By the values of its labels, as Prometheus would read it."""
+    """By the values of its labels, as Prometheus would read it; without those that another test's run left on this
+    Ray."""
     (metric,) = (m for m in METRICS if m.name == name)
     with contextlib.suppress(OSError):
         page = urllib.request.urlopen(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics", timeout=5)
         found = {}
         for labels, value in re.findall(rf"^ray_{name}{{(.*)}} (\S+)$", page.read().decode(), flags=re.MULTILINE):
             given = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            found[tuple(given[label] for label in metric.labels)] = float(value)
+            if given["run"] == RUN:
+                found[tuple(given[label] for label in metric.labels)] = float(value)
         return found
     return {}
 
@@ -45,7 +49,7 @@ def test_each_metric_reaches_rays_port_with_its_labels_and_outlives_its_trial(
     monkeypatch.setattr(ray_metrics, "EXPORT_EVERY_S", 0.5)
     trials = tiny_trials(tmp_path)
     trial = next(t for t in trials if t.name == "frozen/fold-2/seed-0")
-    gauges = Gauges("a-run", trials, trials, slots=1)
+    gauges = Gauges(RUN, trials, trials, slots=1)
     logs = Path(local_ray.address_info["session_dir"]) / "logs"
     # A process that Ray had started in advance may become the actor, or one of another test's actors may have ended.
     before = {path: len(path.read_text()) for path in logs.glob("worker-*.out")}
@@ -55,12 +59,12 @@ def test_each_metric_reaches_rays_port_with_its_labels_and_outlives_its_trial(
         executor.close()
         # The actor is dead. What follows shows that the older series are sent again with the newer ones.
         gauges.failed(trials[0], Failure("worker_died", "its process is gone"), Decision.RETRY)
-        wait_until(lambda: series("cvrunner_retries") == {("a-run", "worker_died"): 1}, "the retry at the metrics port")
-        for metric in METRICS:
-            assert series(metric.name) == pytest.approx(gauges.values()[metric])
-        assert series("cvrunner_trials")["a-run", "done"] == 1
+        wait_until(lambda: series("cvrunner_retries") == {(RUN, "worker_died"): 1}, "the retry at the metrics port")
+        for metric, values in gauges.values().items():
+            wait_until(lambda name=metric.name, v=values: series(name) == pytest.approx(v), f"the values of {metric}")
+        assert series("cvrunner_trials")[RUN, "done"] == 1
         assert set(series("cvrunner_validation_ccc")) == {
-            ("a-run", "frozen", "2", "0", dimension) for dimension in ("valence", "arousal", "avg")
+            (RUN, "frozen", "2", "0", dimension) for dimension in ("valence", "arousal", "avg")
         }
     said = [path.read_text()[before.get(path, 0) :] for path in logs.glob("worker-*.out")]
     (log,) = (text for text in said if trial.name in text)
