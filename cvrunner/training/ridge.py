@@ -55,10 +55,10 @@ def fit_ridge(read: ReadLayer, layers: int, labels: Floats) -> Ridge:
     """Fit labels `[n, K]` on the standardised features of all hidden states, with every penalty.
 
     In the dual (Saunders et al. 1998), because a large encoder has more features than a corpus has utterances: memory
-    for a few matrices `[n, n]`, whatever F is.
+    for two matrices `[n, n]`, whatever F is.
     """
-    # scikit-learn takes a second to import, which every worker would pay at the top of the file.
-    from sklearn.kernel_ridge import KernelRidge
+    # These take a second to import, which every worker would pay at the top of the file.
+    from scipy.linalg import solve
     from sklearn.preprocessing import StandardScaler
 
     count, features = len(labels), 0
@@ -70,8 +70,13 @@ def fit_ridge(read: ReadLayer, layers: int, labels: Floats) -> Ridge:
         products += standardised @ standardised.T
     products /= features
     centre = labels.mean(axis=0)
-    fits = (KernelRidge(alpha=penalty, kernel="precomputed").fit(products, labels - centre) for penalty in PENALTIES)
-    dual = np.concatenate([fit.dual_coef_ for fit in fits], axis=1) / features
+    penalised, duals = np.empty((count, count), order="F"), []
+    for penalty in PENALTIES:
+        # Solved in place. scikit-learn's KernelRidge gives the same bits, but copies the matrix twice more.
+        penalised[:] = products
+        np.fill_diagonal(penalised, products.diagonal() + penalty)
+        duals.append(solve(penalised, labels - centre, assume_a="pos", overwrite_a=True, check_finite=False))
+    dual = np.concatenate(duals, axis=1) / features
     weights = [scaler.transform(read(layer)).T @ dual for layer, scaler in enumerate(scalers)]
     return Ridge(centre, tuple(zip(scalers, weights, strict=True)))
 

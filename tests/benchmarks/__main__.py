@@ -29,6 +29,7 @@ MEASUREMENTS: dict[str, Callable[[Options], list[Row]]] = {
     "start": overhead.start,
     "accumulation": memory.accumulation,
     "memory": memory.corpus_size,
+    "linear-probe": memory.linear_probe,
     "overhead": overhead.all_folds,
     "unfrozen-demo": partial(speed.unfrozen_epoch, encoder="demo"),
     "unfrozen-base": partial(speed.unfrozen_epoch, encoder="base"),

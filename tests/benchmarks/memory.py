@@ -1,4 +1,5 @@
-"""What memory a trial takes: with a corpus ten times as large, and with exact against averaged accumulation.
+"""What memory a trial takes: with a corpus ten times as large, and with exact against averaged accumulation. And what
+the fit of a linear probe takes.
 
 On one thread, as trials have by default: here cvrunner is held against itself.
 """
@@ -9,8 +10,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tests.benchmarks.child import Task, run
 from tests.benchmarks.table import Options, Row, slower
@@ -18,6 +23,8 @@ from tests.benchmarks.workload import Workload, prepare
 
 SAMPLE_EVERY_S = 0.005
 TIMES = 10
+IEMOCAP_UTTERANCES = 10_039
+LARGE_HIDDEN_STATES, LARGE_WIDTH = 25, 1024
 
 
 def corpus_size(options: Options) -> list[Row]:
@@ -64,6 +71,17 @@ def accumulation(options: Options) -> list[Row]:
             at_least=False,
             note=f"of the process; above what it had before training: {added[0]:.0f} and {added[1]:.0f} MiB",
         ),
+    ]
+
+
+def linear_probe(options: Options) -> list[Row]:
+    """Fit of the probe of one fold, with the number of IEMOCAP's utterances and the size of WavLM-large."""
+    workload = Workload(str(options.folder), utterances=100 if options.quick else IEMOCAP_UTTERANCES, threads=1)
+    answers = [run(Task("memory.fit_probe", workload)) for _ in range(options.rounds)]
+    what = f"linear probe, {workload.utterances} utterances, {2 * LARGE_HIDDEN_STATES * LARGE_WIDTH} features"
+    return [
+        Row(f"{what}: {figure}", "", [answer[key] for answer in answers], None, at_least=False, unit=unit)
+        for figure, key, unit in (("fit", "fit_s", "s"), ("peak memory of the process", "peak_mib", "MiB"))
     ]
 
 
@@ -118,6 +136,24 @@ def trial(workload: Workload) -> dict[str, Any]:
         answer = ours.trial(workload)
     utterances = len(workload.trial().fold.train)
     return {**answer, **peaks, "before_mib": before, "utterance_s": min(answer["train_s"]) / utterances}
+
+
+def fit_probe(workload: Workload) -> dict[str, Any]:
+    """Fit and choose on random statistics: three of five sessions train, one validates."""
+    from cvrunner.training.ridge import choose, chosen, fit_ridge
+
+    sizes = {"train": 3 * workload.utterances // 5, "validation": workload.utterances // 5}
+
+    def read(part: str, layer: int) -> Any:
+        return np.random.default_rng([sizes[part], layer]).standard_normal((sizes[part], 2 * LARGE_WIDTH), np.float32)
+
+    labels = {part: np.random.default_rng(0).standard_normal((size, 2)) for part, size in sizes.items()}
+    start = time.perf_counter()
+    with threadpool_limits(workload.threads), _peaks() as peaks:
+        ridge = fit_ridge(partial(read, "train"), LARGE_HIDDEN_STATES, labels["train"])
+        choices = choose(ridge.deviations(partial(read, "validation")), labels["validation"], ridge.centre)
+        chosen(ridge, choices)
+    return {**peaks, "fit_s": time.perf_counter() - start}
 
 
 @contextlib.contextmanager
