@@ -63,19 +63,22 @@ def fit_ridge(read: ReadLayer, layers: int, labels: Floats) -> Ridge:
 
     count, features = len(labels), 0
     products, scalers = np.zeros((count, count)), [StandardScaler() for _ in range(layers)]
+    # Memory for one more matrix, used for all that follows: large arrays made one by one leave holes in the heap.
+    work = np.empty((count, count))
+    product = work.view(np.float32).reshape(-1)[: count**2].reshape(count, count)
     for layer, scaler in enumerate(scalers):
         standardised = scaler.fit_transform(read(layer))
         features += standardised.shape[1]
         # Products in float32 take half the time; over the hidden states they are summed in float64.
-        products += standardised @ standardised.T
+        products += np.matmul(standardised, standardised.T, out=product)
     products /= features
-    centre = labels.mean(axis=0)
-    penalised, duals = np.empty((count, count), order="F"), []
+    centre, duals = labels.mean(axis=0), []
     for penalty in PENALTIES:
-        # Solved in place. scikit-learn's KernelRidge gives the same bits, but copies the matrix twice more.
-        penalised[:] = products
-        np.fill_diagonal(penalised, products.diagonal() + penalty)
-        duals.append(solve(penalised, labels - centre, assume_a="pos", overwrite_a=True, check_finite=False))
+        work[:] = products
+        np.fill_diagonal(work, products.diagonal() + penalty)
+        # In place, which LAPACK does with columns in a row: the matrix is symmetric. The same bits as scikit-learn's
+        # KernelRidge, which copies the matrix twice more.
+        duals.append(solve(work.T, labels - centre, assume_a="pos", overwrite_a=True, check_finite=False))
     dual = np.concatenate(duals, axis=1) / features
     weights = [scaler.transform(read(layer)).T @ dual for layer, scaler in enumerate(scalers)]
     return Ridge(centre, tuple(zip(scalers, weights, strict=True)))
