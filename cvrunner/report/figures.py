@@ -37,9 +37,10 @@ def draw(report: Report) -> dict[str, tuple[Figure, str]]:
             figures["layer_weights"] = layer_weights(report)
             figures["cost"] = cost(report)
         for figure, _ in figures.values():
-            # The layout is computed once, instead of each time that the figure is saved.
+            # The layout is computed once, instead of each time that the figure is saved. None removes its engine;
+            # "none" would put a placeholder there, with which each saving draws the figure twice.
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+            figure.set_layout_engine(None)
     return figures
 
 
