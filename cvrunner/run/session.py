@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -41,6 +42,9 @@ from cvrunner.training.trial import LinearProbe, Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+MOST_NAMED = 5
+"""Largest number of trials to train that are named one by one at the start of a run."""
 
 
 @dataclass
@@ -127,7 +131,10 @@ def announce(run: Run, chosen: Sequence[Trial], pending: Sequence[Trial]) -> Non
         print_line(f"all {len(chosen)} trials are done: nothing to train")
         return
     done = len(chosen) - len(pending)
-    print_line(f"{len(chosen)} trials, {done} done, {len(pending)} to train: {', '.join(t.name for t in pending)}")
+    what = [trial.name for trial in pending]
+    if len(pending) > MOST_NAMED:
+        what = [f"{count} of {condition}" for condition, count in Counter(t.condition for t in pending).items()]
+    print_line(f"{plural(len(chosen), 'trial')}, {done} done, {len(pending)} to train: {', '.join(what)}")
     print_line(stop_window("; `saving takes about` below should be well under it"))
 
 

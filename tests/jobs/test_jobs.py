@@ -406,7 +406,7 @@ def test_no_manifest_and_no_script_holds_a_secret() -> None:
 
 LOG = """demo (synthetic, 240 utterances)
 run demo-1a2b3c4d in /data/results/demo-1a2b3c4d
-20 trials, 3 done, 17 to train: unfrozen/fold-1/seed-0
+20 trials, 3 done, 17 to train: 10 of unfrozen, 7 of frozen
 12:00:01  unfrozen/fold-1/seed-0  epoch 1/16  validation CCC-Avg 0.2000  5 s  | 1 of 272 epochs, ETA 23 min
 12:00:02  unfrozen/fold-1/seed-0  epoch 2/16  validation CCC-Avg 0.3000  5 s  | 2 of 272 epochs, ETA 22 min
 12:00:03  unfrozen/fold-2/seed-0  epoch 1/16  validation CCC-Avg 0.5000  5 s  | 3 of 272 epochs, ETA 21 min

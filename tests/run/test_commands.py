@@ -206,7 +206,7 @@ def test_new_begins_another_run_and_without_it_the_newest_is_continued(
 def test_another_setting_is_another_run(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
     all_folds(config)
-    assert "6 trials, 0 done" in all_folds(config, "train.lr=2e-3")[1]
+    assert "6 trials, 0 done, 6 to train: 3 of unfrozen, 3 of frozen" in all_folds(config, "train.lr=2e-3")[1]
 
 
 def test_a_run_that_is_in_use_is_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
