@@ -34,7 +34,7 @@ LARGEST_OWN_CODE = 125
 """Higher codes are the shell's: the program was not found, or was killed by a signal."""
 RESULTS = re.compile(r"^(?:run \S+ in|results ) (/.+)$", flags=re.MULTILINE)
 """Lines of `all-folds` that name the run's folder."""
-TRIALS = re.compile(r"^(\d+) trials?, (\d+) done", flags=re.MULTILINE)
+TRIALS = re.compile(r"^(\d+) trials, (\d+) done", flags=re.MULTILINE)
 DONE = re.compile(r"^[\d:]+  (\S+)  done: ", flags=re.MULTILINE)
 EPOCHS = re.compile(r"\| (\d+ of \d+) epochs(?:, ETA (.+))?$", flags=re.MULTILINE)
 VALIDATION = re.compile(r"^[\d:]+  (\S+?)(/\S+)  epoch .*validation .*CCC-Avg (-?\d\.\d+)", flags=re.MULTILINE)

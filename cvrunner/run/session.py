@@ -134,7 +134,7 @@ def announce(run: Run, chosen: Sequence[Trial], pending: Sequence[Trial]) -> Non
     what = [trial.name for trial in pending]
     if len(pending) > MOST_NAMED:
         what = [f"{count} of {condition}" for condition, count in Counter(t.condition for t in pending).items()]
-    print_line(f"{plural(len(chosen), 'trial')}, {done} done, {len(pending)} to train: {', '.join(what)}")
+    print_line(f"{len(chosen)} trials, {done} done, {len(pending)} to train: {', '.join(what)}")
     print_line(stop_window("; `saving takes about` below should be well under it"))
 
 

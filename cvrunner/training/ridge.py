@@ -65,7 +65,7 @@ def fit_ridge(read: ReadLayer, layers: int, labels: Floats) -> Ridge:
     products, scalers = np.zeros((count, count)), [StandardScaler() for _ in range(layers)]
     # Memory for one more matrix, used for all that follows: large arrays made one by one leave holes in the heap.
     work = np.empty((count, count))
-    product = work.view(np.float32).reshape(-1)[: count**2].reshape(count, count)
+    product = work.view(np.float32)[:, :count]
     for layer, scaler in enumerate(scalers):
         standardised = scaler.fit_transform(read(layer))
         features += standardised.shape[1]

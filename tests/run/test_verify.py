@@ -44,7 +44,7 @@ def folder(config: Path) -> Path:
 def test_one_fold_of_unfrozen_is_trained_without_scoring_its_test_session(config: Path) -> None:
     code, text = run(config)
     assert code == 0
-    assert "1 trial, 0 done, 1 to train: unfrozen/fold-1/seed-0" in text
+    assert "1 trials, 0 done, 1 to train: unfrozen/fold-1/seed-0" in text
     assert "no target is set (verify.target)" in text
     assert " test " not in text[text.index("quantity") :]
     assert not (folder(config) / "result.json").exists()
