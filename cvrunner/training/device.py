@@ -32,6 +32,11 @@ def choose_precision(requested: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if requested == "bfloat16" else torch.float32
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """Return the name that a configuration and a result have for a precision, such as `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or `cpu`."""
     if device.type != "cuda":

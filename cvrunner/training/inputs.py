@@ -27,6 +27,7 @@ from cvrunner.encoders.files import EncoderFiles
 from cvrunner.encoders.packing import Packing
 from cvrunner.records.results import FeatureProgress
 from cvrunner.training.accumulation import MicroBatch
+from cvrunner.training.device import precision_name
 
 Waveform = npt.NDArray[np.float32]
 Compute = Callable[[Sequence[Utterance]], Iterator[Features]]
@@ -98,7 +99,7 @@ class Inputs:
         self.utterances = utterances
         self.resample = resample
         # Hidden states in bfloat16 differ from those in float32, so the precision is part of their recipe.
-        precision = str(encoder.precision).removeprefix("torch.")
+        precision = precision_name(encoder.precision)
         recipe = partial(Recipe, encoder_digest=files.digest, normalize=files.settings.normalize, window=encoder.WINDOW)
         rate_hz = ENCODER_FRAME_RATE_HZ / encoder.group
         self.conv = FeatureStore(cache_dir, recipe("conv"), utterances, encoder.frames)

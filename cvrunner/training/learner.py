@@ -29,6 +29,7 @@ from cvrunner.training.device import (
     free_memory,
     memory_errors,
     memory_growth,
+    precision_name,
     start_memory_count,
     use_deterministic_algorithms,
 )
@@ -58,7 +59,7 @@ class Learner:
         self.dimensions = trial.config.corpus.dimensions
         self.batch_size = train.batch_size
         self.precision = choose_precision(train.precision, device)
-        self.precision_name = str(self.precision).removeprefix("torch.")
+        self.precision_name = precision_name(self.precision)
         encoder = build_encoder(
             trial.encoder, model, trial.config.adaptation, self.precision, train.gradient_checkpointing
         )

@@ -14,7 +14,7 @@ from cvrunner.config.adaptation import FROZEN
 from cvrunner.encoders.loading import build_encoder
 from cvrunner.files import remove_leftovers, write_atomically
 from cvrunner.records.results import ProbeResult
-from cvrunner.training.device import choose_precision, device_name, free_memory
+from cvrunner.training.device import choose_precision, device_name, free_memory, precision_name
 from cvrunner.training.fold_trainer import Event, TrialContext
 from cvrunner.training.inputs import Inputs, statistics_store
 from cvrunner.training.ridge import MOST_TRAINING, PENALTIES, evenly, fit, labels_of, reader
@@ -44,7 +44,7 @@ def fit_fold(probe: LinearProbe, context: TrialContext) -> Iterator[Event]:
     # Features: those that a frozen trial has written, or else computed now. To load the encoder takes seconds.
     torch.set_num_threads(config.cluster.cpus_per_trial)
     dtype = choose_precision(config.train.precision, context.device)
-    precision, cache_dir = str(dtype).removeprefix("torch."), context.cache_dir
+    precision, cache_dir = precision_name(dtype), context.cache_dir
     store = statistics_store(probe.encoder, config.model.whisper_window, precision, fold.utterances, cache_dir)
     if store.missing():
         encoder = build_encoder(probe.encoder, config.model, FROZEN, dtype).to(context.device).eval()
