@@ -176,10 +176,11 @@ def two_runs(folder: Path) -> tuple[RayExecutor, RayExecutor, Any]:
     trial."""
     short, long = (tiny_trials(folder, train={"epochs": epochs})[0] for epochs in (1, 5000))
     mine, theirs = (RayExecutor(name, ClusterConfig(), folder / "cache", 2) for name in ("mine", "theirs"))
-    for trial, name in ((short, "short"), (long, "long")):
+    # One after the other: the short one must not end before the endless one has its GPU.
+    for trial, name in ((long, "long"), (short, "short")):
         mine.start(trial, TrialDirectory(folder / name))
-    while not all(attempt.placed for attempt in mine.attempts):
-        mine.poll(0.1)
+        while not all(attempt.placed for attempt in mine.attempts):
+            mine.poll(0.1)
     return mine, theirs, short
 
 
